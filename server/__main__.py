@@ -1,0 +1,112 @@
+"""The commands (contract §1)."""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from uuid import UUID
+
+from server.settings import Settings, SettingsError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except SettingsError as exc:
+        print("The environment is not complete:", file=sys.stderr)
+        for problem in exc.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server", description="utter: text-to-speech, heard while spoken.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    serve = commands.add_parser("serve", help="serve HTTP and run the jobs, configured by the environment")
+    serve.set_defaults(run=_serve)
+
+    migrate = commands.add_parser("migrate", help="bring the database to the present schema")
+    migrate.add_argument("--check", action="store_true", help="change nothing; exit 1 when something is not applied")
+    migrate.add_argument("--down-to", type=int, metavar="VERSION", help="undo every migration above this one")
+    migrate.add_argument("--discard", action="store_true", help="undo even what would drop voices that were paid for")
+    migrate.set_defaults(run=_migrate)
+
+    dev = commands.add_parser("dev", help="everything on this machine: database, storage, simulated providers, page")
+    dev.add_argument("--port", type=int, default=8000)
+    dev.add_argument("--host", default="127.0.0.1")
+    dev.add_argument("--data-dir", type=Path, default=Path(".dev"), help="where database and audio are kept")
+    dev.add_argument("--provider", choices=("qwen", "modal"), default="qwen")
+    dev.add_argument("--database-url", help="use this database instead of the embedded one (it is migrated)")
+    dev.add_argument("--real-provider", action="store_true", help="take DASHSCOPE_* and MODAL_* from the environment")
+    dev.set_defaults(run=_dev)
+
+    simulate = commands.add_parser("simulate", help="the simulated providers alone")
+    simulate.add_argument("--port", type=int, default=8100)
+    simulate.add_argument("--host", default="127.0.0.1")
+    simulate.set_defaults(run=_simulate)
+
+    token = commands.add_parser("token", help="mint a long-lived bearer token")
+    token.add_argument("--user", type=UUID, required=True, metavar="UUID")
+    token.add_argument("--days", type=float, default=365.0)
+    token.set_defaults(run=_token)
+    return parser
+
+
+def _serve(_options: argparse.Namespace) -> int:
+    from server import serve
+
+    return serve.run(Settings.from_environ(os.environ))
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from server.migrations import run_migrate
+
+    url = os.environ.get("DATABASE_URL", "").strip()
+    if not url:
+        raise SettingsError(["DATABASE_URL is missing: it says which database to migrate."])
+    return asyncio.run(run_migrate(url, check=options.check, down_to=options.down_to, discard=options.discard))
+
+
+def _dev(options: argparse.Namespace) -> int:
+    from server.dev.run import DevOptions, run
+
+    return run(
+        DevOptions(
+            host=options.host,
+            port=options.port,
+            data_dir=options.data_dir,
+            provider=options.provider,
+            database_url=options.database_url,
+            real_provider=options.real_provider,
+        ),
+        os.environ,
+    )
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from server.dev.simulator import run_simulator
+
+    run_simulator(options.host, options.port)
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    from server.auth import mint_bearer
+
+    secret = os.environ.get("AUTH_JWT_SECRET", "").strip()
+    if not secret:
+        raise SettingsError(["AUTH_JWT_SECRET is missing: tokens are signed with it."])
+    audience = os.environ.get("AUTH_JWT_AUDIENCE", "").strip() or "authenticated"
+    print(mint_bearer(options.user, days=options.days, secret=secret, audience=audience))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

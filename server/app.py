@@ -1,0 +1,195 @@
+"""The composition root: settings become parts, parts become an application, and its routes are the table of contents."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import httpx
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from server.announce import Announcer
+from server.auth import Authenticator, Tickets
+from server.database import REFUSED, Database, Listener
+from server.following import Following
+from server.handlers import generate, generations, openapi, service, stream, tasks, voices
+from server.handlers.edge import Edge, exception_handlers
+from server.handlers.objects import object_routes
+from server.handlers.requests import parts_of
+from server.jobs.finalize import finalize
+from server.jobs.remove import remove
+from server.jobs.synthesize import synthesize
+from server.leases import Leases
+from server.live import LiveAudio
+from server.metrics import Metrics
+from server.parts import Parts
+from server.providers.pacing import Pacer
+from server.providers.qwen_realtime import QwenRealtime
+from server.providers.resolver import Providers
+from server.queue import DEFAULT, DEFAULT_CONCURRENCY, DRAIN_SECONDS, SYNTHESIS, Queue
+from server.records.speech import FINALIZE_JOB, REMOVE_JOB, SYNTHESIZE_JOB
+from server.settings import Settings
+from server.spool import SpoolWriter
+from server.storage.open import open_store
+from server.sweep import Sweeper
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, before: Callable[[], contextlib.AbstractAsyncContextManager[None]] | None = None) -> Starlette:
+    """The application. Nothing is connected before its lifespan begins.
+
+    Args:
+        before: Something that must be there first and go last, such as the database that ``dev`` brings along.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            if before:
+                await stack.enter_async_context(before())
+            parts = await stack.enter_async_context(running(settings))
+            app.state.parts = parts
+            app.state.authenticator = parts.authenticator
+            yield
+
+    app = Starlette(
+        routes=[
+            Route("/api/generate", generate.generate, methods=["POST"]),
+            Route("/api/generate/stream", stream.post_stream, methods=["POST"]),
+            Route("/api/generate/stream", stream.get_stream, methods=["GET"]),
+            Route("/api/tasks/{task_id}", tasks.get_task, methods=["GET"]),
+            Route("/api/tasks/{task_id}", tasks.delete_task, methods=["DELETE"]),
+            Route("/api/tasks/{task_id}/cancel", tasks.cancel_task, methods=["POST"]),
+            Route("/api/generations", generations.list_generations, methods=["GET"]),
+            Route("/api/generations/{generation_id}", generations.delete_generation, methods=["DELETE"]),
+            Route("/api/generations/{generation_id}/audio", generations.get_audio, methods=["GET"]),
+            Route("/api/generations/{generation_id}/regenerate", generations.regenerate, methods=["POST"]),
+            Route("/api/voices", voices.list_voices, methods=["GET"]),
+            Route("/api/health", service.health, methods=["GET"]),
+            Route("/api/ready", service.ready, methods=["GET"]),
+            Route("/api/languages", service.languages, methods=["GET"]),
+            Route("/api/me", service.me, methods=["GET"]),
+            Route("/api/openapi.json", openapi.describe, methods=["GET"]),
+            Route("/metrics", service.metrics, methods=["GET"]),
+            *object_routes(lambda request: parts_of(request).storage, cors_allow_origins=settings.cors_allow_origins),
+        ],
+        lifespan=lifespan,
+        exception_handlers=exception_handlers,
+    )
+    app.state.settings = settings
+    return app
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Parts]:
+    """Open everything in order, work, and close it in the reverse order; speeches that run are given their grace."""
+    metrics = Metrics()
+    tickets = Tickets.from_settings(settings)
+    async with (
+        httpx.AsyncClient(timeout=10.0, follow_redirects=False) as http,
+        open_store(settings.storage, tickets.storage_link_key) as storage,
+        Database.open(
+            settings.database_url,
+            size=settings.database_pool_size,
+            acquire_seconds=settings.deadlines.request_database_seconds,
+        ) as database,
+    ):
+        listener = Listener(settings.database_url)
+        queue = Queue(database, listener)
+        announcer = Announcer(database)
+        live = LiveAudio()
+        leases = Leases(database, listener, settings.deadlines)
+        parts = Parts(
+            settings=settings,
+            database=database,
+            listener=listener,
+            queue=queue,
+            announcer=announcer,
+            leases=leases,
+            live=live,
+            spool=SpoolWriter(database, announcer, metrics),
+            following=Following(database, listener, live, announcer),
+            storage=storage,
+            providers=Providers(settings, realtime=QwenRealtime(settings, Pacer(settings.qwen_starts_per_minute))),
+            authenticator=Authenticator.from_settings(settings, http),
+            tickets=tickets,
+            metrics=metrics,
+        )
+        sweeper = Sweeper(database, queue, announcer, metrics, settings.deadlines)
+        queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
+        queue.register(FINALIZE_JOB, partial(finalize, parts))
+        queue.register(REMOVE_JOB, partial(remove, parts))
+        async with (
+            background(listener.run, announcer.run, parts.spool.run, parts.following.run, leases.run),
+            background(sweeper.run),
+            asyncio.TaskGroup() as group,
+        ):
+            synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
+            default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
+            try:
+                yield parts
+            finally:
+                await _drain(parts, synthesis, default)
+
+
+async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.Task[None]) -> None:
+    """Let what speaks finish within its grace, then store what is there to be stored."""
+    stop(parts)
+    started = time.monotonic()
+    _, unfinished = await asyncio.wait({synthesis}, timeout=parts.settings.shutdown_grace_seconds)
+    if unfinished:
+        logger.warning("speeches are cut by the shutdown", extra={"count": parts.leases.speaking})
+        parts.leases.release()
+        await asyncio.wait({synthesis}, timeout=DRAIN_SECONDS)
+        synthesis.cancel()
+    with contextlib.suppress(TimeoutError, *REFUSED):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while await _waiting(parts):
+                await asyncio.sleep(0.05)
+    parts.queue.stop(DEFAULT)
+    await asyncio.wait({default}, timeout=DRAIN_SECONDS + 1.0)
+    default.cancel()
+    logger.info("drained", extra={"seconds": round(time.monotonic() - started, 1)})
+
+
+async def _waiting(parts: Parts) -> int:
+    async with parts.database.connection() as connection:
+        return await parts.queue.depth(connection, DEFAULT)
+
+
+def stop(parts: Parts) -> None:
+    """Take nothing new, and end the open streams; their browsers come back to the next process."""
+    parts.stopping.set()
+    parts.queue.stop(SYNTHESIS)
+    parts.following.wake_all()
+
+
+@contextlib.asynccontextmanager
+async def background(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run endless loops beside the block. One that fails is said and started again: nothing here may die quietly."""
+    async with asyncio.TaskGroup() as group:
+        tasks_ = [group.create_task(_again_and_again(loop)) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks_:
+                task.cancel()
+
+
+async def _again_and_again(loop: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await loop()
+        except Exception:
+            logger.exception("background loop failed, starting it again")
+        await asyncio.sleep(0.5)
+
+
+def on_the_wire(app: Starlette, settings: Settings) -> ASGIApp:
+    """The application behind the edge that every request passes: ids, headers, CORS, errors, the access log."""
+    return Edge(app, settings)

@@ -1,0 +1,198 @@
+"""The shapes of every request, response and event (contract §4 to §7). Validation and OpenAPI both come from here.
+
+An attribute that may be absent on the wire is ``UNSET`` by default; one that may be null says ``None``.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from msgspec import UNSET, Struct, UnsetType
+
+from server.errors import Category
+
+TaskType = Literal["generate", "design_preview", "clone"]
+TaskStatus = Literal["pending", "processing", "completed", "failed", "cancelled"]
+
+
+class Problem(Struct, frozen=True):
+    """Every error: a sentence for a person, a word for a program, and the id under which the log has it."""
+
+    detail: str
+    category: Category
+    request_id: str
+
+
+class Ok(Struct, frozen=True):
+    ok: bool = True
+
+
+class Pagination(Struct, frozen=True):
+    page: int
+    per_page: int
+    total: int
+    pages: int
+
+    @classmethod
+    def of(cls, *, page: int, per_page: int, total: int) -> "Pagination":
+        return cls(page, per_page, total, max(1, -(-total // per_page)))
+
+
+# --- generate and tasks -----------------------------------------------------------------------------------------------
+
+
+class GenerateRequest(Struct, frozen=True):
+    voice_id: UUID
+    text: str
+    language: str = "Auto"
+
+
+class GenerateAnswer(Struct, frozen=True, kw_only=True):
+    task_id: UUID
+    generation_id: UUID | None
+    status: TaskStatus
+    is_long_running: bool = True
+    estimated_duration_minutes: float
+    stream_url: str | UnsetType = UNSET
+
+
+class TaskAudio(Struct, frozen=True, kw_only=True):
+    """What is known of a task's audio. ``bytes`` counts payload, as every offset does; ``seconds`` is null until the
+    first audio has told its rate."""
+
+    format: str
+    mime: str
+    sample_rate: int
+    header_bytes: int
+    bytes: int
+    seconds: float | None
+
+
+class TaskAnswer(Struct, frozen=True, kw_only=True):
+    id: UUID
+    type: TaskType
+    status: TaskStatus
+    result: dict[str, Any] | UnsetType = UNSET
+    error: str | None
+    error_category: str | None
+    generation_id: UUID | None
+    created_at: datetime
+    completed_at: datetime | None
+    provider: str
+    provider_status: str | None
+    provider_poll_count: int
+    provider_request_id: str | None
+    modal_status: str | None
+    modal_elapsed_seconds: float | None
+    modal_poll_count: int
+    stream_url: str | UnsetType = UNSET
+    audio: TaskAudio | UnsetType = UNSET
+
+
+class CancelAnswer(Struct, frozen=True):
+    cancelled: bool
+    task_id: UUID
+    status: TaskStatus | UnsetType = UNSET
+
+
+class DeltaEvent(Struct, frozen=True):
+    """Data of a ``response.audio.delta`` event: at most 16 KiB of audio in base64."""
+
+    delta: str
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+
+
+class GenerationEntry(Struct, frozen=True, kw_only=True):
+    id: UUID
+    voice_id: UUID | None
+    voice_name: str | None
+    text: str
+    audio_path: str
+    duration_seconds: float | None
+    language: str
+    status: TaskStatus
+    generation_time_seconds: float | None
+    error_message: str | None
+    created_at: datetime
+    tts_provider: str
+    output_format: str | None
+
+
+class GenerationsAnswer(Struct, frozen=True):
+    generations: list[GenerationEntry]
+    pagination: Pagination
+
+
+class RegenerateAnswer(Struct, frozen=True):
+    voice_id: UUID
+    text: str
+    language: str
+    redirect_url: str
+
+
+# --- voices -----------------------------------------------------------------------------------------------------------
+
+
+class VoiceEntry(Struct, frozen=True, kw_only=True):
+    id: UUID
+    name: str
+    reference_transcript: str | None
+    language: str
+    source: str
+    description: str | None
+    created_at: datetime
+    tts_provider: str
+    provider_voice_id: str | None
+    provider_target_model: str | None
+    provider_voice_kind: str | None
+    compatible: bool
+    streamable: bool
+    incompatible_reason: str | None
+
+
+class VoicesAnswer(Struct, frozen=True):
+    voices: list[VoiceEntry]
+    pagination: Pagination
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+class ReadyAnswer(Struct, frozen=True):
+    database: bool
+    migrations: bool
+    workers: bool
+    storage: bool
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    supports_generate_stream: bool
+    default_generate_mode: Literal["stream", "task"]
+    allow_generate_mode_toggle: bool
+    max_text_chars: int
+
+
+class Transcription(Struct, frozen=True):
+    enabled: bool = False
+    provider: str = "none"
+    model: str = ""
+
+
+class LanguagesAnswer(Struct, frozen=True, kw_only=True):
+    languages: list[str]
+    default: str = "Auto"
+    provider: str
+    capabilities: Capabilities
+    transcription: Transcription = Transcription()
+
+
+class SignedInUser(Struct, frozen=True):
+    id: UUID
+
+
+class MeAnswer(Struct, frozen=True):
+    signed_in: bool
+    user: SignedInUser | None = None
+    profile: None = None

@@ -1,0 +1,175 @@
+"""Following speech from any process: one shared view per followed task, whoever speaks it and wherever.
+
+The audio of a run of this process comes straight from its log. For a run of another process a mirror is filled from
+the spool, once for all followers here. One statement looks at every followed task that may have changed; it is woken
+by notifications and, should they all be lost, by a clock.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from uuid import UUID
+
+from server.announce import LIVE_CHANNEL, Announcer, names
+from server.database import REFUSED, Database, Listener
+from server.live import AudioLog, LiveAudio
+from server.records import speech
+from server.records.speech import Glimpse, SpeechTask
+
+logger = logging.getLogger(__name__)
+
+# How late a change is seen when every notification about it was lost.
+LOOK_EVERY_SECONDS = 1.0
+NO_MIRROR = -1
+
+
+class Feed:
+    """What this process knows about one followed task.
+
+    Attributes:
+        task: The rows as of the last look.
+        log: The growing audio, once there is an attempt that has any; it may be replaced by another attempt's only
+            while nobody has heard a byte.
+        gone: The task's row disappeared altogether.
+    """
+
+    def __init__(self, task: SpeechTask) -> None:
+        self.task = task
+        self.log: AudioLog | None = None
+        self.gone = False
+        self.followers = 0
+        self._wakes: set[asyncio.Event] = set()
+
+    @contextmanager
+    def followed_by(self, wake: asyncio.Event) -> Iterator[None]:
+        """Set ``wake`` whenever the rows or the audio change."""
+        self._wakes.add(wake)
+        if self.log:
+            self.log.wakes.add(wake)
+        try:
+            yield
+        finally:
+            self._wakes.discard(wake)
+            if self.log:
+                self.log.wakes.discard(wake)
+
+    def show(self, log: AudioLog) -> None:
+        """Let the followers read ``log`` from now on."""
+        if log is self.log:
+            return
+        if self.log:
+            self.log.wakes -= self._wakes
+        self.log = log
+        log.wakes |= self._wakes
+        self.wake()
+
+    def wake(self) -> None:
+        for wake in self._wakes:
+            wake.set()
+
+
+class Following:
+    """All followed tasks of this process."""
+
+    def __init__(self, database: Database, listener: Listener, live: LiveAudio, announcer: Announcer) -> None:
+        self._database = database
+        self._listener = listener
+        self._live = live
+        self._feeds: dict[UUID, Feed] = {}
+        self._dirty: set[UUID] = set()
+        self._wake = asyncio.Event()
+        announcer.tell_here(self._changed)
+
+    @asynccontextmanager
+    async def follow(self, task: SpeechTask) -> AsyncIterator[Feed]:
+        """The shared view of a task, kept current while the context is open."""
+        feed = self._feeds.setdefault(task.id, Feed(task))
+        feed.followers += 1
+        if log := self._live.get(task.id):
+            feed.show(log)
+        self._changed({task.id})
+        try:
+            yield feed
+        finally:
+            feed.followers -= 1
+            if not feed.followers:
+                self._feeds.pop(task.id, None)
+
+    def _changed(self, task_ids: set[UUID] | None) -> None:
+        affected = self._feeds.keys() if task_ids is None else task_ids & self._feeds.keys()
+        if affected:
+            self._dirty |= affected
+            self._wake.set()
+
+    def wake_all(self) -> None:
+        """Let every follower look around, e.g. because the server stops."""
+        for feed in self._feeds.values():
+            feed.wake()
+
+    def _notified(self, payload: str) -> None:
+        self._changed(names(payload))
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        with self._listener.on(LIVE_CHANNEL, self._notified):
+            while True:
+                try:
+                    async with asyncio.timeout(LOOK_EVERY_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._dirty |= self._feeds.keys()
+                self._wake.clear()
+                dirty, self._dirty = self._dirty, set()
+                feeds = [f for t in dirty if (f := self._feeds.get(t)) and not f.task.terminal and not f.gone]
+                if not feeds:
+                    continue
+                try:
+                    await self._look(feeds)
+                except REFUSED as exc:
+                    logger.warning("cannot look at followed tasks", extra={"reason": type(exc).__name__})
+                    self._dirty |= dirty
+                    await asyncio.sleep(0.2)
+                    self._wake.set()
+
+    async def _look(self, feeds: list[Feed]) -> None:
+        async with self._database.connection() as connection:
+            found = await speech.look(connection, [self._wanted(feed) for feed in feeds])
+        for feed in feeds:
+            glimpse = found.get(feed.task.id)
+            if glimpse is None:
+                feed.gone = True
+            else:
+                self._take(feed, glimpse)
+            feed.wake()
+
+    def _wanted(self, feed: Feed) -> tuple[UUID, int, int]:
+        if self._live.get(feed.task.id):
+            return feed.task.id, NO_MIRROR, 0
+        if feed.log is None:
+            return feed.task.id, 0, 0
+        return feed.task.id, feed.log.attempt, feed.log.length
+
+    def _take(self, feed: Feed, glimpse: Glimpse) -> None:
+        task = glimpse.task
+        feed.task = task
+        if log := self._live.get(task.id):
+            feed.show(log)
+            return
+        if not glimpse.audio or task.attempt is None or task.audio_format is None:
+            return
+        log = feed.log
+        if log is None or log.attempt != task.attempt:
+            log = AudioLog(
+                task_id=task.id,
+                attempt=task.attempt,
+                audio_format=task.audio_format,
+                sample_rate_hz=task.sample_rate_hz,
+            )
+        if glimpse.audio_offset <= log.length:
+            # Rows merge what one tick brought, so the first may begin before the end of what is here.
+            log.append(glimpse.audio[log.length - glimpse.audio_offset :])
+            log.committed(log.length)
+            feed.show(log)
+        if log.length < task.byte_length:
+            self._changed({task.id})

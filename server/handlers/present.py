@@ -1,0 +1,130 @@
+"""Rows in the words of the contract."""
+
+from urllib.parse import quote
+
+from msgspec import UNSET, UnsetType
+
+from server.contract import GenerateAnswer, GenerationEntry, TaskAnswer, TaskAudio, VoiceEntry
+from server.jobs.generate import minutes_estimated
+from server.parts import Parts
+from server.records.history import Entry
+from server.records.speech import SpeechTask
+from server.records.voices import Voice
+
+BITS_PER_SAMPLE = 16
+
+
+def can_be_streamed(task: SpeechTask) -> bool:
+    """Tasks of Qwen stream in either mode and on both lanes; a job API's audio exists only when it is whole."""
+    return task.type == "generate" and task.provider == "qwen" and task.generation_id is not None
+
+
+def stream_url(parts: Parts, task: SpeechTask) -> str | UnsetType:
+    """A fresh address for an ``EventSource``; UNSET where there is nothing (more) to be heard."""
+    if not can_be_streamed(task) or task.generation_id is None or task.status in ("failed", "cancelled"):
+        return UNSET
+    ticket = parts.tickets.mint(user_id=task.user_id, task_id=task.id, generation_id=task.generation_id)
+    return f"/api/generate/stream?task_id={task.id}&ticket={quote(ticket, safe='')}"
+
+
+def generate_answer(parts: Parts, task: SpeechTask) -> GenerateAnswer:
+    return GenerateAnswer(
+        task_id=task.id,
+        generation_id=task.generation_id,
+        status=task.status,
+        estimated_duration_minutes=minutes_estimated(int(task.metadata.get("text_length", 0))),
+        stream_url=stream_url(parts, task),
+    )
+
+
+def task_answer(parts: Parts, task: SpeechTask) -> TaskAnswer:
+    return TaskAnswer(
+        id=task.id,
+        type=task.type,
+        status=task.status,
+        result=_result(task),
+        error=task.error,
+        error_category=task.error_category,
+        generation_id=task.generation_id,
+        created_at=task.created_at,
+        completed_at=task.completed_at,
+        provider=task.provider,
+        provider_status=task.provider_status,
+        provider_poll_count=task.provider_poll_count,
+        provider_request_id=task.request_id,
+        modal_status=None,
+        modal_elapsed_seconds=None,
+        modal_poll_count=task.modal_poll_count,
+        stream_url=stream_url(parts, task),
+        audio=_audio(task),
+    )
+
+
+def audio_address(generation_id: object) -> str:
+    return f"/api/generations/{generation_id}/audio"
+
+
+def _result(task: SpeechTask) -> dict[str, object] | UnsetType:
+    if task.status != "completed":
+        return UNSET
+    if task.type == "generate" and task.generation_id:
+        return {**(task.result or {}), "audio_url": audio_address(task.generation_id)}
+    return task.result or UNSET
+
+
+def _audio(task: SpeechTask) -> TaskAudio | UnsetType:
+    audio_format = task.audio_format
+    if task.type != "generate" or audio_format is None:
+        return UNSET
+    rate = task.sample_rate_hz * BITS_PER_SAMPLE if audio_format.header_bytes else task.bits_per_second
+    seconds: float | None = task.duration_seconds
+    if seconds is None and not task.byte_length:
+        seconds = 0.0
+    elif seconds is None and rate:
+        seconds = round(task.byte_length * 8 / rate, 3)
+    return TaskAudio(
+        format=audio_format.name,
+        mime=audio_format.mime,
+        sample_rate=task.sample_rate_hz,
+        header_bytes=audio_format.header_bytes,
+        bytes=task.byte_length,
+        seconds=seconds,
+    )
+
+
+def generation_entry(entry: Entry) -> GenerationEntry:
+    return GenerationEntry(
+        id=entry.id,
+        voice_id=entry.voice_id,
+        voice_name=entry.voice_name,
+        text=entry.text,
+        audio_path=audio_address(entry.id),
+        duration_seconds=entry.duration_seconds,
+        language=entry.language,
+        status=entry.status,
+        generation_time_seconds=entry.generation_time_seconds,
+        error_message=entry.error_message,
+        created_at=entry.created_at,
+        tts_provider=entry.tts_provider,
+        output_format=entry.output_format,
+    )
+
+
+def voice_entry(parts: Parts, voice: Voice) -> VoiceEntry:
+    objection = parts.providers.objection(voice)
+    return VoiceEntry(
+        id=voice.id,
+        name=voice.name,
+        reference_transcript=voice.reference_transcript,
+        language=voice.language,
+        source=voice.source,
+        description=voice.description,
+        created_at=voice.created_at,
+        tts_provider=voice.tts_provider,
+        provider_voice_id=voice.provider_voice_id,
+        provider_target_model=voice.provider_target_model,
+        provider_voice_kind=voice.provider_voice_kind,
+        compatible=objection is None,
+        streamable=objection is None and parts.providers.abilities.streams,
+        incompatible_reason=objection,
+    )

@@ -1,0 +1,77 @@
+"""What the service says about itself: health, readiness, languages, and who is signed in."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, ReadyAnswer, SignedInUser
+from server.database import REFUSED
+from server.errors import StorageUnavailable
+from server.handlers.requests import bearer_or_nobody, json_response, parts_of
+from server.migrations import unapplied
+from server.parts import Parts
+
+READY_WITHIN_SECONDS = 5.0
+
+
+async def health(_request: Request) -> Response:
+    return json_response(Ok())
+
+
+async def ready(request: Request) -> Response:
+    """Whether this process can do its work; each part is tried, storage by writing."""
+    parts = parts_of(request)
+    async with asyncio.TaskGroup() as group:
+        rows = group.create_task(_database_and_migrations(parts))
+        store = group.create_task(_storage(parts))
+    database, migrations = rows.result()
+    answer = ReadyAnswer(
+        database=database,
+        migrations=migrations,
+        workers=parts.queue.up() and not parts.stopping.is_set(),
+        storage=store.result(),
+    )
+    whole = answer.database and answer.migrations and answer.workers and answer.storage
+    return json_response(answer, status=200 if whole else 503)
+
+
+async def _database_and_migrations(parts: Parts) -> tuple[bool, bool]:
+    try:
+        async with asyncio.timeout(READY_WITHIN_SECONDS), parts.database.connection() as connection:
+            return True, not await unapplied(connection)
+    except REFUSED:
+        return False, False
+
+
+async def _storage(parts: Parts) -> bool:
+    try:
+        async with asyncio.timeout(READY_WITHIN_SECONDS):
+            await parts.storage.probe()
+    except (StorageUnavailable, TimeoutError):
+        return False
+    return True
+
+
+async def languages(request: Request) -> Response:
+    parts = parts_of(request)
+    abilities = parts.providers.abilities
+    return json_response(
+        LanguagesAnswer(
+            languages=list(abilities.languages),
+            provider=abilities.provider,
+            capabilities=Capabilities(
+                supports_generate_stream=abilities.streams,
+                default_generate_mode="stream" if abilities.streams else "task",
+                allow_generate_mode_toggle=parts.settings.allow_generate_mode_toggle,
+                max_text_chars=parts.settings.qwen_max_text_chars,
+            ),
+        )
+    )
+
+
+async def me(request: Request) -> Response:
+    """Never an error: no token, a bad one and an expired one all mean "not signed in"."""
+    user_id = await bearer_or_nobody(request)
+    user = SignedInUser(user_id) if user_id else None
+    return json_response(MeAnswer(signed_in=user is not None, user=user))

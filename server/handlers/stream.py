@@ -1,0 +1,351 @@
+"""The v2 stream: one speech as events or as raw audio, while it is being spoken and ever after.
+
+Both are the same walk along the payload: what is in the log, then what is in the stored object, waiting where the
+client is ahead. They differ in how a slice is written and in how the walk ends.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.audio import format_named
+from server.contract import GenerateRequest
+from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
+from server.handlers.generations import redirect_to_audio
+from server.handlers.present import can_be_streamed, generate_answer, task_answer
+from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
+from server.jobs.generate import submit
+from server.live import BATCH_BYTES, DELTA_BYTES, delta_event
+from server.parts import Parts
+from server.records import speech
+from server.records.speech import SpeechTask
+from server.storage import Bucket
+
+# Its own drain would cut every stream without a closing chunk; ours ends them cleanly (design §9).
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+Kind = Literal["events", "audio", "json"]
+END = "end"
+
+
+# --- the addresses ----------------------------------------------------------------------------------------------------
+
+
+async def post_stream(request: Request) -> Response:
+    """Create a speech and answer with its events, its audio, or (for JSON) what POST /api/generate answers."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    if not parts.providers.abilities.streams:
+        raise Conflict(
+            "The present speech provider cannot be streamed. Use POST /api/generate and poll GET /api/tasks/:id."
+        )
+    kind = wanted_kind(request, json_allowed=True)
+    key = idempotency_key(request)
+    task = await submit(parts, user_id, await read_json(request, GenerateRequest), key)
+    if kind == "json":
+        return json_response(generate_answer(parts, task), status=201, headers=_about(task))
+    return await _stream(parts, request, task, kind, 0)
+
+
+async def get_stream(request: Request) -> Response:
+    """Follow a speech. Creates nothing, so an ``EventSource`` may come back as often as it likes."""
+    parts = parts_of(request)
+    task_id = query_uuid(request, "task_id")
+    if task_id is None:
+        raise Invalid("`task_id` is missing.")
+    task = await _own_task(parts, request, task_id)
+    kind = wanted_kind(request)
+    if not can_be_streamed(task):
+        raise Conflict(f"This task cannot be streamed. Poll GET /api/tasks/{task.id} instead.")
+    resume = request.headers.get("last-event-id") or ""
+    if resume == END:
+        return Response(status_code=204, headers={"Cache-Control": "no-store"})
+    return await _stream(parts, request, task, kind, _offset(resume or request.query_params.get("offset") or "0"))
+
+
+async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask:
+    """The task that a ticket names, hidden or not; or the bearer's own task as long as it is not hidden."""
+    ticket = request.query_params.get("ticket")
+    by_ticket = None
+    if ticket:
+        try:
+            by_ticket = parts.tickets.verify(ticket, task_id)
+        except Unauthorized:
+            if "authorization" not in request.headers:
+                raise
+    user_id = by_ticket.user_id if by_ticket else await bearer(request)
+    async with parts.database.connection() as connection:
+        task = await speech.find_task(connection, task_id, user_id)
+    if task is None or (task.hidden and by_ticket is None):
+        raise NotFound("This task does not exist.")
+    return task
+
+
+def _offset(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise Invalid("The place to resume at must be a whole number of bytes.")
+    return int(text)
+
+
+def wanted_kind(request: Request, *, json_allowed: bool = False) -> Kind:
+    """Events or audio, by the rule of contract §5.
+
+    Raises:
+        Invalid: ``as`` says neither.
+        NotAcceptable: The Accept header wants something else.
+    """
+    explicit = request.query_params.get("as")
+    if explicit is not None:
+        if explicit not in ("events", "audio"):
+            raise Invalid("`as` must be `events` or `audio`.")
+        return "events" if explicit == "events" else "audio"
+    any_kind: Kind = (
+        "audio"
+        if "range" in request.headers or request.headers.get("sec-fetch-dest") in ("audio", "video")
+        else "events"
+    )
+    for media_range in _media_ranges(", ".join(request.headers.getlist("accept"))):
+        if media_range in ("text/event-stream", "text/*"):
+            return "events"
+        if media_range.startswith("audio/"):
+            return "audio"
+        if media_range == "application/json" and json_allowed:
+            return "json"
+        if media_range == "*/*":
+            return any_kind
+    raise NotAcceptable
+
+
+def _media_ranges(accept: str) -> list[str]:
+    """The media ranges of an Accept header, most wanted first; nothing said means anything."""
+    weighted: list[tuple[float, str]] = []
+    for entry in accept.split(","):
+        media_range, *parameters = (part.strip().lower() for part in entry.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    weight = float(value)
+                except ValueError:
+                    weight = 0.0
+        if media_range and weight > 0:
+            weighted.append((weight, media_range))
+    # Specific beats general at the same weight: `*/*, audio/*` means audio.
+    weighted.sort(key=lambda pair: (-pair[0], pair[1] == "*/*"))
+    return [media_range for _, media_range in weighted] or (["*/*"] if not accept.strip() else [])
+
+
+def _about(task: SpeechTask) -> dict[str, str]:
+    return {
+        "X-Utter-Provider": task.provider,
+        "X-Utter-Generation-Id": str(task.generation_id),
+        "X-Utter-Task-Id": str(task.id),
+    }
+
+
+async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, offset: int) -> Response:
+    if task.status == "completed" and offset > await _payload_bytes(parts, task):
+        raise Invalid("The place to resume at lies behind the end of the audio.")
+    if kind == "audio" and task.status in ("failed", "cancelled"):
+        raise Conflict(task.error or "There is no audio.")
+    if kind == "audio" and task.status == "completed":
+        if not task.object_key or task.generation_id is None:
+            raise NotFound("This generation has no audio.")
+        return await redirect_to_audio(parts, task.object_key, task.generation_id)
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream" if kind == "events" else _mime(task), headers=_about(task))
+    walk = _Walk(parts, task, offset)
+    return _events_response(parts, walk) if kind == "events" else RawAudio(parts, walk)
+
+
+def _mime(task: SpeechTask) -> str:
+    return task.audio_format.mime if task.audio_format else "application/octet-stream"
+
+
+async def _payload_bytes(parts: Parts, task: SpeechTask) -> int:
+    """Length of a completed speech; of one that another system stored, by asking the store."""
+    if task.byte_length or not task.object_key:
+        return task.byte_length
+    stored = await parts.storage.head(Bucket.GENERATIONS, task.object_key)
+    return max(0, stored.size - _header_bytes(task)) if stored else 0
+
+
+def _header_bytes(task: SpeechTask) -> int:
+    if task.audio_format:
+        return task.audio_format.header_bytes
+    suffix = (task.object_key or "").rpartition(".")[2]
+    return format_named(suffix).header_bytes if suffix in ("mp3", "wav") else 0
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """One follower's way along a speech, from its offset to the end."""
+
+    def __init__(self, parts: Parts, task: SpeechTask, offset: int) -> None:
+        self.parts = parts
+        self.task = task
+        self.offset = offset
+
+    async def stored(self) -> AsyncGenerator[bytes, None]:
+        """The stored object from this follower's offset on, in slices as large as one delta may be."""
+        start = self.offset + _header_bytes(self.task)
+        held = bytearray()
+        async with self.parts.storage.open(Bucket.GENERATIONS, self.task.object_key or "", start=start) as slices:
+            async for part in slices:
+                held += part
+                while len(held) >= DELTA_BYTES:
+                    yield bytes(held[:DELTA_BYTES])
+                    del held[:DELTA_BYTES]
+                if self.parts.stopping.is_set():
+                    return
+        if held:
+            yield bytes(held)
+
+
+# --- as events --------------------------------------------------------------------------------------------------------
+
+
+def _events_response(parts: Parts, walk: _Walk) -> EventSourceResponse:
+    return EventSourceResponse(
+        _events(walk),
+        headers=_about(walk.task),
+        ping=parts.settings.deadlines.heartbeat_seconds,
+        ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
+        send_timeout=parts.settings.deadlines.follower_stalled_seconds,
+        sep="\n",
+    )
+
+
+async def _events(walk: _Walk) -> AsyncIterator[bytes]:
+    """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
+    parts = walk.parts
+    wake = asyncio.Event()
+    with parts.metrics.stream():
+        # Spread what comes back at once after a restart.
+        yield b"retry: %d\n\n" % random.randint(1000, 3000)  # noqa: S311
+        async with parts.following.follow(walk.task) as feed:
+            with feed.followed_by(wake):
+                shown: tuple[str, str | None] | None = None
+                while not parts.stopping.is_set() and not feed.gone:
+                    wake.clear()
+                    walk.task = task = feed.task
+                    if (task.status, task.provider_status) != shown and not (shown and task.terminal):
+                        shown = task.status, task.provider_status
+                        if task.status not in ("failed", "cancelled"):
+                            yield _task_event(parts, task)
+                    log = feed.log
+                    if log and walk.offset < log.visible:
+                        batch, walk.offset = log.events(walk.offset)
+                        yield batch
+                    elif task.terminal:
+                        break
+                    else:
+                        await wake.wait()
+        if not walk.task.terminal:
+            return
+        if walk.task.status == "completed":
+            try:
+                async with aclosing(walk.stored()) as slices:
+                    async for audio in slices:
+                        walk.offset += len(audio)
+                        yield delta_event(audio, walk.offset)
+            except (NotFound, StorageUnavailable):
+                return
+            if parts.stopping.is_set():
+                return
+        yield _task_event(parts, walk.task, last=True)
+
+
+def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:
+    data = msgspec.json.encode(task_answer(parts, task))
+    return b"event: task\n%bdata: %b\n\n" % (b"id: end\n" if last else b"", data)
+
+
+# --- as raw audio -----------------------------------------------------------------------------------------------------
+
+
+class RawAudio(Response):
+    """The audio itself, chunked. Its body ends properly only when the task completed and every byte was sent."""
+
+    def __init__(self, parts: Parts, walk: _Walk) -> None:
+        super().__init__(
+            media_type=_mime(walk.task),
+            headers={**_about(walk.task), "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        del self.headers["content-length"]
+        self._parts = parts
+        self._walk = walk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with self._parts.metrics.stream():
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send(send))
+                watcher = group.create_task(_until_gone(receive, sender))
+                await asyncio.wait({sender})
+                watcher.cancel()
+        if not sender.cancelled() and sender.result():
+            await send({"type": "http.response.body", "body": b""})
+        # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
+
+    async def _send(self, send: Send) -> bool:
+        """Whether everything was sent."""
+        stalled_after = self._parts.settings.deadlines.follower_stalled_seconds
+        try:
+            async with aclosing(_raw(self._walk)) as slices:
+                async for audio in slices:
+                    async with asyncio.timeout(stalled_after):
+                        await send({"type": "http.response.body", "body": audio, "more_body": True})
+        except (TimeoutError, OSError, NotFound, StorageUnavailable):
+            return False
+        return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
+
+
+async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    sender.cancel()
+
+
+async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
+    parts = walk.parts
+    wake = asyncio.Event()
+    started = walk.offset > 0
+    async with parts.following.follow(walk.task) as feed:
+        with feed.followed_by(wake):
+            while not parts.stopping.is_set() and not feed.gone:
+                wake.clear()
+                walk.task = feed.task
+                if log := feed.log:
+                    visible = min(log.visible, walk.offset + BATCH_BYTES)
+                    if walk.offset < visible:
+                        if not started:
+                            started = True
+                            yield log.audio_format.file_header(None, log.sample_rate_hz)
+                        audio = log.read(walk.offset, visible)
+                        walk.offset = visible
+                        yield audio
+                        continue
+                if walk.task.terminal:
+                    break
+                await wake.wait()
+    if walk.task.status == "completed":
+        if not started and walk.task.audio_format:
+            yield walk.task.audio_format.file_header(None, walk.task.sample_rate_hz)
+        async with aclosing(walk.stored()) as slices:
+            async for audio in slices:
+                walk.offset += len(audio)
+                yield audio

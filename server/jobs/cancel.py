@@ -1,0 +1,72 @@
+"""Ending a speech because its user says so: committed first, then told to whoever is speaking."""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from server.errors import NotFound
+from server.parts import Parts
+from server.records import history, speech
+from server.records.speech import SpeechTask
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+
+async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask:
+    """The user's own task that is not hidden.
+
+    Raises:
+        NotFound: No such task, or somebody else's.
+    """
+    async with parts.database.connection() as connection:
+        task = await speech.find_task(connection, task_id, user_id)
+    if task is None or task.hidden:
+        raise NotFound("This task does not exist.")
+    return task
+
+
+async def cancel(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[bool, SpeechTask]:
+    """End the task, if it has not ended by itself.
+
+    Returns:
+        Whether this call ended it, and the task as it stands now.
+    """
+    task = await find_own_task(parts, user_id, task_id)
+    if task.terminal:
+        return False, task
+    async with parts.database.transaction() as connection:
+        here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
+    if here:
+        parts.metrics.task_ended(task.provider, "cancelled", "cancelled")
+    await _tell(parts, task_id)
+    return here, await find_own_task(parts, user_id, task_id)
+
+
+async def hide_task(parts: Parts, user_id: UUID, task_id: UUID) -> None:
+    """Take a task out of sight, and end it before if it has not ended."""
+    task = await find_own_task(parts, user_id, task_id)
+    if not task.terminal:
+        async with parts.database.transaction() as connection:
+            await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
+        await _tell(parts, task_id)
+    async with parts.database.connection() as connection:
+        await speech.hide(connection, task_id)
+
+
+async def delete_generation(parts: Parts, user_id: UUID, generation_id: UUID) -> None:
+    """Delete one entry of the history, whatever state it is in.
+
+    Raises:
+        NotFound: No such generation, or somebody else's.
+    """
+    async with parts.database.transaction() as connection:
+        deleted = await history.delete(connection, parts.queue, parts.generations_bucket, generation_id, user_id)
+    if deleted is None:
+        raise NotFound("This generation does not exist.")
+    for task_id in deleted.task_ids:
+        await _tell(parts, task_id)
+
+
+async def _tell(parts: Parts, task_id: UUID) -> None:
+    await parts.leases.tell_owner(task_id)
+    parts.announcer.changed(task_id)

@@ -1,0 +1,120 @@
+"""Storing what was spoken: the spool's bytes behind their header, under a key that derives from the id.
+
+Idempotent by the row: the upload is atomic and always of the same bytes, the publishing UPDATE names the state that
+it leaves, and a finalizer that matched nothing asks the row what its object is worth (design §3).
+"""
+
+import logging
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from server.audio import duration_seconds, format_named
+from server.errors import StorageUnavailable
+from server.parts import Parts
+from server.records import speech
+from server.records.speech import Storable
+from server.spool import read_spool
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 300.0
+
+
+async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
+    """Store one spoken run and publish it; try again later where storage is away."""
+
+    async def take(connection: "Connection") -> Storable | None:
+        return await speech.take_spoken(connection, task_id, parts.leases.owner)
+
+    storable = await parts.database.patiently(take)
+    if storable is None:
+        await _settle(parts, task_id, object_key)
+        return
+    with parts.leases.hold(task_id, storable.attempt):
+        try:
+            published = await store(parts, storable, object_key)
+        except StorageUnavailable as exc:
+            await _later(parts, storable, object_key, exc)
+            return
+    if published:
+        parts.metrics.task_ended(storable.provider, "completed", "")
+    else:
+        await _settle(parts, task_id, object_key)
+    parts.announcer.changed(task_id)
+
+
+async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool = False) -> bool:
+    """Upload and publish. False when the state has moved on meanwhile; the object may be there all the same.
+
+    Raises:
+        StorageUnavailable: Nothing was published.
+    """
+    audio_format = format_named(storable.format_name)
+    payload = b"".join([part async for part in read_spool(parts.database, storable.task_id, storable.attempt)])
+    if len(payload) != storable.byte_length:  # cancelled or deleted between the two reads
+        return False
+    header = audio_format.file_header(len(payload), storable.sample_rate_hz)
+    await parts.storage.put(
+        Bucket.GENERATIONS,
+        object_key,
+        header + payload,
+        content_type=audio_format.mime,
+        size=len(header) + len(payload),
+    )
+    seconds = duration_seconds(audio_format, payload, storable.sample_rate_hz)
+
+    async def publish(connection: "Connection") -> bool:
+        return await speech.publish(
+            connection,
+            storable,
+            object_key=object_key,
+            duration_seconds=seconds,
+            bits_per_second=round(len(payload) * 8 / seconds) if seconds else 0,
+            late=late,
+        )
+
+    return await parts.database.patiently(publish)
+
+
+async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
+    """Nothing was published here: leave the object, remove it, or try again, as the row says."""
+
+    async def settle(connection: "Connection") -> str:
+        verdict = await speech.verdict(connection, task_id, object_key)
+        if verdict == "unwanted":
+            await speech.end(
+                connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
+            )
+            await speech.remove_object(
+                connection, parts.queue, parts.generations_bucket, object_key, reason="ended while storing"
+            )
+        return verdict
+
+    verdict = await parts.database.patiently(settle)
+    if verdict == "open":
+        # Not spoken (any more), yet not ended: another attempt is under way, or the sweep will bring one.
+        logger.warning("nothing to store yet", extra={"task_id": str(task_id)})
+
+
+async def _later(parts: Parts, storable: Storable, object_key: str, exc: StorageUnavailable) -> None:
+    """Pauses grow with the time that has passed, so they double; after a day we give up and keep the audio."""
+    waited = storable.spoken_for_seconds
+    logger.warning(
+        "audio not stored, trying again",
+        extra={"task_id": str(storable.task_id), "waited_seconds": round(waited), "reason": repr(exc.__cause__)},
+    )
+    parts.metrics.finalize_retried()
+
+    async def again(connection: "Connection") -> None:
+        if waited > parts.settings.deadlines.finalize_seconds:
+            await speech.give_up_storing(connection, storable)
+        else:
+            pause = min(LONGEST_PAUSE_SECONDS, max(1.0, waited))
+            await speech.defer_finalize(connection, parts.queue, storable.task_id, object_key, in_seconds=pause)
+
+    await parts.database.patiently(again)
+    parts.announcer.changed(storable.task_id)

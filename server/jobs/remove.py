@@ -1,0 +1,39 @@
+"""Removing an object that nobody may hear any more. Its record stays until the object is gone."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from server.errors import StorageUnavailable
+from server.parts import Parts
+from server.records import removals
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+
+async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
+    """Remove one object, unless a completed generation still shows it; the sweep brings this job again if it fails."""
+
+    async def is_wanted(connection: "Connection") -> bool:
+        return await removals.is_wanted(connection, object_key)
+
+    async def done(connection: "Connection") -> None:
+        await removals.forget(connection, bucket, object_key)
+
+    if not await parts.database.patiently(is_wanted):
+        names = {
+            parts.settings.storage.bucket_generations: Bucket.GENERATIONS,
+            parts.settings.storage.bucket_references: Bucket.REFERENCES,
+        }
+        if bucket not in names:
+            logger.error("an object is to be removed from a bucket of another configuration", extra={"bucket": bucket})
+            return
+        try:
+            await parts.storage.delete(names[bucket], object_key)
+        except StorageUnavailable as exc:
+            logger.warning("object not removed yet", extra={"object_key": object_key, "reason": repr(exc.__cause__)})
+            return
+    await parts.database.patiently(done)

@@ -1,0 +1,244 @@
+"""One run, spoken: from the claim to the moment when every byte of it is in PostgreSQL.
+
+The audio goes from the provider's socket into the log, where followers hear it, and from there into the spool. What
+ends the run otherwise (a refusal, a cancel, a lost lease, a shutdown) ends here too, each in its own way.
+"""
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import anyio
+
+from server.audio import format_named
+from server.database import REFUSED
+from server.errors import ProviderError, UtterError, VoiceGone
+from server.live import AudioLog
+from server.parts import Parts
+from server.providers.speech import (
+    AudioDelta,
+    SpeechEnd,
+    SpeechRequest,
+    SpeechStatus,
+    may_start_again,
+    pause_before_start,
+)
+from server.records import speech, voices
+from server.records.speech import Assignment, Fenced
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+RESTARTED = "The server was restarted while speaking. Please try again."
+
+
+async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
+    """Speak one attempt of a run, if it is still there to be spoken."""
+    assignment = await _claim(parts, task_id, attempt)
+    if assignment is None:
+        return
+    scope = anyio.CancelScope()
+    with parts.leases.hold(task_id, attempt, scope.cancel), parts.metrics.session(assignment.provider):
+        with scope:
+            await _Synthesis(parts, assignment, scope).run()
+        if scope.cancelled_caught and parts.leases.released:
+            await _give_back(parts, assignment)
+
+
+async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
+    async def claim(connection: "Connection") -> Assignment | None:
+        return await speech.claim(connection, task_id, attempt, parts.leases.owner)
+
+    async def forget(connection: "Connection") -> None:
+        await speech.end(
+            connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
+        )
+
+    try:
+        return await parts.database.patiently(claim)
+    except speech.SpeechGone:
+        await parts.database.patiently(forget)
+        return None
+
+
+async def _give_back(parts: Parts, assignment: Assignment) -> None:
+    """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
+
+    async def give_back(connection: "Connection") -> bool:
+        return await speech.put_back(
+            connection, parts.queue, assignment.task_id, assignment.attempt, reason="server restarted"
+        )
+
+    if not await parts.database.patiently(give_back, for_seconds=3.0):
+        await fail(parts, assignment, detail=RESTARTED, category="internal", facts={})
+
+
+async def fail(
+    parts: Parts, assignment: Assignment, *, detail: str, category: Any, facts: dict[str, Any]
+) -> None:
+    """End this attempt as failed, unless something else has ended or taken it already."""
+
+    async def end(connection: "Connection") -> bool:
+        ended = await speech.end(
+            connection,
+            assignment.task_id,
+            status="failed",
+            detail=detail,
+            category=category,
+            attempt=assignment.attempt,
+            facts=facts,
+        )
+        return ended.here
+
+    try:
+        if await parts.database.patiently(end):
+            parts.metrics.task_ended(assignment.provider, "failed", category)
+            logger.info("speech failed", extra={"task_id": str(assignment.task_id), "category": category, **facts})
+    except Fenced:
+        return
+    finally:
+        parts.announcer.changed(assignment.task_id)
+
+
+class _Synthesis:
+    """One attempt under way."""
+
+    def __init__(self, parts: Parts, assignment: Assignment, scope: anyio.CancelScope) -> None:
+        self._parts = parts
+        self._assignment = assignment
+        self._scope = scope
+        self._log = AudioLog(
+            task_id=assignment.task_id,
+            attempt=assignment.attempt,
+            audio_format=format_named(assignment.format_name),
+            sample_rate_hz=24_000,
+        )
+        self._started_at = time.monotonic()
+        self._starts: list[dict[str, Any]] = []
+
+    async def run(self) -> None:
+        parts, assignment, log = self._parts, self._assignment, self._log
+        with parts.live.speaking(log), parts.spool.writing(log, self._scope.cancel):
+            parts.announcer.changed(assignment.task_id)
+            try:
+                facts = await self._speak_until_it_works()
+                await parts.spool.flush(log)
+            except VoiceGone as exc:
+                await self._mark_voice_gone()
+                await self._failed(exc)
+            except UtterError as exc:
+                await self._failed(exc)
+            else:
+                await self._spoken(facts)
+
+    async def _speak_until_it_works(self) -> dict[str, Any]:
+        """The provider's facts about a complete speech, after as many starts as the rules of design §7 allow."""
+        deadlines = self._parts.settings.deadlines
+        assignment = self._assignment
+        request = SpeechRequest(
+            text=assignment.text,
+            voice=assignment.provider_voice_id or "",
+            model=assignment.provider_target_model or "",
+            language=assignment.language,
+            response_format=self._log.audio_format.provider_format,
+        )
+        source = self._parts.providers.source(assignment.provider, assignment.provider_target_model)
+        while True:
+            spoken = source.speak(request)
+            try:
+                async with spoken:
+                    return await self._relay(spoken)
+            except ProviderError as exc:
+                self._starts.append({"category": exc.category, **exc.diagnostics})
+                again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=self._log.length)
+                pause = pause_before_start(len(self._starts), throttled=exc.throttled)
+                in_time = time.monotonic() - self._started_at + pause < deadlines.starts_within_seconds
+                if not again or len(self._starts) >= deadlines.starts or not in_time:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def _relay(self, spoken: Any) -> dict[str, Any]:
+        """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""
+        log, spool = self._log, self._parts.spool
+        facts: dict[str, Any] = {}
+        async for event in spoken:
+            if type(event) is AudioDelta:
+                first = not log.length
+                log.append(event.audio, event.encoded)
+                spool.grew(log)
+                if first:
+                    await self._first_delta(event.audio)
+            elif type(event) is SpeechStatus:
+                if event.sample_rate_hz:
+                    log.sample_rate_hz = event.sample_rate_hz
+                if event.provider_status != "streaming":  # said together with what the first delta tells
+                    await self._show(event.provider_status)
+            elif type(event) is SpeechEnd:
+                facts = event.facts
+        return facts
+
+    async def _first_delta(self, audio: bytes) -> None:
+        waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
+        self._parts.metrics.first_audio(self._assignment.provider, waited)
+        clock = self._log.audio_format.clock(self._log.sample_rate_hz)
+        clock.feed(audio)
+        rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0
+
+        async def note(connection: "Connection") -> None:
+            await speech.note_audio(
+                connection, self._assignment, sample_rate_hz=self._log.sample_rate_hz, bits_per_second=rate
+            )
+
+        await self._try(note)
+
+    async def _show(self, provider_status: str) -> None:
+        async def show(connection: "Connection") -> None:
+            await speech.progress(connection, self._assignment.task_id, self._assignment.attempt, provider_status)
+
+        await self._try(show)
+
+    async def _try(self, work: Any) -> None:
+        """Show progress if the database is there; a speech does not wait for a status that only tells how far it is."""
+        try:
+            async with self._parts.database.transaction() as connection:
+                await work(connection)
+        except REFUSED as exc:
+            logger.warning("progress not shown", extra={"reason": type(exc).__name__})
+        else:
+            self._parts.announcer.changed(self._assignment.task_id)
+
+    async def _spoken(self, facts: dict[str, Any]) -> None:
+        if self._starts:
+            facts = {**facts, "attempts": self._starts}
+
+        async def mark(connection: "Connection") -> bool:
+            return await speech.mark_spoken(
+                connection, self._parts.queue, self._assignment, byte_length=self._log.length, facts=facts
+            )
+
+        try:
+            await self._parts.database.patiently(mark)
+        except Fenced:
+            logger.info("speech was taken over or cancelled", extra={"task_id": str(self._assignment.task_id)})
+        self._parts.announcer.changed(self._assignment.task_id)
+
+    async def _failed(self, exc: UtterError) -> None:
+        facts: dict[str, Any] = {"attempts": self._starts} if len(self._starts) > 1 else {}
+        if isinstance(exc, ProviderError):
+            facts |= {name: exc.diagnostics[name] for name in ("request_id", "session_id") if name in exc.diagnostics}
+            facts["error"] = exc.diagnostics
+        await fail(self._parts, self._assignment, detail=exc.detail, category=exc.category, facts=facts)
+
+    async def _mark_voice_gone(self) -> None:
+        voice_id = self._assignment.voice_id
+        if voice_id is None:
+            return
+
+        async def mark(connection: "Connection") -> None:
+            await voices.mark_gone(connection, voice_id)
+
+        await self._parts.database.patiently(mark)

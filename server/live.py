@@ -1,0 +1,160 @@
+"""The growing audio of a running synthesis, in memory, with any number of followers at their own offsets.
+
+Nobody has a queue: a follower reads on from its offset when it likes, so a slow one costs nothing and can never hold
+up the provider's socket. Offsets count payload bytes; see ``spool.py`` for the durable copy of the same bytes.
+"""
+
+import asyncio
+from base64 import b64encode
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from server.audio import AudioFormat
+
+# Contract §5: one delta carries at most this much audio.
+DELTA_BYTES = 16 * 1024
+# Serialised events are kept for those who follow closely; whoever reads older audio pays for its own encoding.
+RECENT_EVENTS = 64
+# What a follower that is behind gets at a time.
+BATCH_BYTES = 64 * 1024
+
+
+def delta_event(audio: bytes | memoryview, stop: int, encoded: bytes | None = None) -> bytes:
+    """One ``response.audio.delta`` event; its id is the payload offset behind the audio."""
+    return b'event: response.audio.delta\nid: %d\ndata: {"delta":"%b"}\n\n' % (stop, encoded or b64encode(audio))
+
+
+class AudioLog:
+    """The audio of one attempt, append-only.
+
+    Attributes:
+        length: Payload bytes so far.
+        durable: Payload bytes that the spool has committed. As long as it is 0 followers see nothing, so that
+            "no durable byte" means that nobody heard anything and the text may be spoken again (design §3).
+        ended: No byte will be added. The task may still be open: storing the audio comes after.
+        wakes: Set at every change, one event per follower.
+    """
+
+    def __init__(self, *, task_id: UUID, attempt: int, audio_format: AudioFormat, sample_rate_hz: int) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.audio_format = audio_format
+        self.sample_rate_hz = sample_rate_hz
+        self.length = 0
+        self.durable = 0
+        self.ended = False
+        self._starts: list[int] = []
+        self._chunks: list[bytes] = []
+        self._events: dict[int, bytes] = {}
+        self._encoded: dict[int, bytes] = {}
+        self.wakes: set[asyncio.Event] = set()
+        self._commits = asyncio.Event()
+
+    @property
+    def visible(self) -> int:
+        """How far a follower may read."""
+        return self.length if self.durable else 0
+
+    def append(self, audio: bytes, encoded: bytes | None = None) -> None:
+        """Add one delta, cut where it is longer than an event may be.
+
+        Args:
+            encoded: The same bytes in base64, where the provider sent them so; spares us encoding them again.
+        """
+        if len(audio) > DELTA_BYTES:
+            for start in range(0, len(audio), DELTA_BYTES):
+                self._add(audio[start : start + DELTA_BYTES], None)
+        elif audio:
+            self._add(audio, encoded)
+        if self.durable:
+            self._wake()
+
+    def _add(self, audio: bytes, encoded: bytes | None) -> None:
+        index = len(self._chunks)
+        self._starts.append(self.length)
+        self._chunks.append(audio)
+        self.length += len(audio)
+        if encoded is not None:
+            self._encoded[index] = encoded
+        self._events.pop(index - RECENT_EVENTS, None)
+        self._encoded.pop(index - RECENT_EVENTS, None)
+
+    def committed(self, offset: int) -> None:
+        """The spool holds everything before ``offset``."""
+        first, self.durable = not self.durable, offset
+        self._commits.set()
+        if first:
+            self._wake()
+
+    async def next_commit(self) -> None:
+        """Return at the next ``committed`` after this call."""
+        self._commits.clear()
+        await self._commits.wait()
+
+    def end(self) -> None:
+        """Say that the audio is whole, or that this attempt will add nothing more."""
+        self.ended = True
+        self._wake()
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The payload between two offsets."""
+        return b"".join(self.slices(start, stop))
+
+    def slices(self, start: int, stop: int) -> Iterator[bytes]:
+        """The payload between two offsets, as it lies."""
+        index = bisect_right(self._starts, start) - 1
+        while start < stop and index < len(self._chunks):
+            at, chunk = self._starts[index], self._chunks[index]
+            part = chunk[start - at : stop - at] if start > at or stop < at + len(chunk) else chunk
+            yield part
+            start, index = start + len(part), index + 1
+
+    def events(self, start: int) -> tuple[bytes, int]:
+        """Serialised delta events from ``start`` on, about ``BATCH_BYTES`` of audio at most, and the offset behind."""
+        index = bisect_right(self._starts, start) - 1
+        batch: list[bytes] = []
+        offset, visible = start, self.visible
+        while offset < visible and offset - start < BATCH_BYTES:
+            at, chunk = self._starts[index], self._chunks[index]
+            stop = at + len(chunk)
+            batch.append(self._event(index, chunk, stop) if offset == at else delta_event(chunk[offset - at :], stop))
+            offset, index = stop, index + 1
+        return (batch[0] if len(batch) == 1 else b"".join(batch)), offset
+
+    def _event(self, index: int, chunk: bytes, stop: int) -> bytes:
+        if event := self._events.get(index):
+            return event
+        event = delta_event(chunk, stop, self._encoded.pop(index, None))
+        if index >= len(self._chunks) - RECENT_EVENTS:
+            self._events[index] = event
+        return event
+
+    def _wake(self) -> None:
+        for wake in self.wakes:
+            wake.set()
+
+
+class LiveAudio:
+    """The running syntheses of this process, by task."""
+
+    def __init__(self) -> None:
+        self._logs: dict[UUID, AudioLog] = {}
+
+    def get(self, task_id: UUID) -> AudioLog | None:
+        return self._logs.get(task_id)
+
+    def logs(self) -> list[AudioLog]:
+        return list(self._logs.values())
+
+    @contextmanager
+    def speaking(self, log: AudioLog) -> Iterator[AudioLog]:
+        """Show ``log`` to followers while the context is open; afterwards they find the bytes in the spool."""
+        self._logs[log.task_id] = log
+        try:
+            yield log
+        finally:
+            if self._logs.get(log.task_id) is log:
+                del self._logs[log.task_id]
+            log.end()

@@ -1,0 +1,48 @@
+"""What the composition root puts together, and hands to handlers and jobs."""
+
+from dataclasses import dataclass, field
+
+import asyncio
+
+from server.announce import Announcer
+from server.auth import Authenticator, Tickets
+from server.database import Database, Listener
+from server.following import Following
+from server.leases import Leases
+from server.live import LiveAudio
+from server.metrics import Metrics
+from server.providers.resolver import Providers
+from server.queue import Queue
+from server.settings import Settings
+from server.spool import SpoolWriter
+from server.storage import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """One process's parts, alive from start-up to shutdown.
+
+    Attributes:
+        stopping: Set when the server has been told to stop: streams end, nothing new is taken.
+    """
+
+    settings: Settings
+    database: Database
+    listener: Listener
+    queue: Queue
+    announcer: Announcer
+    leases: Leases
+    live: LiveAudio
+    spool: SpoolWriter
+    following: Following
+    storage: ObjectStore
+    providers: Providers
+    authenticator: Authenticator
+    tickets: Tickets
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def generations_bucket(self) -> str:
+        """The bucket's own name, as removal records keep it."""
+        return self.settings.storage.bucket_generations

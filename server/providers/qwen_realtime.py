@@ -1,0 +1,256 @@
+"""Qwen's realtime lane: the loop that owns one WebSocket per speech, its deadlines and its end.
+
+What the frames mean is decided in ``qwen_events``; here is only when they come, or that they do not.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
+from server.providers.errors import classify, classify_close, operator_alarm, read_envelope, violation
+from server.providers.pacing import Pacer
+from server.providers.qwen_events import Dialogue
+from server.providers.speech import SpeechEvent, SpeechRequest, SpeechStatus
+from server.settings import Deadlines, Settings
+
+# The size of a delta is not documented; a whole text of 2000 characters as PCM in Base64 is about 13 MB.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+# How long a polite close may take before the socket is cut. Nothing waits for a provider that we have left.
+CLOSE_SECONDS = 0.2
+
+# At DEBUG the library prints headers, and so the key; this logger never reaches that level.
+_wire_log = logging.getLogger(f"{__name__}.wire")
+_wire_log.setLevel(logging.INFO)
+
+
+class QwenRealtime:
+    """Speaks with voices whose target model is a realtime one.
+
+    Args:
+        pacer: Spaces the starts of this process and hears of every throttle.
+    """
+
+    def __init__(self, settings: Settings, pacer: Pacer) -> None:
+        self._settings = settings
+        self._pacer = pacer
+        # Built once: loading the trusted certificates costs as much as a hundred deltas.
+        secure = settings.dashscope_ws_url.startswith("wss://")
+        self._ssl = ssl.create_default_context() if secure else None
+
+    def speak(self, request: SpeechRequest) -> "RealtimeSpeech":
+        """Prepare one session; it is connected when it is iterated."""
+        return RealtimeSpeech(request, self._settings, self._pacer, self._ssl)
+
+
+class RealtimeSpeech:
+    """One session, iterated once inside its ``async with``. The socket is gone when that block is left.
+
+    Iterating raises:
+        ProviderUnavailable: Not reached, throttled, closed early, failed on the provider's side, or unreadable.
+        ProviderRejected, VoiceGone: The provider refuses the key, the voice, the model or the text.
+        ProviderTimeout: A deadline passed after the text was sent; it may have been billed.
+    Each carries the session's facts in ``diagnostics``.
+    """
+
+    def __init__(
+        self, request: SpeechRequest, settings: Settings, pacer: Pacer, ssl_context: ssl.SSLContext | None
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._deadlines: Deadlines = settings.deadlines
+        self._pacer = pacer
+        self._ssl = ssl_context
+        self._dialogue = Dialogue(request)
+        self._socket: ClientConnection | None = None
+        self._ready: deque[SpeechEvent] = deque()
+        self._begun = False
+        self._over = False
+        self._session_ends_at = 0.0
+        self._first_delta_by: float | None = None
+        self._upgrade: dict[str, Any] = {}
+
+    @property
+    def text_sent(self) -> bool:
+        """Whether the text has left us, so that the provider may have billed it."""
+        return self._dialogue.text_sent
+
+    @property
+    def audio_bytes(self) -> int:
+        """Bytes of audio received so far."""
+        return self._dialogue.audio_bytes
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over = True
+        socket, self._socket = self._socket, None
+        if socket is None:
+            return
+        try:
+            # The close frame leaves before anything is awaited, so the provider can stop speaking (and billing) at
+            # once; whether it answers is its own affair.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await socket.close()
+        finally:
+            socket.transport.abort()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        ready = self._ready
+        try:
+            while not ready:
+                if self._over:
+                    raise StopAsyncIteration
+                if self._socket is None:
+                    await self._begin()
+                else:
+                    ready.extend(self._dialogue.receive(await self._frame(self._socket)))
+                    if self._dialogue.finished:
+                        self._over = True
+                    elif frames := self._dialogue.frames_to_send():
+                        await self._send(self._socket, frames)
+        except ProviderError as error:
+            self._over = True
+            error.diagnostics = {**self._facts(), **error.diagnostics, "text_sent": self.text_sent}
+            if error.throttled:
+                self._pacer.throttled()
+            operator_alarm.hear(error)
+            raise
+        return ready.popleft()
+
+    def _facts(self) -> dict[str, Any]:
+        return {**self._upgrade, **self._dialogue.facts()}
+
+    async def _begin(self) -> None:
+        """First tell that we are connecting, then, when asked again, connect."""
+        if not self._begun:
+            self._begun = True
+            self._ready.append(SpeechStatus("ws_connecting"))
+            return
+        await self._pacer.start()
+        loop = asyncio.get_running_loop()
+        self._socket = await self._connect()
+        per_char = self._deadlines.session_seconds_per_char * len(self._request.text)
+        self._session_ends_at = loop.time() + self._deadlines.session_seconds + per_char
+        await self._send(self._socket, self._dialogue.frames_to_send())
+
+    async def _connect(self) -> ClientConnection:
+        settings = self._settings
+        headers = {"Authorization": f"Bearer {settings.dashscope_api_key}"}
+        if settings.dashscope_workspace:
+            headers["X-DashScope-WorkSpace"] = settings.dashscope_workspace
+        try:
+            socket = await _Connect(
+                f"{settings.dashscope_ws_url}?{urlencode({'model': self._request.model})}",
+                additional_headers=headers,
+                user_agent_header="utter-server",
+                compression=None,
+                proxy=None,
+                open_timeout=self._deadlines.connect_seconds,
+                # No pings: the silence deadline finds a dead socket sooner than they would.
+                ping_interval=None,
+                close_timeout=CLOSE_SECONDS,
+                max_size=MAX_FRAME_BYTES,
+                logger=_wire_log,
+                ssl=self._ssl,
+            )
+        except InvalidStatus as exc:
+            response = exc.response
+            envelope = read_envelope(response.body)
+            request_id = envelope.request_id or _request_id(response.headers)
+            raise classify(
+                envelope.code,
+                envelope.message,
+                http_status=response.status_code,
+                diagnostics={"request_id": request_id} if request_id else None,
+            ) from exc
+        except TimeoutError as exc:
+            raise ProviderUnavailable(
+                "The speech provider could not be reached in time. Please try again in a moment.",
+                diagnostics={"code": "connect_timeout"},
+            ) from exc
+        except (OSError, EOFError, WebSocketException) as exc:
+            raise ProviderUnavailable(
+                "The speech provider could not be reached. Please try again in a moment.",
+                diagnostics={"code": "connect_failed", "message": type(exc).__name__},
+            ) from exc
+        if socket.response is not None and (request_id := _request_id(socket.response.headers)):
+            self._upgrade["request_id"] = request_id
+        return socket
+
+    async def _send(self, socket: ClientConnection, frames: list[str]) -> None:
+        if self.text_sent and self._first_delta_by is None:
+            self._first_delta_by = asyncio.get_running_loop().time() + self._deadlines.first_delta_seconds
+        try:
+            async with asyncio.timeout(self._deadlines.silence_seconds):
+                for frame in frames:
+                    await socket.send(frame)
+        except TimeoutError as exc:
+            raise self._too_late("send_timeout") from exc
+        except ConnectionClosed as exc:
+            raise _closed(socket) from exc
+
+    async def _frame(self, socket: ClientConnection) -> bytes:
+        """The next frame, within the nearest of the three deadlines."""
+        until = min(asyncio.get_running_loop().time() + self._deadlines.silence_seconds, self._session_ends_at)
+        what = "silence" if until < self._session_ends_at else "session_too_long"
+        if self._first_delta_by is not None and not self._dialogue.audio_bytes and self._first_delta_by < until:
+            until, what = self._first_delta_by, "no_first_delta"
+        try:
+            async with asyncio.timeout_at(until):
+                return await socket.recv(decode=False)
+        except TimeoutError as exc:
+            # A provider that said goodbye and keeps the line open has closed, for our purposes.
+            raise (_closed(socket) if socket.close_code is not None else self._too_late(what)) from exc
+        except ConnectionClosed as exc:
+            raise _closed(socket) from exc
+
+    def _too_late(self, what: str) -> ProviderError:
+        """Before the text has left us, nothing happened; after that, nobody knows what did."""
+        if not self.text_sent:
+            return ProviderUnavailable(diagnostics={"code": what})
+        return ProviderTimeout(
+            "The speech provider fell silent in the middle of the speech."
+            if self.audio_bytes
+            else "The speech provider did not answer in time.",
+            diagnostics={"code": what},
+        )
+
+
+class _Connect(connect):
+    """A connect that follows no redirect: the address is configuration, and our headers are for nobody else."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+def _closed(socket: ClientConnection) -> ProviderError:
+    """What the end of the connection means; without a close frame the code is 1006."""
+    ours = socket.protocol.close_sent
+    if socket.protocol.close_rcvd is None and ours is not None and ours.code in (1002, 1007, 1009):
+        what = "A frame broke the WebSocket protocol or was too large."
+        return violation(what, diagnostics={"close_code": ours.code})
+    return classify_close(socket.close_code, socket.close_reason or "")
+
+
+def _request_id(headers: Any) -> str | None:
+    """A request id among the upgrade's headers. Undocumented, so any of the usual names will do."""
+    for name in ("x-dashscope-request-id", "x-request-id", "req-id"):
+        if value := headers.get(name):
+            return str(value)[:100]
+    return None

@@ -1,0 +1,137 @@
+"""What every provider says while it speaks: the provider-neutral types between a job and its source of audio.
+
+A source is used like this, and only like this::
+
+    async with provider.speak(request) as speech:
+        async for event in speech:
+            ...
+
+The loop ends normally only when all of success' three facts hold (the provider said that it is done, more than zero
+bytes arrived, nothing failed); its last event is then a ``SpeechEnd``. Everything else raises a ``ProviderError``.
+Leaving the ``async with``, by cancellation too, closes the provider's socket at once.
+"""
+
+import random
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import msgspec
+
+from server.errors import ProviderError
+
+ResponseFormat = Literal["mp3", "pcm"]
+
+ProviderStatus = Literal[
+    "ws_connecting",
+    "session_updated",
+    "streaming",
+    "finalizing",
+    "provider_synthesizing",
+    "provider_downloading",
+    "provider_persisting",
+]
+"""The words of contract §4: the first four on the realtime lane, the last three on the non-streaming one."""
+
+
+class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One text to be spoken once.
+
+    Attributes:
+        text: What to say, already trimmed and within the cap.
+        voice: The provider's own id of the voice.
+        model: The target model that the voice was created for; a voice works with no other.
+        language: A v1 language name such as ``English``, or ``Auto``.
+        response_format: What the provider is asked for. ``pcm`` is 16-bit little-endian mono without a header.
+        sample_rate_hz: What the provider is asked for; ``SpeechStatus`` says what it gives.
+    """
+
+    text: str
+    voice: str
+    model: str
+    language: str = "Auto"
+    response_format: ResponseFormat = "mp3"
+    sample_rate_hz: int = 24_000
+
+
+class SpeechStatus(msgspec.Struct, frozen=True):
+    """How far the provider is. ``sample_rate_hz`` stands there once the provider has confirmed it."""
+
+    provider_status: ProviderStatus
+    sample_rate_hz: int | None = None
+
+
+class AudioDelta(msgspec.Struct, frozen=True, gc=False):
+    """One slice of speech, in playback order, never empty. May end anywhere, even inside a sample or an MP3 frame.
+
+    Attributes:
+        audio: The raw bytes, as they belong into the file or the sample stream.
+        encoded: The same bytes in Base64 where the provider sent them so, checked and without whitespace: whoever
+            passes them on as Base64 need not encode them again.
+    """
+
+    audio: bytes
+    encoded: bytes | None = None
+
+
+class SpeechEnd(msgspec.Struct, frozen=True):
+    """The speech is complete.
+
+    Attributes:
+        facts: What the row keeps: ``request_id``, ``session_id``, ``event_id`` (the last one seen), ``usage``
+            (e.g. ``{"characters": 25}``, summed), ``responses`` (how many cycles), ``audio_bytes``; where known.
+    """
+
+    facts: dict[str, Any]
+
+
+SpeechEvent = SpeechStatus | AudioDelta | SpeechEnd
+
+
+class Speech(Protocol):
+    """One speech under way: an async context manager that is iterated once."""
+
+    @property
+    def text_sent(self) -> bool:
+        """Whether the text has left us, so that the provider may have billed it."""
+
+    @property
+    def audio_bytes(self) -> int:
+        """Bytes of audio that this speech has yielded so far."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> SpeechEvent: ...
+
+
+class SpeechProvider(Protocol):
+    """Whoever can turn a request into speech."""
+
+    def speak(self, request: SpeechRequest) -> Speech:
+        """Prepare a speech; nothing is connected before it is iterated."""
+
+
+def may_start_again(error: ProviderError, *, text_sent: bool, bytes_heard: int) -> bool:
+    """Whether the same speech may be started once more after this error (design §7).
+
+    Nothing may start again once a byte was heard, after a refusal, or after a timeout with an unknown outcome. Before
+    the text has left us nothing can have been billed; a throttled start is known not to have been served.
+    The number of starts is the caller's to count (``Deadlines.starts``).
+    """
+    if bytes_heard or not error.retryable:
+        return False
+    return error.throttled or not text_sent
+
+
+def pause_before_start(starts_so_far: int, *, throttled: bool) -> float:
+    """Seconds to wait before the next start: short and doubling, four times as long where we were throttled.
+
+    Jittered by up to a half, so that speeches refused in the same moment do not return in the same moment.
+    """
+    base = 0.25 * 2.0 ** max(0, starts_so_far - 1) * (4 if throttled else 1)
+    return min(base, 10.0) * random.uniform(1.0, 1.5)  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,116 @@
+"""What a user has had spoken: the list, one entry, and its deletion."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+
+from server.queue import Queue
+from server.records import speech
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation as the history shows it. A deleted voice keeps its name here."""
+
+    id: UUID
+    voice_id: UUID | None
+    voice_name: str | None
+    voice_deleted: bool
+    text: str
+    language: str
+    status: speech.Status
+    duration_seconds: float | None
+    generation_time_seconds: float | None
+    error_message: str | None
+    created_at: datetime
+    tts_provider: str
+    output_format: str | None
+    audio_object_key: str | None
+
+
+_ENTRY = """
+SELECT g.id, g.voice_id, v.name AS voice_name, v.id IS NULL OR v.deleted_at IS NOT NULL AS voice_deleted, g.text,
+       coalesce(g.language, 'Auto') AS language, g.status, g.duration_seconds::float8 AS duration_seconds,
+       g.generation_time_seconds::float8 AS generation_time_seconds, g.error_message, g.created_at, g.tts_provider,
+       g.output_format, g.audio_object_key
+  FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id
+"""
+
+
+def like(words: str) -> str:
+    """A LIKE pattern that finds ``words`` anywhere, each of them a plain character."""
+    escaped = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+async def page(
+    connection: "Connection", user_id: UUID, *, search: str | None, status: str | None, limit: int, offset: int
+) -> tuple[list[Entry], int]:
+    """One page, newest first, and how many entries there are in all."""
+    pattern = like(search) if search else None
+    where = "g.user_id = $1 AND ($2::text IS NULL OR g.text ILIKE $2) AND ($3::text IS NULL OR g.status = $3)"
+    total: int = await connection.fetchval(
+        f"SELECT count(*) FROM public.generations g WHERE {where}",  # noqa: S608 - constants
+        user_id,
+        pattern,
+        status,
+    )
+    rows = await connection.fetch(
+        f"{_ENTRY} WHERE {where} ORDER BY g.created_at DESC, g.id DESC LIMIT $4 OFFSET $5",
+        user_id,
+        pattern,
+        status,
+        limit,
+        offset,
+    )
+    return [Entry(**dict(row)) for row in rows], total
+
+
+async def find(connection: "Connection", generation_id: UUID, user_id: UUID) -> Entry | None:
+    """One entry; None where it does not exist or belongs to somebody else."""
+    row = await connection.fetchrow(f"{_ENTRY} WHERE g.id = $1 AND g.user_id = $2", generation_id, user_id)
+    return Entry(**dict(row)) if row else None
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """What a deletion ended, so that whoever works on it can be told."""
+
+    task_ids: list[UUID]
+
+
+async def delete(
+    connection: "Connection", queue: Queue, bucket: str, generation_id: UUID, user_id: UUID
+) -> Deleted | None:
+    """Delete a generation: an active one is cancelled, then the row goes, then (by a job) its object.
+
+    Returns:
+        None where there is nothing to delete.
+    """
+    row: Any = await connection.fetchrow(
+        "SELECT status, audio_object_key FROM public.generations WHERE id = $1 AND user_id = $2 FOR UPDATE",
+        generation_id,
+        user_id,
+    )
+    if row is None:
+        return None
+    tasks = await connection.fetch("SELECT id FROM public.tasks WHERE generation_id = $1", generation_id)
+    task_ids = [task["id"] for task in tasks]
+    keys = {row["audio_object_key"]}
+    for task_id in task_ids:
+        ended = await speech.end(
+            connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
+        )
+        if ended.run_state == "spoken":
+            keys.add(ended.object_key)
+    # Also a run whose task a browser has deleted, and audio that was kept because it could not be stored.
+    left = await connection.fetch("DELETE FROM internal.runs WHERE generation_id = $1 RETURNING task_id", generation_id)
+    for run in left:
+        await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", run["task_id"])
+    await connection.execute("DELETE FROM public.generations WHERE id = $1", generation_id)
+    for key in keys - {None}:
+        await speech.remove_object(connection, queue, bucket, key, reason="generation deleted")
+    return Deleted([*task_ids, *(run["task_id"] for run in left)])

@@ -1,0 +1,83 @@
+"""Voices as rows: the library of one user."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+
+from server.records.history import like
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+
+class Voice(msgspec.Struct, frozen=True, kw_only=True):
+    """One voice. A deleted one is still there for the history, and for a generation that is under way."""
+
+    id: UUID
+    user_id: UUID
+    name: str
+    reference_object_key: str | None
+    reference_transcript: str | None
+    language: str
+    source: str
+    description: str | None
+    created_at: datetime
+    tts_provider: str
+    provider_voice_id: str | None
+    provider_target_model: str | None
+    provider_voice_kind: str | None
+    gone: bool
+    preview_task_id: UUID | None
+
+
+_VOICE = """
+SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript, coalesce(v.language, 'Auto') AS language,
+       v.source, v.description, v.created_at, v.tts_provider, v.provider_voice_id, v.provider_target_model,
+       v.provider_voice_kind, coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.preview_task_id
+  FROM public.voices v
+"""
+
+
+async def page(
+    connection: "Connection", user_id: UUID, *, search: str | None, source: str | None, limit: int, offset: int
+) -> tuple[list[Voice], int]:
+    """One page of the voices that are not deleted, newest first, and how many there are in all."""
+    where = (
+        "v.user_id = $1 AND v.deleted_at IS NULL AND ($2::text IS NULL OR v.name ILIKE $2)"
+        " AND ($3::text IS NULL OR v.source = $3)"
+    )
+    pattern = like(search) if search else None
+    total: int = await connection.fetchval(
+        f"SELECT count(*) FROM public.voices v WHERE {where}",  # noqa: S608 - constants
+        user_id,
+        pattern,
+        source,
+    )
+    rows = await connection.fetch(
+        f"{_VOICE} WHERE {where} ORDER BY v.created_at DESC, v.id DESC LIMIT $4 OFFSET $5",
+        user_id,
+        pattern,
+        source,
+        limit,
+        offset,
+    )
+    return [Voice(**dict(row)) for row in rows], total
+
+
+async def find(connection: "Connection", voice_id: UUID, user_id: UUID) -> Voice | None:
+    """A voice that can be used; None where it does not exist, was deleted, or belongs to somebody else."""
+    row = await connection.fetchrow(
+        f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2 AND v.deleted_at IS NULL", voice_id, user_id
+    )
+    return Voice(**dict(row)) if row else None
+
+
+async def mark_gone(connection: "Connection", voice_id: UUID) -> None:
+    """The provider no longer has this voice: it cannot speak until its user creates it again."""
+    await connection.execute(
+        """UPDATE public.voices SET provider_metadata = coalesce(provider_metadata, '{}') || '{"gone": true}'
+            WHERE id = $1""",
+        voice_id,
+    )

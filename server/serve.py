@@ -1,0 +1,115 @@
+"""Running the application as a process: uvicorn, told to stop in the order that open streams need.
+
+uvicorn waits for open connections before it runs the lifespan's shutdown, and tells no handler; a stream that waits
+for more audio would hold it up for ever. So the parts hear of the stop first (design §9).
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import asyncpg
+import uvicorn
+from starlette.applications import Starlette
+
+from server import logs
+from server.app import create_app, on_the_wire, stop
+from server.database import REFUSED, prepare
+from server.migrations import check_startup
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Readers that read nothing are cut after this long, so that the lifespan gets to run.
+CLOSE_CONNECTIONS_SECONDS = 5
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends streams first, and returns from ``serve`` on a signal instead of dying of it."""
+
+    def __init__(self, app: Starlette, settings: Settings, *, started: Callable[[], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                on_the_wire(app, settings),
+                host=settings.host,
+                port=settings.port,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=True,
+                forwarded_allow_ips=settings.forwarded_allow_ips,
+                timeout_graceful_shutdown=CLOSE_CONNECTIONS_SECONDS,
+            )
+        )
+        self._app = app
+        self._started = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._started:
+            self._started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if parts := getattr(self._app.state, "parts", None):
+            stop(parts)
+        await super().shutdown(sockets)
+
+
+async def startup_problems(settings: Settings) -> list[str]:
+    """Why this process cannot serve from its database, one sentence each."""
+    connections: list[asyncpg.Connection[asyncpg.Record]] = []
+    try:
+        for _ in range(2):
+            connections.append(await asyncpg.connect(settings.database_url, timeout=10.0, command_timeout=30.0))
+            await prepare(connections[-1])
+        return await check_startup(*connections)
+    except REFUSED as exc:
+        return [f"PostgreSQL at DATABASE_URL cannot be reached ({type(exc).__name__})."]
+    finally:
+        for connection in connections:
+            connection.terminate()
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
+    problems = await startup_problems(settings)
+    if problems:
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return 1
+    server = Server(create_app(settings), settings)
+    await server.serve()
+    return 0 if server.started else 1
+
+
+def run(settings: Settings) -> int:
+    """`python -m server serve`."""
+    logs.configure(settings.log_level, settings.log_format)
+    for weakness in settings.weaknesses():
+        logger.warning(weakness)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(serve(settings))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed: it matters from about 200 streams on."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

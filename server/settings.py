@@ -1,0 +1,578 @@
+"""Everything the environment decides: read once per process, checked as a whole, never printed where it is secret."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from fnmatch import fnmatchcase
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, Literal, TypeVar, cast
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+ProviderMode = Literal["qwen", "modal"]
+
+VC_REALTIME = "qwen3-tts-vc-realtime-2026-01-15"
+VD_REALTIME = "qwen3-tts-vd-realtime-2026-01-15"
+
+
+class SettingsError(Exception):
+    """The environment is wrong. ``problems`` names every wrong or missing variable, one sentence each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Seconds after which we stop waiting (design §7). Not part of the environment; tests build their own."""
+
+    queue_seconds: float = 300.0
+    connect_seconds: float = 10.0
+    starts: int = 3
+    starts_within_seconds: float = 60.0
+    first_delta_seconds: float = 30.0
+    silence_seconds: float = 30.0
+    session_seconds: float = 60.0
+    session_seconds_per_char: float = 0.2
+    http_synthesis_seconds: float = 310.0
+    download_tries: int = 3
+    download_seconds: float = 120.0
+    customization_seconds: float = 90.0
+    modal_submit_seconds: float = 60.0
+    modal_status_seconds: float = 0.8
+    modal_job_seconds: float = 1800.0
+    modal_watch_seconds: float = 30.0
+    modal_request_seconds: float = 160.0
+    modal_no_id_seconds: float = 180.0
+    finalize_seconds: float = 86_400.0
+    keep_unstored_seconds: float = 604_800.0
+    keep_hidden_seconds: float = 86_400.0
+    renew_every_seconds: float = 1.0
+    sweep_every_seconds: float = 5.0
+    lost_after_seconds: float = 15.0
+    idle_run_seconds: float = 30.0
+    follower_stalled_seconds: float = 30.0
+    heartbeat_seconds: float = 15.0
+    request_database_seconds: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """Where objects live: ``kind`` 's3' (endpoint, region) or 'disk' (root, an absolute path)."""
+
+    kind: Literal["s3", "disk"]
+    root: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    bucket_references: str = "references"
+    bucket_generations: str = "generations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The environment variables of contract §2, by their lower-case names. Secrets never show in ``repr``."""
+
+    database_url: str = field(repr=False)
+    tts_provider_mode: ProviderMode = "qwen"
+    dashscope_api_key: str = field(default="", repr=False)
+    dashscope_base_url: str = "https://dashscope-intl.aliyuncs.com"
+    dashscope_ws_url: str = "wss://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
+    dashscope_region: str = "intl"
+    dashscope_workspace: str | None = None
+    provider_download_hosts: tuple[str, ...] = ("*.aliyuncs.com",)
+    qwen_vc_target_model: str = VC_REALTIME
+    qwen_vd_target_model: str = VD_REALTIME
+    qwen_default_response_format: Literal["mp3", "wav"] = "mp3"
+    qwen_max_text_chars: int = 2000
+    qwen_starts_per_minute: int = 150
+    modal_job_submit: str | None = None
+    modal_job_status: str | None = None
+    modal_job_result: str | None = None
+    modal_job_cancel: str | None = None
+    modal_endpoint_voice_design: str | None = None
+    auth_jwt_secret: str | None = field(default=None, repr=False)
+    auth_jwks_url: str | None = None
+    auth_jwt_audience: str = "authenticated"
+    stream_ticket_secret: str | None = field(default=None, repr=False)
+    storage: StorageSettings
+    public_base_url: str | None = None
+    cors_allow_origins: tuple[str, ...] = ()
+    metrics_token: str | None = field(default=None, repr=False)
+    allow_generate_mode_toggle: bool = False
+    serve_page: bool = False
+    synthesis_concurrency: int = 200
+    queue_limit: int = 1000
+    shutdown_grace_seconds: float = 20.0
+    database_pool_size: int = 10
+    host: str = "0.0.0.0"
+    port: int = 8000
+    log_level: str = "info"
+    log_format: Literal["text", "json"] = "json"
+    forwarded_allow_ips: str = "127.0.0.1"
+    deadlines: Deadlines = field(default_factory=Deadlines)
+
+    @property
+    def speakable_models(self) -> frozenset[str]:
+        """Target models that this server knows how to speak with (contract §4)."""
+        return KNOWN_MODELS | {self.qwen_vc_target_model, self.qwen_vd_target_model}
+
+    @property
+    def weaknesses(self) -> list[str]:
+        """What is allowed but unwise, one sentence each, for the log at start-up."""
+        secrets = {"AUTH_JWT_SECRET": self.auth_jwt_secret, "STREAM_TICKET_SECRET": self.stream_ticket_secret}
+        return [
+            f"{name} is shorter than {STRONG_SECRET_BYTES} bytes and could be guessed; a longer one is advised."
+            for name, secret in secrets.items()
+            if secret is not None and len(secret.encode()) < STRONG_SECRET_BYTES
+        ]
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read and check everything at once.
+
+        Raises:
+            SettingsError: With every problem found, not only the first.
+        """
+        return _Reader(environ).settings()
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable as the documentation shows it; ``default`` is in words where there is no value."""
+
+    name: str
+    default: str
+    meaning: str
+
+    @property
+    def field(self) -> str:
+        """The ``Settings`` field it becomes; a dot leads into ``StorageSettings``."""
+        name = self.name.lower()
+        return {"storage_url": "storage"}.get(name, name.replace("storage_bucket", "storage.bucket"))
+
+
+STRONG_SECRET_BYTES: Final = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
+KNOWN_MODELS = frozenset({VC_REALTIME, VD_REALTIME, "qwen3-tts-vc-2026-01-22", "qwen3-tts-vd-2026-01-26"})
+_HOST_REGIONS = {
+    "dashscope-intl.aliyuncs.com": "intl",
+    "*.ap-southeast-1.maas.aliyuncs.com": "intl",
+    "dashscope.aliyuncs.com": "cn",
+    "*.cn-beijing.maas.aliyuncs.com": "cn",
+}
+_MODEL_FAMILY = re.compile(r"qwen[0-9.]*-tts-(vc|vd)-")
+_HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+_REALTIME_PATH = "/api-ws/v1/realtime"
+
+
+def model_family(model: str) -> Literal["vc", "vd"] | None:
+    """The family a target model belongs to, read off its name; None for a model of another family."""
+    match = _MODEL_FAMILY.match(model)
+    return cast(Literal["vc", "vd"], match[1]) if match else None
+
+
+def region_of(host: str) -> str | None:
+    """The region a DashScope host belongs to; None where the name does not tell (loopback, a proxy of one's own)."""
+    return next((region for pattern, region in _HOST_REGIONS.items() if fnmatchcase(host, pattern)), None)
+
+
+def realtime_url(base_url: str) -> str:
+    """The realtime endpoint beside a REST base: ``https`` becomes ``wss``, ``http`` becomes ``ws``."""
+    return "ws" + base_url.removeprefix("http") + _REALTIME_PATH
+
+
+# One row a variable, so that the documentation can be held against it.
+# fmt: off
+VARIABLES: tuple[Variable, ...] = (
+    Variable("DATABASE_URL", "required", "PostgreSQL ≥ 14, reached over a session-mode connection"),
+    Variable("TTS_PROVIDER_MODE", "`qwen`", "`qwen` or `modal`: what clone, design and generate use"),
+    Variable("DASHSCOPE_API_KEY", "required in qwen mode", "key for the Qwen provider"),
+    Variable("DASHSCOPE_BASE_URL", "`https://dashscope-intl.aliyuncs.com`",
+             "REST base of the Qwen provider, without `/compatible-mode`"),
+    Variable("DASHSCOPE_WS_URL", "derived from the base: `wss://…/api-ws/v1/realtime`", "realtime endpoint"),
+    Variable("DASHSCOPE_REGION", "`intl`", "`intl` or `cn`; must agree with the base"),
+    Variable("DASHSCOPE_WORKSPACE", "none", "workspace named in every call to the Qwen provider"),
+    Variable("PROVIDER_DOWNLOAD_HOSTS", "`*.aliyuncs.com`",
+             "comma-separated hosts that a provider's audio URL may point at"),
+    Variable("QWEN_VC_TARGET_MODEL", "`qwen3-tts-vc-realtime-2026-01-15`",
+             "model that new cloned voices are created for"),
+    Variable("QWEN_VD_TARGET_MODEL", "`qwen3-tts-vd-realtime-2026-01-15`",
+             "model that new designed voices are created for"),
+    Variable("QWEN_DEFAULT_RESPONSE_FORMAT", "`mp3`", "`mp3` or `wav`: what new speech is made of"),
+    Variable("QWEN_MAX_TEXT_CHARS", "`2000`", "longest text, in UTF-16 code units, in every mode"),
+    Variable("QWEN_STARTS_PER_MINUTE", "`150`", "provider sessions that one process starts a minute"),
+    Variable("MODAL_JOB_SUBMIT", "required in modal mode", "Modal endpoint that takes a job"),
+    Variable("MODAL_JOB_STATUS", "required in modal mode", "Modal endpoint that tells how a job stands"),
+    Variable("MODAL_JOB_RESULT", "required in modal mode", "Modal endpoint that hands out a job's audio"),
+    Variable("MODAL_JOB_CANCEL", "none", "Modal endpoint that cancels a job; without it cancelling stays local"),
+    Variable("MODAL_ENDPOINT_VOICE_DESIGN", "required in modal mode", "Modal endpoint that designs a voice"),
+    Variable("AUTH_JWT_SECRET", "this or `AUTH_JWKS_URL`", "HS256 secret of the sign-in service's tokens"),
+    Variable("AUTH_JWKS_URL", "none", "JWKS address for RS256 and ES256 tokens"),
+    Variable("AUTH_JWT_AUDIENCE", "`authenticated`", "audience (`aud`) that a token must name"),
+    Variable("STREAM_TICKET_SECRET", "derived from `AUTH_JWT_SECRET`",
+             "signs stream tickets and local storage links; required where only `AUTH_JWKS_URL` is set"),
+    Variable("STORAGE_URL", "required",
+             "`s3://?endpoint=…&region=…` (credentials come from the usual AWS variables) or `file:///path`"),
+    Variable("STORAGE_BUCKET_REFERENCES", "`references`", "bucket of the recordings that voices were cloned from"),
+    Variable("STORAGE_BUCKET_GENERATIONS", "`generations`", "bucket of spoken audio"),
+    Variable("PUBLIC_BASE_URL", "taken from the request", "how browsers reach this server, for absolute links"),
+    Variable("FORWARDED_ALLOW_IPS", "`127.0.0.1`",
+             "comma-separated proxies whose `X-Forwarded-*` headers are believed"),
+    Variable("CORS_ALLOW_ORIGINS", "none", "comma-separated origins of pages on other hosts"),
+    Variable("METRICS_TOKEN", "none",
+             "bearer token for `/metrics`; without it only loopback and private addresses are answered"),
+    Variable("ALLOW_GENERATE_MODE_TOGGLE", "`false`", 'lets a staging page offer "Realtime / Standard"'),
+    Variable("SERVE_PAGE", "`false`", "serves the page at `/` (`dev` does so by itself)"),
+    Variable("SYNTHESIS_CONCURRENCY", "`200`", "realtime sessions that one process may hold"),
+    Variable("QUEUE_LIMIT", "`1000`", "waiting syntheses above which a request is answered 503"),
+    Variable("SHUTDOWN_GRACE_SECONDS", "`20`", "how long running syntheses may finish on SIGTERM"),
+    Variable("DATABASE_POOL_SIZE", "`10`", "database connections of one process, plus one that listens"),
+    Variable("HOST", "`0.0.0.0`", "address to listen on"),
+    Variable("PORT", "`8000`", "port to listen on"),
+    Variable("LOG_LEVEL", "`info`", "`debug`, `info`, `warning`, `error` or `critical`"),
+    Variable("LOG_FORMAT", "`json`", "`text` or `json`"),
+)
+# fmt: on
+
+
+_Word = TypeVar("_Word", bound=str)
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+
+
+class _Reader:
+    """Reads variables one by one and collects what is wrong with them; a wrong one reads as its default meanwhile.
+
+    Blank counts as unset: deployment templates often pass ``NAME=`` for what nobody filled in. No value of a secret,
+    and no URL (it may hold a password), is repeated in a problem.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.problems: list[str] = []
+
+    def settings(self) -> Settings:
+        mode: ProviderMode = self.word("TTS_PROVIDER_MODE", ("qwen", "modal"))
+        base_url, region = self.dashscope_base_and_region()
+        settings = Settings(
+            database_url=self.database_url(),
+            tts_provider_mode=mode,
+            dashscope_api_key=self.header_value(
+                "DASHSCOPE_API_KEY", required="TTS_PROVIDER_MODE is qwen" if mode == "qwen" else None
+            )
+            or "",
+            dashscope_base_url=base_url,
+            dashscope_ws_url=self.dashscope_ws_url(base_url, region),
+            dashscope_region=region,
+            dashscope_workspace=self.header_value("DASHSCOPE_WORKSPACE"),
+            provider_download_hosts=self.download_hosts(),
+            qwen_vc_target_model=self.target_model("QWEN_VC_TARGET_MODEL", "vc", "cloned"),
+            qwen_vd_target_model=self.target_model("QWEN_VD_TARGET_MODEL", "vd", "designed"),
+            qwen_default_response_format=self.word("QWEN_DEFAULT_RESPONSE_FORMAT", ("mp3", "wav")),
+            qwen_max_text_chars=self.whole_number("QWEN_MAX_TEXT_CHARS", 1, 100_000),
+            qwen_starts_per_minute=self.whole_number("QWEN_STARTS_PER_MINUTE", 1, 100_000),
+            modal_job_submit=self.modal_url("MODAL_JOB_SUBMIT", mode),
+            modal_job_status=self.modal_url("MODAL_JOB_STATUS", mode),
+            modal_job_result=self.modal_url("MODAL_JOB_RESULT", mode),
+            modal_job_cancel=self.url("MODAL_JOB_CANCEL"),
+            modal_endpoint_voice_design=self.modal_url("MODAL_ENDPOINT_VOICE_DESIGN", mode),
+            auth_jwt_secret=self.text("AUTH_JWT_SECRET"),
+            auth_jwks_url=self.url("AUTH_JWKS_URL"),
+            auth_jwt_audience=self.text("AUTH_JWT_AUDIENCE") or _DEFAULTS["auth_jwt_audience"],
+            stream_ticket_secret=self.text("STREAM_TICKET_SECRET"),
+            storage=self.storage(),
+            public_base_url=self.public_base_url(),
+            cors_allow_origins=self.origins(),
+            metrics_token=self.text("METRICS_TOKEN"),
+            allow_generate_mode_toggle=self.flag("ALLOW_GENERATE_MODE_TOGGLE"),
+            serve_page=self.flag("SERVE_PAGE"),
+            synthesis_concurrency=self.whole_number("SYNTHESIS_CONCURRENCY", 1, 10_000),
+            queue_limit=self.whole_number("QUEUE_LIMIT", 0, 1_000_000),
+            shutdown_grace_seconds=self.seconds("SHUTDOWN_GRACE_SECONDS", 0, 3600),
+            # One connection cannot serve: a job's transaction and a request may need one each at the same time.
+            database_pool_size=self.whole_number("DATABASE_POOL_SIZE", 2, 500),
+            host=self.text("HOST") or _DEFAULTS["host"],
+            port=self.whole_number("PORT", 0, 65_535),
+            log_level=self.word("LOG_LEVEL", ("debug", "info", "warning", "error", "critical")),
+            log_format=self.word("LOG_FORMAT", ("text", "json")),
+            forwarded_allow_ips=self.forwarded_allow_ips(),
+        )
+        self.check_secrets(settings)
+        if self.problems:
+            raise SettingsError(self.problems)
+        return settings
+
+    # Kinds of values
+
+    def text(self, name: str) -> str | None:
+        return self.environ.get(name, "").strip() or None
+
+    def missing(self, name: str, why: str = "") -> None:
+        self.problems.append(f"{name} is missing{': ' + why if why else ''}.")
+
+    def wrong(self, name: str, rule: str) -> None:
+        self.problems.append(f"{name} {rule}.")
+
+    def word(self, name: str, words: tuple[_Word, ...]) -> _Word:
+        value = self.text(name)
+        if value is None:
+            return cast(_Word, _DEFAULTS[name.lower()])
+        for word in words:
+            if value.lower() == word:
+                return word
+        self.wrong(name, f"must be {_any_of(words)}, not {value!r}")
+        return cast(_Word, _DEFAULTS[name.lower()])
+
+    def whole_number(self, name: str, low: int, high: int) -> int:
+        value = self.text(name)
+        default: int = _DEFAULTS[name.lower()]
+        if value is None:
+            return default
+        # The pattern is narrower than int(): no signs, underscores or digits of other scripts, and no endless ones.
+        if re.fullmatch(r"[0-9]{1,12}", value) and low <= int(value) <= high:
+            return int(value)
+        self.wrong(name, f"must be a whole number from {low} to {high}, not {value!r}")
+        return default
+
+    def seconds(self, name: str, low: int, high: int) -> float:
+        value = self.text(name)
+        default: float = _DEFAULTS[name.lower()]
+        if value is None:
+            return default
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) and low <= float(value) <= high:
+            return float(value)
+        self.wrong(name, f"must be a number of seconds from {low} to {high}, not {value!r}")
+        return default
+
+    def flag(self, name: str) -> bool:
+        value = self.text(name)
+        default: bool = _DEFAULTS[name.lower()]
+        if value is None:
+            return default
+        if value.lower() in {"true", "1", "yes", "on"}:
+            return True
+        if value.lower() not in {"false", "0", "no", "off"}:
+            self.wrong(name, f"must be true or false, not {value!r}")
+        return False
+
+    def words(self, name: str) -> list[str]:
+        """A comma-separated list, without its blank items."""
+        return [item for part in (self.text(name) or "").split(",") if (item := part.strip())]
+
+    def header_value(self, name: str, *, required: str | None = None) -> str | None:
+        """A text that travels in a request header, so one that no header can hold is refused here."""
+        value = self.text(name)
+        if value is None:
+            if required:
+                self.missing(name, f"it is required where {required}")
+            return None
+        if not re.fullmatch(r"[!-~]+", value):
+            self.wrong(name, "holds a blank or another character that cannot stand in a request header")
+        return value
+
+    def split_url(self, name: str, value: str, schemes: tuple[str, ...]) -> SplitResult | None:
+        """The parts of an absolute URL with a host; None after noting what is wrong with it."""
+        rule = f"must be a URL that starts with {_any_of([scheme + '://' for scheme in schemes])}"
+        try:
+            parts = urlsplit(value)
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            self.wrong(name, rule)
+            return None
+        if parts.scheme not in schemes or not parts.hostname or not re.fullmatch(r"[!-~]+", value):
+            self.wrong(name, rule)
+            return None
+        if parts.username is not None or parts.password is not None:
+            self.wrong(name, "must not hold a user name or a password")
+            return None
+        return parts
+
+    def url(self, name: str, *, required: str | None = None) -> str | None:
+        value = self.text(name)
+        if value is None:
+            if required:
+                self.missing(name, f"it is required where {required}")
+            return None
+        return value if self.split_url(name, value, ("https", "http")) else None
+
+    # Variables with rules of their own
+
+    def database_url(self) -> str:
+        value = self.text("DATABASE_URL")
+        if value is None:
+            self.missing("DATABASE_URL", "it names the PostgreSQL that this server works on")
+            return ""
+        try:
+            parts = urlsplit(value)
+            # A list of hosts (libpq's way) has several ports, which urlsplit cannot read as one number.
+            usable = "," in parts.netloc or parts.port is None or parts.port > 0
+        except ValueError:
+            usable = False
+        if not usable or parts.scheme not in {"postgresql", "postgres"}:
+            self.wrong("DATABASE_URL", "must be a URL that starts with postgresql:// or postgres://")
+        return value
+
+    def dashscope_base_and_region(self) -> tuple[str, str]:
+        region: str = self.word("DASHSCOPE_REGION", ("intl", "cn"))
+        value = self.text("DASHSCOPE_BASE_URL") or _DEFAULTS["dashscope_base_url"]
+        parts = self.split_url("DASHSCOPE_BASE_URL", value, ("https", "http"))
+        if parts is None or not parts.hostname:
+            return _DEFAULTS["dashscope_base_url"], region
+        if "/compatible-mode" in value:
+            self.wrong(
+                "DASHSCOPE_BASE_URL",
+                "must not contain /compatible-mode: that interface cannot speak; give the host alone",
+            )
+        elif parts.query or parts.fragment:
+            self.wrong("DASHSCOPE_BASE_URL", "must not hold a query or a fragment")
+        self.check_region("DASHSCOPE_BASE_URL", parts, region)
+        # The vendor's SDK writes its base with /api/v1; both spellings mean the same address.
+        return value.rstrip("/").removesuffix("/api/v1"), region
+
+    def dashscope_ws_url(self, base_url: str, region: str) -> str:
+        value = self.text("DASHSCOPE_WS_URL")
+        if value is None:
+            return realtime_url(base_url)
+        parts = self.split_url("DASHSCOPE_WS_URL", value, ("wss", "ws"))
+        if parts is None:
+            return value
+        if parts.query or parts.fragment:
+            self.wrong("DASHSCOPE_WS_URL", "must not hold a query or a fragment: the model is added to it")
+        self.check_region("DASHSCOPE_WS_URL", parts, region)
+        return value
+
+    def check_region(self, name: str, parts: SplitResult, region: str) -> None:
+        host = parts.hostname or ""
+        actual = region_of(host)
+        if actual is None:
+            return
+        if actual != region:
+            self.wrong(name, f"points at the region {actual}, but DASHSCOPE_REGION is {region}; keys are bound to one")
+        if parts.scheme in {"http", "ws"}:
+            self.wrong(name, f"must start with {parts.scheme}s://, since the key would travel in the open")
+
+    def download_hosts(self) -> tuple[str, ...]:
+        hosts = [host.lower().strip("[]") for host in self.words("PROVIDER_DOWNLOAD_HOSTS")]
+        for host in hosts:
+            if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+                self.wrong(
+                    "PROVIDER_DOWNLOAD_HOSTS",
+                    f"must list host names such as media.example.com or *.example.com, without scheme and port; "
+                    f"{host!r} is none",
+                )
+        return tuple(hosts) or _DEFAULTS["provider_download_hosts"]
+
+    def target_model(self, name: str, family: Literal["vc", "vd"], voices: str) -> str:
+        value = self.text(name)
+        if value is None:
+            return cast(str, _DEFAULTS[name.lower()])
+        if model_family(value) != family:
+            self.wrong(name, f"must be a model for {voices} voices (qwen3-tts-{family}-…), not {value!r}")
+        return value
+
+    def modal_url(self, name: str, mode: ProviderMode) -> str | None:
+        return self.url(name, required="TTS_PROVIDER_MODE is modal" if mode == "modal" else None)
+
+    def storage(self) -> StorageSettings:
+        references = self.bucket("STORAGE_BUCKET_REFERENCES", "references")
+        generations = self.bucket("STORAGE_BUCKET_GENERATIONS", "generations")
+        value = self.text("STORAGE_URL")
+        nowhere = StorageSettings(kind="disk")
+        rule = "must be s3://?endpoint=…&region=… or file:///an/absolute/path"
+        if value is None:
+            self.missing("STORAGE_URL", "it says where audio is kept, as s3://?endpoint=…&region=… or file:///path")
+            return nowhere
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            self.wrong("STORAGE_URL", rule)
+            return nowhere
+        if "@" in parts.netloc:
+            self.wrong("STORAGE_URL", "must not hold credentials; they are read from the usual AWS variables")
+            return nowhere
+        if parts.scheme == "file":
+            root = unquote(parts.path)
+            plain = not parts.query and not parts.fragment and "\0" not in root
+            if parts.netloc not in {"", "localhost"} or not root.startswith("/") or not plain:
+                self.wrong("STORAGE_URL", rule)
+                return nowhere
+            return StorageSettings(kind="disk", root=root, bucket_references=references, bucket_generations=generations)
+        if parts.scheme != "s3":
+            self.wrong("STORAGE_URL", rule)
+            return nowhere
+        if parts.netloc or parts.path.strip("/") or parts.fragment:
+            self.wrong("STORAGE_URL", f"{rule}; buckets have variables of their own")
+            return nowhere
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if unknown := sorted(options.keys() - {"endpoint", "region"}):
+            self.wrong("STORAGE_URL", f"knows the options endpoint and region, not {_any_of(unknown)}")
+        endpoint = options.get("endpoint") or None
+        if endpoint:
+            self.split_url("The endpoint of STORAGE_URL", endpoint, ("https", "http"))
+        return StorageSettings(
+            kind="s3",
+            endpoint=endpoint and endpoint.rstrip("/"),
+            region=options.get("region") or None,
+            bucket_references=references,
+            bucket_generations=generations,
+        )
+
+    def bucket(self, name: str, default: str) -> str:
+        value = self.text(name) or default
+        if not _BUCKET_NAME.fullmatch(value) or ".." in value:
+            self.wrong(name, f"must be a bucket's name (letters, digits, dots, dashes), not {value!r}")
+        return value
+
+    def public_base_url(self) -> str | None:
+        value = self.url("PUBLIC_BASE_URL")
+        if value and ("?" in value or "#" in value):
+            self.wrong("PUBLIC_BASE_URL", "must not hold a query or a fragment")
+        return value and value.rstrip("/")
+
+    def origins(self) -> tuple[str, ...]:
+        return tuple(origin for item in self.words("CORS_ALLOW_ORIGINS") if (origin := self.origin(item)) is not None)
+
+    def origin(self, value: str) -> str | None:
+        """An origin as browsers send it: lower case, no default port, no slash at its end."""
+        if value == "*":
+            return value
+        parts = self.split_url("CORS_ALLOW_ORIGINS", value, ("https", "http"))
+        if parts is None:
+            return None
+        if parts.path not in {"", "/"} or parts.query or parts.fragment:
+            self.wrong("CORS_ALLOW_ORIGINS", f"must list origins such as https://app.example.com; {value!r} has a path")
+            return None
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        default_port = {"http": 80, "https": 443}[parts.scheme]
+        port = "" if parts.port in {None, default_port} else f":{parts.port}"
+        return f"{parts.scheme}://{host}{port}"
+
+    def forwarded_allow_ips(self) -> str:
+        items = self.words("FORWARDED_ALLOW_IPS")
+        for item in items:
+            if item != "*" and not _is_address(item):
+                self.wrong("FORWARDED_ALLOW_IPS", f"must list IP addresses, networks or *; {item!r} is none")
+        return ",".join(items) or _DEFAULTS["forwarded_allow_ips"]
+
+    def check_secrets(self, settings: Settings) -> None:
+        if not settings.auth_jwt_secret and not self.text("AUTH_JWKS_URL"):
+            self.problems.append(
+                "AUTH_JWT_SECRET or AUTH_JWKS_URL is missing: without one of them nobody's token can be checked."
+            )
+        if self.text("AUTH_JWKS_URL") and not settings.auth_jwt_secret and not settings.stream_ticket_secret:
+            self.missing(
+                "STREAM_TICKET_SECRET", "it is required where only AUTH_JWKS_URL is set, and the same in every process"
+            )
+
+
+def _any_of(words: tuple[str, ...] | list[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address or network."""
+    try:
+        ip_network(text, strict=False) if "/" in text else ip_address(text)
+    except ValueError:
+        return False
+    return True

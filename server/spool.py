@@ -1,0 +1,223 @@
+"""The durable copy of speech while it is being spoken.
+
+One writer per process gathers what every running synthesis has added and commits it with one statement per tick. The
+statement waits for nobody, and a stream that was cancelled or taken over drops out alone (design-evidence P0-2).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from server.announce import Announcer
+from server.database import REFUSED, Database
+from server.errors import DatabaseUnavailable
+from server.live import AudioLog
+from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.03
+ROW_BYTES = 256 * 1024
+STATEMENT_BYTES = 4 * 1024 * 1024
+FLUSH_SECONDS = 60.0
+
+# ``start = byte_length`` makes a gap, a repeat and a double commit impossible; SKIP LOCKED makes it wait for nobody;
+# the locked run row makes sure that no spool row appears after a cancel has deleted them.
+_APPEND = """
+WITH batch AS (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bytea[]) AS b (task_id, attempt, byte_offset, bytes)
+), span AS (
+    SELECT task_id, attempt, min(byte_offset) AS start, max(byte_offset + length(bytes)) AS stop
+      FROM batch GROUP BY task_id, attempt
+), held AS (
+    SELECT r.task_id, s.stop
+      FROM internal.runs r
+      JOIN span s ON s.task_id = r.task_id AND s.attempt = r.attempt AND s.start = r.byte_length
+     WHERE r.state = 'speaking'
+     ORDER BY r.task_id
+       FOR NO KEY UPDATE OF r SKIP LOCKED
+), moved AS (
+    UPDATE internal.runs r SET byte_length = h.stop, beat_at = now()
+      FROM held h WHERE r.task_id = h.task_id
+    RETURNING r.task_id, r.attempt, r.byte_length
+), inserted AS (
+    INSERT INTO internal.spool (task_id, attempt, byte_offset, bytes)
+    SELECT b.task_id, b.attempt, b.byte_offset, b.bytes FROM batch b JOIN moved m USING (task_id, attempt)
+)
+SELECT task_id, byte_length FROM moved
+"""
+_WHERE_IT_STANDS = """
+SELECT task_id, attempt, state, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])
+"""
+
+
+class _Row(NamedTuple):
+    log: AudioLog
+    byte_offset: int
+    audio: bytes
+
+
+class SpoolWriter:
+    """Makes the audio of this process's syntheses durable, all of them together."""
+
+    def __init__(self, database: Database, announcer: Announcer, metrics: Metrics) -> None:
+        self._database = database
+        self._announcer = announcer
+        self._metrics = metrics
+        self._writing: dict[AudioLog, Callable[[], None]] = {}
+        self._grown: dict[AudioLog, None] = {}
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    @contextmanager
+    def writing(self, log: AudioLog, lost: Callable[[], None]) -> Iterator[None]:
+        """Keep ``log`` durable while the context is open; ``lost()`` when its run is no longer ours."""
+        self._writing[log] = lost
+        try:
+            yield
+        finally:
+            del self._writing[log]
+            self._grown.pop(log, None)
+
+    def grew(self, log: AudioLog) -> None:
+        """``log`` has new bytes. The first ones are written without waiting for the tick: nobody hears them before."""
+        self._grown[log] = None
+        self._wake.set()
+        if not log.durable:
+            self._urgent.set()
+
+    async def flush(self, log: AudioLog) -> None:
+        """Return when every byte of ``log`` is committed.
+
+        Raises:
+            DatabaseUnavailable: After a minute of trying.
+        """
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while log.durable < log.length:
+                    self.grew(log)
+                    self._urgent.set()
+                    await log.next_commit()
+        except TimeoutError as exc:
+            raise DatabaseUnavailable("The audio could not be kept. Please try again.") from exc
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._wake.wait()
+            await self._tick_or_urgent()
+            self._wake.clear()
+            self._urgent.clear()
+            batch = self._gather()
+            if batch:
+                await self._commit(batch)
+
+    async def _tick_or_urgent(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_SECONDS):
+                await self._urgent.wait()
+        except TimeoutError:
+            pass
+
+    def _gather(self) -> list[_Row]:
+        """Everything not yet durable, cut into rows, up to one statement's worth; the rest waits for the next."""
+        batch: list[_Row] = []
+        size = 0
+        grown, self._grown = self._grown, {}
+        for log in grown:
+            start, stop = log.durable, log.length
+            while start < stop and size < STATEMENT_BYTES:
+                audio = log.read(start, min(stop, start + ROW_BYTES))
+                batch.append(_Row(log, start, audio))
+                start += len(audio)
+                size += len(audio)
+            if start < stop:
+                self._grown[log] = None
+                self._wake.set()
+                self._urgent.set()
+        return batch
+
+    async def _commit(self, batch: list[_Row]) -> None:
+        """Bring one frozen batch to a known end, however long the database is away.
+
+        Frozen, because a commit whose answer was lost must be repeated as it was: the comparison then refuses it
+        and the run's length says what was kept.
+        """
+        columns = (
+            [row.log.task_id for row in batch],
+            [row.log.attempt for row in batch],
+            [row.byte_offset for row in batch],
+            [row.audio for row in batch],
+        )
+        ends = {row.log: row.byte_offset + len(row.audio) for row in batch}
+        pause = 0.05
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    kept = {row["task_id"]: row["byte_length"] for row in await connection.fetch(_APPEND, *columns)}
+                    missing = [log for log in ends if log.task_id not in kept]
+                    standing = await self._where_they_stand(connection, missing)
+                break
+            except REFUSED as exc:
+                logger.warning("spool write failed, trying again", extra={"reason": type(exc).__name__})
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+        for log, stop in ends.items():
+            if log.task_id in kept:
+                log.committed(stop)
+            else:
+                self._settle(log, stop, standing.get(log.task_id))
+        self._announcer.spread(kept)
+
+    @staticmethod
+    async def _where_they_stand(
+        connection: "Connection", missing: list[AudioLog]
+    ) -> dict[UUID, tuple[int, str, int]]:
+        if not missing:
+            return {}
+        rows = await connection.fetch(_WHERE_IT_STANDS, [log.task_id for log in missing])
+        return {row["task_id"]: (row["attempt"], row["state"], row["byte_length"]) for row in rows}
+
+    def _settle(self, log: AudioLog, stop: int, standing: tuple[int, str, int] | None) -> None:
+        if standing is None or standing[:2] != (log.attempt, "speaking"):
+            if lost := self._writing.get(log):
+                lost()
+        elif standing[2] == stop:
+            log.committed(stop)
+        elif log in self._writing:
+            # Somebody holds the row for a moment; these bytes go with the next tick.
+            self._grown[log] = None
+            self._wake.set()
+
+
+async def read_spool(
+    database: Database, task_id: UUID, attempt: int, *, start: int = 0
+) -> AsyncIterator[bytes]:
+    """The durable payload of one attempt from byte ``start`` on, in order, a few rows at a time."""
+    while True:
+        async with database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT byte_offset, bytes FROM internal.spool
+                    WHERE task_id = $1 AND attempt = $2
+                      AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
+                            WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
+                    ORDER BY byte_offset LIMIT 16""",
+                task_id,
+                attempt,
+                start,
+            )
+        fresh = False
+        for row in rows:
+            part = row["bytes"][start - row["byte_offset"] :]
+            if part:
+                fresh = True
+                start += len(part)
+                yield part
+        if not fresh:
+            return

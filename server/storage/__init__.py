@@ -1,0 +1,149 @@
+"""The object store: where references and finished audio live for good.
+
+An object appears under its key whole or not at all, and storing the same bytes twice is storing them once. What a
+library raises becomes `StorageUnavailable` here; an object that is not there is `NotFound`, or None from ``head``.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Protocol
+from urllib.parse import quote
+
+from server.errors import TooLarge
+from server.settings import StorageSettings
+
+#: Written and read by ``probe``; never listed.
+PROBE_KEY = "probe/ready"
+PROBE_BYTES = b"ready"
+LONGEST_SEGMENT_BYTES = 200  # file systems allow 255, and what lies beside a file adds to its name
+
+
+class Bucket(Enum):
+    """The two buckets by their fixed names; the operator's own names for them stand in the settings."""
+
+    REFERENCES = "references"
+    GENERATIONS = "generations"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object. ``content_type`` is None in a listing, which does not know it; ``modified`` is in UTC."""
+
+    key: str
+    size: int
+    modified: datetime
+    content_type: str | None = None
+
+
+class ObjectStore(Protocol):
+    """Objects in two buckets.
+
+    Every call ends within a deadline and raises `StorageUnavailable` where the store refused or did not answer.
+    """
+
+    @property
+    def public(self) -> bool:
+        """Whether somebody far away (a provider) can fetch a signed link."""
+
+    async def put(
+        self, bucket: Bucket, key: str, body: bytes | AsyncIterator[bytes], *, content_type: str, size: int
+    ) -> None:
+        """Store ``size`` bytes under ``key``, replacing what is there. Durable when it returns.
+
+        Nothing is stored if ``body`` raises. A caller cancelled in the last moment may still leave the whole object.
+
+        Raises:
+            ValueError: If ``body`` holds more or fewer bytes than ``size``, or the key is none.
+        """
+
+    def open(
+        self, bucket: Bucket, key: str, *, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The bytes from ``start`` up to ``stop`` (or the end), in slices; none where the object is shorter.
+
+        Raises:
+            NotFound: On entering, if there is no such object.
+        """
+
+    async def read(self, bucket: Bucket, key: str, *, limit: int) -> bytes:
+        """A whole object of at most ``limit`` bytes.
+
+        Raises:
+            NotFound: If there is no such object.
+            TooLarge: If it is larger.
+        """
+
+    async def head(self, bucket: Bucket, key: str) -> StoredObject | None:
+        """What is stored under a key, None for nothing."""
+
+    async def delete(self, bucket: Bucket, key: str) -> None:
+        """Remove an object; one that is not there is removed already."""
+
+    def list(self, bucket: Bucket) -> AsyncIterator[StoredObject]:
+        """Every object of a bucket, in no particular order."""
+
+    async def signed_get(
+        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = ""
+    ) -> str:
+        """A link that downloads the object as ``filename``, as often as one likes until it expires.
+
+        Args:
+            base_url: Where browsers reach this server, for a store whose links lead to it; "" makes those relative.
+        """
+
+    async def signed_put(self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str) -> str:
+        """A link to which anybody may PUT the object, with whatever Content-Type. Absolute."""
+
+    async def probe(self) -> None:
+        """Prove both buckets by writing and reading a small object."""
+
+
+def bucket_names(settings: StorageSettings) -> dict[Bucket, str]:
+    """The operator's name for each bucket."""
+    return {Bucket.REFERENCES: settings.bucket_references, Bucket.GENERATIONS: settings.bucket_generations}
+
+
+def key_segments(key: str) -> list[str]:
+    """The parts of a key, each of them fit to be a plain file name.
+
+    Raises:
+        ValueError: If the key could lead anywhere but below its bucket.
+    """
+    segments = key.split("/")
+    for segment in segments:
+        if (
+            not segment
+            or segment.startswith(".")
+            or re.search(r"[\x00-\x1f\x7f\\:\ud800-\udfff]", segment)
+            or len(segment.encode()) > LONGEST_SEGMENT_BYTES
+        ):
+            raise ValueError("An object's key is a relative path without dots in front of its parts.")
+    return segments
+
+
+async def collect(chunks: AsyncIterator[bytes], *, limit: int) -> bytes:
+    """All chunks as one.
+
+    Raises:
+        TooLarge: As soon as there are more than ``limit`` bytes.
+    """
+    whole = bytearray()
+    async for chunk in chunks:
+        whole += chunk
+        if len(whole) > limit:
+            raise TooLarge("The file is too large.")
+    return bytes(whole)
+
+
+def content_disposition(filename: str) -> str:
+    """``attachment`` with a name that every browser understands (RFC 6266, RFC 8187). Pure ASCII, whatever comes in."""
+    name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", filename) or "audio"
+    plain = re.sub(r'["%]', "_", name.encode("ascii", "replace").decode("ascii").replace("?", "_"))
+    header = f'attachment; filename="{plain}"'
+    if plain == name:
+        return header
+    return f"{header}; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"

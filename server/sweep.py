@@ -1,0 +1,163 @@
+"""What other processes left behind: dead ones' runs move on, lost jobs are deferred again, old rows go.
+
+Every process sweeps; nothing is taken twice, because each step is a guarded statement of its own. Only the database's
+clock counts.
+"""
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from server.announce import Announcer
+from server.database import REFUSED, Database
+from server.errors import Category
+from server.jobs.synthesize import RESTARTED
+from server.metrics import Metrics
+from server.queue import Queue
+from server.records import removals, speech
+from server.settings import Deadlines
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+# A worker that died before the first byte is replaced once (design §7); after that the text itself is suspect.
+ATTEMPTS = 2
+HOUSEKEEPING_EVERY = 12
+REMOVAL_OVERDUE_SECONDS = 60.0
+
+
+class Sweeper:
+    """Looks every few seconds until cancelled."""
+
+    def __init__(
+        self, database: Database, queue: Queue, announcer: Announcer, metrics: Metrics, deadlines: Deadlines
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._announcer = announcer
+        self._metrics = metrics
+        self._deadlines = deadlines
+
+    async def run(self) -> None:
+        rounds = 0
+        while True:
+            try:
+                await self.sweep()
+                if rounds % HOUSEKEEPING_EVERY == 0:
+                    await self.clean()
+                rounds += 1
+            except REFUSED as exc:
+                logger.warning("sweep failed", extra={"reason": repr(exc)})
+            await asyncio.sleep(self._deadlines.sweep_every_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def sweep(self) -> None:
+        """One look at every run that should have moved."""
+        for task_id, attempt, byte_length in await self._lost():
+            await self._take_from_the_dead(task_id, attempt, byte_length)
+        for task_id in await self._waited_too_long():
+            await self._end(task_id, "Nobody was free to speak this in time. Please try again.", "provider_unavailable")
+        await self._restart_jobs()
+        async with self._database.transaction() as connection:
+            self._metrics.queue_depth(await self._queue.depth(connection))
+            for bucket, object_key in await removals.overdue(connection, REMOVAL_OVERDUE_SECONDS):
+                await self._queue.defer(connection, speech.REMOVE_JOB, bucket=bucket, object_key=object_key)
+
+    async def _lost(self) -> list[tuple[UUID, int, int]]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT task_id, attempt, byte_length FROM internal.runs
+                    WHERE state = 'speaking' AND beat_at < now() - make_interval(secs => $1)""",
+                self._deadlines.lost_after_seconds,
+            )
+        return [(row["task_id"], row["attempt"], row["byte_length"]) for row in rows]
+
+    async def _take_from_the_dead(self, task_id: UUID, attempt: int, byte_length: int) -> None:
+        if byte_length == 0 and attempt < ATTEMPTS:
+            async with self._database.transaction() as connection:
+                back = await speech.put_back(connection, self._queue, task_id, attempt, reason="its process died")
+            logger.warning("run taken from a dead process", extra={"task_id": str(task_id), "put_back": back})
+            self._announcer.changed(task_id)
+        else:
+            await self._end(task_id, RESTARTED, "internal", attempt=attempt)
+
+    async def _waited_too_long(self) -> list[UUID]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT task_id FROM internal.runs
+                    WHERE state = 'queued' AND job_name = $2 AND created_at < now() - make_interval(secs => $1)""",
+                self._deadlines.queue_seconds,
+                speech.SYNTHESIZE_JOB,
+            )
+        return [row["task_id"] for row in rows]
+
+    async def _end(
+        self, task_id: UUID, detail: str, category: Category, *, attempt: int | None = None
+    ) -> None:
+        try:
+            async with self._database.transaction() as connection:
+                ended = await speech.end(
+                    connection, task_id, status="failed", detail=detail, category=category, attempt=attempt
+                )
+        except speech.Fenced:
+            return
+        if ended.here:
+            logger.warning("run ended by the sweep", extra={"task_id": str(task_id), "category": category})
+            self._metrics.task_ended("qwen", "failed", category)
+        self._announcer.changed(task_id)
+
+    async def _restart_jobs(self) -> None:
+        """Runs that wait for a job which is not in the queue (any more). Twice is harmless by the job's own guards."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                """UPDATE internal.runs SET beat_at = now()
+                    WHERE task_id IN (
+                        SELECT r.task_id FROM internal.runs r
+                         WHERE r.state IN ('queued', 'spoken') AND r.beat_at < now() - make_interval(secs => $1)
+                           AND NOT EXISTS (SELECT 1 FROM internal.procrastinate_jobs j
+                                            WHERE j.status = 'todo' AND j.args ->> 'task_id' = r.task_id::text)
+                           FOR NO KEY UPDATE OF r SKIP LOCKED)
+                RETURNING task_id, attempt, state, job_name, object_key""",
+                self._deadlines.idle_run_seconds,
+            )
+            for row in rows:
+                logger.warning("job lost, deferred again", extra={"task_id": str(row["task_id"])})
+                if row["state"] == "spoken":
+                    await speech.defer_finalize(connection, self._queue, row["task_id"], row["object_key"])
+                else:
+                    await speech.start_job(connection, self._queue, row["job_name"], row["task_id"], row["attempt"])
+
+    async def clean(self) -> None:
+        """What has served its time goes."""
+        async with self._database.connection() as connection:
+            for statement, arguments in self._housekeeping():
+                await connection.execute(statement, *arguments)
+
+    def _housekeeping(self) -> list[tuple[str, tuple[float, ...]]]:
+        deadlines = self._deadlines
+        return [
+            (
+                """DELETE FROM public.tasks WHERE deleted_at < now() - make_interval(secs => $1)
+                      AND status NOT IN ('pending', 'processing')""",
+                (deadlines.keep_hidden_seconds,),
+            ),
+            ("DELETE FROM internal.idempotency WHERE created_at < now() - interval '24 hours'", ()),
+            (
+                """WITH expired AS (
+                       DELETE FROM internal.runs
+                        WHERE state = 'unstored' AND spoken_at < now() - make_interval(secs => $1) RETURNING task_id)
+                   DELETE FROM internal.spool WHERE task_id IN (SELECT task_id FROM expired)""",
+                (deadlines.finalize_seconds + deadlines.keep_unstored_seconds,),
+            ),
+            # Jobs of processes that died hard; their runs have long moved on.
+            (
+                """SELECT internal.procrastinate_finish_job_v1(j.id, 'aborted', true)
+                     FROM internal.procrastinate_jobs j
+                     LEFT JOIN internal.procrastinate_workers w ON w.id = j.worker_id
+                    WHERE j.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - interval '1 hour')""",
+                (),
+            ),
+        ]

@@ -1,0 +1,35 @@
+"""What the provider tests share: settings that point at the simulator, without a database."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.dev.simulator import API_KEY, Simulator
+from server.settings import Deadlines, Settings, StorageSettings
+
+VC_REALTIME = "qwen3-tts-vc-realtime-2026-01-15"
+VC_HTTP = "qwen3-tts-vc-2026-01-22"
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def provider_settings(simulator: Simulator) -> MakeSettings:
+    """Makes settings for the simulator; keywords that name a deadline set it, all others set a setting."""
+    base = Settings(
+        database_url="postgresql://nowhere",
+        storage=StorageSettings(kind="disk", root="/nowhere"),
+        dashscope_api_key=API_KEY,
+        dashscope_base_url=simulator.base_url,
+        dashscope_ws_url=f"ws{simulator.base_url.removeprefix('http')}/api-ws/v1/realtime",
+        provider_download_hosts=("127.0.0.1",),
+    )
+
+    def make(**changes: Any) -> Settings:
+        names = {field.name for field in dataclasses.fields(Deadlines)}
+        deadlines = {name: changes.pop(name) for name in list(changes) if name in names}
+        return dataclasses.replace(base, deadlines=dataclasses.replace(base.deadlines, **deadlines), **changes)
+
+    return make

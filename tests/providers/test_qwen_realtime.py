@@ -1,0 +1,403 @@
+"""The realtime lane over a real socket, against a provider that misbehaves in every way we know of."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
+from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
+from server.providers.errors import ProviderMisconfigured
+from server.providers.pacing import Pacer
+from server.providers.qwen_realtime import QwenRealtime, RealtimeSpeech
+from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus, may_start_again
+
+from .conftest import VC_REALTIME, MakeSettings
+
+TEXT = "Good morning. This is a test."
+REQUEST = SpeechRequest(text=TEXT, voice="qwen-tts-vc-narrator-voice-1", model=VC_REALTIME, language="English")
+PCM = msgspec.structs.replace(REQUEST, response_format="pcm")
+
+
+@pytest.fixture
+def provider(provider_settings: MakeSettings) -> QwenRealtime:
+    return QwenRealtime(provider_settings(), Pacer(6000))
+
+
+async def heard(provider: QwenRealtime, request: SpeechRequest = REQUEST) -> list[SpeechEvent]:
+    """Everything one speech says."""
+    async with provider.speak(request) as speech:
+        return [event async for event in speech]
+
+
+def audio_of(events: list[SpeechEvent]) -> bytes:
+    return b"".join(event.audio for event in events if isinstance(event, AudioDelta))
+
+
+async def failed(
+    provider: QwenRealtime, request: SpeechRequest = REQUEST
+) -> tuple[ProviderError, RealtimeSpeech, list[SpeechEvent]]:
+    """The error that a speech ends in, the speech, and what was heard before."""
+    events: list[SpeechEvent] = []
+    async with provider.speak(request) as speech:
+        with pytest.raises(ProviderError) as caught:
+            async for event in speech:
+                events.append(event)
+        with pytest.raises(StopAsyncIteration):
+            await anext(speech)
+    assert not any(isinstance(event, SpeechEnd) for event in events)
+    return caught.value, speech, events
+
+
+def closed(calls: list[dict[str, Any]]) -> bool:
+    return bool(calls) and all("closed_at" in call for call in calls)
+
+
+async def test_whole_speech_arrives_with_its_facts(provider: QwenRealtime, simulator: Simulator) -> None:
+    events = await heard(provider)
+    statuses = [event.provider_status for event in events if isinstance(event, SpeechStatus)]
+    assert statuses == ["ws_connecting", "session_updated", "streaming", "finalizing"]
+    assert events[1] == SpeechStatus("session_updated", 24000)
+    end = events[-1]
+    assert isinstance(end, SpeechEnd)
+    [call] = simulator.calls
+    assert len(audio_of(events)) == call["audio_bytes"] == end.facts["audio_bytes"] > 0
+    assert end.facts["usage"] == {"characters": len(TEXT)}
+    assert end.facts["session_id"]
+    assert (call["model"], call["voice"], call["text"]) == (REQUEST.model, REQUEST.voice, TEXT)
+    assert (call["language"], call["format"], call["sample_rate"]) == ("English", "mp3", 24000)
+    await simulator.until(closed)
+
+
+async def test_samples_are_the_same_however_they_are_cut(provider: QwenRealtime, simulator: Simulator) -> None:
+    whole = audio_of(await heard(provider, PCM))
+    for behaviour in ({"cycles": 3}, {"delta_sizes": [1, 3, 1001]}, {"repeat_done": 2}, {"extra_fields": True}):
+        simulator.behave("realtime", {**behaviour, "unknown_events": True})
+        events = await heard(provider, PCM)
+        assert audio_of(events) == whole
+        end = events[-1]
+        assert isinstance(end, SpeechEnd)
+        assert end.facts["usage"] == {"characters": len(TEXT)}
+        assert end.facts["responses"] == behaviour.get("cycles", 1)
+
+
+async def test_deltas_of_a_megabyte_are_taken(provider: QwenRealtime, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"delta_bytes": 3 << 20, "minimum_bytes": 7 << 20})
+    events = await heard(provider, PCM)
+    assert max(len(event.audio) for event in events if isinstance(event, AudioDelta)) == 3 << 20
+    assert len(audio_of(events)) >= 7 << 20
+
+
+async def test_session_left_open_after_its_end_is_closed_by_us(provider: QwenRealtime, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"after_finished": "stay_open"})
+    await heard(provider)
+    await simulator.until(closed)
+    assert simulator.calls[0]["close_code"] == 1000
+
+
+async def test_workspace_and_key_travel_in_the_headers(provider_settings: MakeSettings) -> None:
+    """A server of our own, because the simulator does not show headers."""
+    request_line, headers = "", {}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal request_line
+        request_line = (await reader.readline()).decode()
+        while line := (await reader.readline()).decode().strip():
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        body = b'{"code":"NOT AUTHORIZED","message":"no"}'
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nX-Request-Id: r-7\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    async with local_server(answer) as port:
+        settings = provider_settings(
+            dashscope_ws_url=f"ws://127.0.0.1:{port}/api-ws/v1/realtime",
+            dashscope_workspace="ws-1",
+            dashscope_api_key="sk-secret",
+        )
+        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert type(error) is ProviderMisconfigured
+    assert error.diagnostics["request_id"] == "r-7"
+    assert request_line.split()[1] == f"/api-ws/v1/realtime?model={VC_REALTIME}"
+    assert headers["authorization"] == "Bearer sk-secret"
+    assert headers["x-dashscope-workspace"] == "ws-1"
+    assert "sec-websocket-extensions" not in headers
+
+
+@asynccontextmanager
+async def local_server(answer: Any) -> AsyncIterator[int]:
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "throttled"),
+    [
+        (401, ProviderMisconfigured, False),
+        (403, ProviderMisconfigured, False),
+        (404, ProviderMisconfigured, False),
+        (429, ProviderUnavailable, True),
+        (500, ProviderUnavailable, False),
+        (503, ProviderUnavailable, False),
+    ],
+)
+async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes(
+    provider: QwenRealtime, simulator: Simulator, status: int, kind: type[ProviderError], throttled: bool
+) -> None:
+    simulator.behave("realtime", {"refuse": status})
+    error, speech, events = await failed(provider)
+    assert type(error) is kind
+    assert error.throttled is throttled
+    assert error.diagnostics["http_status"] == status
+    assert events == [SpeechStatus("ws_connecting")]
+    assert not speech.text_sent
+    assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=speech.audio_bytes) is error.retryable
+
+
+async def test_operator_is_told_of_a_wrong_key(
+    provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    from server.providers import errors
+
+    errors.operator_alarm = errors.OperatorAlarm()
+    provider = QwenRealtime(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000))
+    with caplog.at_level(logging.DEBUG):
+        error, _, _ = await failed(provider)
+    assert type(error) is ProviderMisconfigured
+    assert "operator" in error.detail
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "refuses this service" in record.getMessage()
+    assert "sk-wrong" not in caplog.text
+
+
+FAULTS: list[tuple[dict[str, Any], type[ProviderError], bool]] = [
+    ({"do": "error", "code": "InternalError"}, ProviderUnavailable, False),
+    ({"do": "error", "code": "Throttling.RateQuota"}, ProviderUnavailable, True),
+    ({"do": "error", "code": "DataInspectionFailed"}, ProviderRejected, False),
+    ({"do": "error", "code": "CLIENT_ERROR", "message": ENGINE_411}, ProviderRejected, False),
+    ({"do": "close", "code": 1000}, ProviderUnavailable, False),
+    ({"do": "close", "code": 1007, "reason": "Model not found."}, ProviderMisconfigured, False),
+    ({"do": "close", "code": 1011, "reason": TOO_MANY}, ProviderUnavailable, True),
+    ({"do": "close", "code": 1011, "reason": TO_MANY}, ProviderUnavailable, True),
+    ({"do": "abort"}, ProviderUnavailable, False),
+    ({"do": "binary"}, ProviderUnavailable, False),
+    ({"do": "invalid_json"}, ProviderUnavailable, False),
+    ({"do": "invalid_base64"}, ProviderUnavailable, False),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "throttled"), FAULTS)
+@pytest.mark.parametrize("when", [{"at": "audio"}, {"after_deltas": 2}], ids=["before_audio", "after_audio"])
+async def test_fault_ends_the_speech_with_its_reason(
+    provider: QwenRealtime,
+    simulator: Simulator,
+    fault: dict[str, Any],
+    kind: type[ProviderError],
+    throttled: bool,
+    when: dict[str, Any],
+) -> None:
+    simulator.behave("realtime", {**fault, **when, "delta_bytes": 1000})
+    error, speech, events = await failed(provider)
+    assert type(error) is kind
+    assert error.throttled is throttled
+    heard_bytes = len(audio_of(events))
+    assert heard_bytes == speech.audio_bytes == (2000 if "after_deltas" in when else 0)
+    assert error.diagnostics["session_id"]
+    assert error.diagnostics["event_id"]
+    assert error.diagnostics["text_sent"] is True
+    # The text was sent, so only a throttle without a byte may start again.
+    again = may_start_again(error, text_sent=speech.text_sent, bytes_heard=heard_bytes)
+    assert again is (throttled and not heard_bytes)
+    await simulator.until(closed)
+
+
+@pytest.mark.parametrize("at", ["open", "created", "update"])
+@pytest.mark.parametrize(
+    "fault", [{"do": "close", "code": 1011}, {"do": "abort"}, {"do": "invalid_json"}, {"do": "error", "code": "X"}]
+)
+async def test_fault_before_the_text_was_sent_may_start_again(
+    provider: QwenRealtime, simulator: Simulator, at: str, fault: dict[str, Any]
+) -> None:
+    simulator.behave("realtime", {**fault, "at": at})
+    error, speech, _ = await failed(provider)
+    assert not speech.text_sent
+    assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
+    assert simulator.calls[0]["text"] == ""
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        {"audio": False},
+        {"response": False},
+        {"response_status": "failed"},
+        {"response_status": "incomplete"},
+        {"do": "close", "at": "response_end", "code": 1000},
+        {"do": "abort", "at": "response_end"},
+    ],
+)
+async def test_end_that_lacks_one_of_the_three_facts_is_a_failure(
+    provider: QwenRealtime, simulator: Simulator, behaviour: dict[str, Any]
+) -> None:
+    simulator.behave("realtime", behaviour)
+    error, _, _ = await failed(provider)
+    assert type(error) is ProviderUnavailable
+
+
+@pytest.mark.parametrize(
+    ("fault", "deadline", "code", "kind"),
+    [
+        ({"at": "created"}, {"silence_seconds": 0.2}, "silence", ProviderUnavailable),
+        ({"at": "audio"}, {"first_delta_seconds": 0.2}, "no_first_delta", ProviderTimeout),
+        ({"after_deltas": 2}, {"silence_seconds": 0.2}, "silence", ProviderTimeout),
+        ({"after_deltas": 2}, {"session_seconds": 0.3, "session_seconds_per_char": 0}, "session_too_long", ProviderTimeout),
+    ],
+)  # fmt: skip
+async def test_silence_ends_at_the_nearest_deadline(
+    provider_settings: MakeSettings,
+    simulator: Simulator,
+    fault: dict[str, Any],
+    deadline: dict[str, float],
+    code: str,
+    kind: type[ProviderError],
+) -> None:
+    simulator.behave("realtime", {"do": "silence", **fault, "delta_bytes": 1000})
+    error, speech, _ = await failed(QwenRealtime(provider_settings(**deadline), Pacer(6000)))
+    assert type(error) is kind
+    assert error.diagnostics["code"] == code
+    assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=speech.audio_bytes) is not speech.text_sent
+    await simulator.until(closed, timeout_seconds=2)
+
+
+async def test_audio_that_drips_past_the_session_deadline_is_cut(
+    provider_settings: MakeSettings, simulator: Simulator
+) -> None:
+    simulator.behave("realtime", {"speed": 0.5, "delta_bytes": 500})
+    settings = provider_settings(session_seconds=0.5, session_seconds_per_char=0)
+    error, speech, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert type(error) is ProviderTimeout
+    assert error.diagnostics["code"] == "session_too_long"
+    assert speech.audio_bytes > 0
+
+
+async def test_other_events_do_not_count_as_the_first_delta(
+    provider_settings: MakeSettings, simulator: Simulator
+) -> None:
+    events = [{"do": "event", "at": "audio", "event": {"type": "keep.alive"}}, {"do": "silence", "at": "audio"}]
+    simulator.behave("realtime", {"faults": events})
+    settings = provider_settings(first_delta_seconds=0.2)
+    error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert error.diagnostics["code"] == "no_first_delta"
+
+
+async def test_refused_connection_may_be_tried_again(provider_settings: MakeSettings) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"ws://127.0.0.1:{unused.getsockname()[1]}/api-ws/v1/realtime"
+        error, speech, _ = await failed(QwenRealtime(provider_settings(dashscope_ws_url=address), Pacer(6000)))
+    assert type(error) is ProviderUnavailable
+    assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
+
+
+async def test_server_that_never_answers_the_upgrade_is_given_up(provider_settings: MakeSettings) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with local_server(say_nothing) as port:
+        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x", connect_seconds=0.2)
+        error, speech, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert type(error) is ProviderUnavailable
+    assert error.diagnostics["code"] == "connect_timeout"
+    assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
+
+
+async def test_redirected_upgrade_is_not_followed(provider_settings: MakeSettings, simulator: Simulator) -> None:
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % simulator.base_url.encode())
+        await writer.drain()
+        writer.close()
+
+    async with local_server(redirect) as port:
+        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x")
+        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert type(error) is ProviderMisconfigured
+    assert simulator.calls == []
+
+
+async def test_leaving_closes_the_session_at_once(provider: QwenRealtime, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
+    loop = asyncio.get_running_loop()
+    async with provider.speak(REQUEST) as speech:
+        async for event in speech:
+            if isinstance(event, AudioDelta):
+                break
+        left = loop.time()
+    assert loop.time() - left < 0.5
+    await simulator.until(closed, timeout_seconds=1)
+
+
+async def test_cancelling_closes_the_session_at_once(provider: QwenRealtime, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
+    speaking = asyncio.create_task(heard(provider))
+    await simulator.deltas_sent(2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    speaking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await speaking
+    await simulator.until(closed, timeout_seconds=1)
+    assert loop.time() - began < 0.5
+
+
+async def test_cancelling_while_connecting_leaves_nothing_open(provider_settings: MakeSettings) -> None:
+    connected, gone = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        connected.set()
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async with local_server(say_nothing) as port:
+        provider = QwenRealtime(provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x"), Pacer(6000))
+        speaking = asyncio.create_task(heard(provider))
+        await asyncio.wait_for(connected.wait(), 5)
+        speaking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await speaking
+        await asyncio.wait_for(gone.wait(), 1)
+
+
+async def test_throttle_slows_the_next_starts(provider_settings: MakeSettings, simulator: Simulator) -> None:
+    pacer = Pacer(6000)
+    provider = QwenRealtime(provider_settings(), pacer)
+    simulator.behave("realtime", {"refuse": 429})
+    await failed(provider)
+    assert pacer.starts_per_minute == pytest.approx(3000, rel=0.05)
+
+
+async def test_frame_over_the_cap_is_refused(
+    provider: QwenRealtime, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator.behave("realtime", {"delta_bytes": 13 << 20, "minimum_bytes": 13 << 20})
+    error, _, events = await failed(provider, PCM)
+    assert error.diagnostics["code"] == "protocol_violation"
+    assert audio_of(events) == b""
+
+
+async def test_many_sessions_speak_at_once(provider: QwenRealtime, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"faults": []}, times=0)
+    async with asyncio.TaskGroup() as group:
+        speeches = [group.create_task(heard(provider)) for _ in range(20)]
+    [audio] = {audio_of(speech.result()) for speech in speeches}
+    assert audio
