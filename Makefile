@@ -10,7 +10,7 @@ CLEAN = env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 TERM="$${TERM:-dumb}" TM
 .PHONY: dev test lint format bench clean
 
 dev:
-	@PYTHON="$(PYTHON)" tools/install dev
+	@PYTHON="$(PYTHON)" .ci/install dev
 	@$(RUN) server dev $(ARGS)
 
 test: lint
@@ -18,19 +18,19 @@ test: lint
 	@$(CLEAN) $(RUN) pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal $(ARGS)
 
 lint:
-	@PYTHON="$(PYTHON)" tools/install test
+	@PYTHON="$(PYTHON)" .ci/install test
 	@echo "Checking style and types…"
 	@$(CLEAN) $(RUN) ruff check --quiet
 	@$(CLEAN) $(RUN) ruff format --check --quiet
 	@$(CLEAN) $(RUN) mypy --no-error-summary
 
 format:
-	@PYTHON="$(PYTHON)" tools/install test
+	@PYTHON="$(PYTHON)" .ci/install test
 	@$(RUN) ruff check --fix --quiet
 	@$(RUN) ruff format --quiet
 
 bench:
-	@PYTHON="$(PYTHON)" tools/install test
+	@PYTHON="$(PYTHON)" .ci/install test
 	@$(RUN) bench $(ARGS)
 
 clean:

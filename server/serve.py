@@ -100,7 +100,7 @@ async def serve(settings: Settings) -> int:
 def run(settings: Settings) -> int:
     """`python -m server serve`."""
     logs.configure(settings.log_level, settings.log_format)
-    for weakness in settings.weaknesses():
+    for weakness in settings.weaknesses:
         logger.warning(weakness)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(settings))

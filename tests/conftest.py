@@ -10,17 +10,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 import psycopg
 import pytest
 from psycopg import sql
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
+from server.database import prepare
 from server.dev.postgres import PORT, USER, running_postgres, socket_url
 from server.dev.simulator import AT_ONCE, Simulator, running_simulator
 from server.settings import Settings
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.support import fast_folder, make_settings, open_to_all
 
 if TYPE_CHECKING:
@@ -240,3 +243,37 @@ async def simulator() -> AsyncIterator[Simulator]:
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
     """Settings of a server on this test's own database, simulator and folder; `make_settings` makes others."""
     return make_settings(database_url, simulator, tmp_path)
+
+
+# --- a running server -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """A server in this process, over a real socket, that nobody has talked to yet."""
+    async with running_gateway(settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncIterator[Client]:
+    """A signed-in user of that server, without any voice or history."""
+    async with gateway.client() as signed_in:
+        yield signed_in
+
+
+@pytest.fixture
+async def voice_id(database_url: str, client: Client) -> UUID:
+    """A cloned realtime voice of that user."""
+    return await insert_voice(database_url, client.user_id)
+
+
+@pytest.fixture
+async def rows(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection to look at (and meddle with) the rows behind the server's back."""
+    connection = await asyncpg.connect(database_url)
+    await prepare(connection)
+    try:
+        yield connection
+    finally:
+        await connection.close()

@@ -144,7 +144,7 @@ def test_the_procfile_releases_and_serves() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
     """A copy of what sets a machine up, and a pip that notes what it was asked for instead of installing it."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools/install"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     yield tmp_path
@@ -158,7 +158,7 @@ def program(path: Path, text: str) -> None:
 
 
 class Machine:
-    """A checkout and a PATH on which programs can be played; `run` is `tools/install` there."""
+    """A checkout and a PATH on which programs can be played; `run` is `.ci/install` there."""
 
     def __init__(self, checkout: Path) -> None:
         self.checkout = checkout
@@ -332,7 +332,7 @@ def test_make_test_hides_the_shells_variables_from_the_tests(checkout: Path) -> 
 
 
 def test_every_script_is_executable() -> None:
-    for name in (".ci/run", "tools/install"):
+    for name in (".ci/run", ".ci/install"):
         assert stat.S_IMODE((ROOT / name).stat().st_mode) & 0o111, name
 
 

@@ -55,7 +55,7 @@ def run(options: DevOptions, environ: Mapping[str, str]) -> int:
         with contextlib.ExitStack() as stack:
             url = options.database_url
             if url is None:
-                postgres = stack.enter_context(running_postgres(options.data_dir / "postgres", say=_say))
+                postgres = stack.enter_context(running_postgres(options.data_dir, say=_say))
                 url = postgres.url("postgres")
             with asyncio.Runner(loop_factory=serve.loop_factory()) as runner:
                 return runner.run(_serve(options, environ, url))

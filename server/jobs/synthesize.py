@@ -14,7 +14,7 @@ import anyio
 
 from server.audio import format_named
 from server.database import REFUSED
-from server.errors import ProviderError, UtterError, VoiceGone
+from server.errors import Category, ProviderError, UtterError, VoiceGone
 from server.live import AudioLog
 from server.parts import Parts
 from server.providers.speech import (
@@ -74,13 +74,23 @@ async def _give_back(parts: Parts, assignment: Assignment) -> None:
         )
 
     if not await parts.database.patiently(give_back, for_seconds=3.0):
-        await fail(parts, assignment, detail=RESTARTED, category="internal", facts={})
+        await fail(parts, assignment, detail=RESTARTED, category="internal", facts={}, for_seconds=3.0)
 
 
 async def fail(
-    parts: Parts, assignment: Assignment, *, detail: str, category: Any, facts: dict[str, Any]
+    parts: Parts,
+    assignment: Assignment,
+    *,
+    detail: str,
+    category: Category,
+    facts: dict[str, Any],
+    for_seconds: float | None = None,
 ) -> None:
-    """End this attempt as failed, unless something else has ended or taken it already."""
+    """End this attempt as failed, unless something else has ended or taken it already.
+
+    Args:
+        for_seconds: How long to wait for a lost database; the sweep of another process has what is left.
+    """
 
     async def end(connection: "Connection") -> bool:
         ended = await speech.end(
@@ -95,7 +105,7 @@ async def fail(
         return ended.here
 
     try:
-        if await parts.database.patiently(end):
+        if await parts.database.patiently(end, for_seconds=for_seconds):
             parts.metrics.task_ended(assignment.provider, "failed", category)
             logger.info("speech failed", extra={"task_id": str(assignment.task_id), "category": category, **facts})
     except Fenced:
@@ -132,6 +142,9 @@ class _Synthesis:
                 await self._failed(exc)
             except UtterError as exc:
                 await self._failed(exc)
+            except Exception:  # a mistake of ours ends this speech with words, not with a silent wait for the sweep
+                logger.exception("synthesis failed", extra={"task_id": str(assignment.task_id)})
+                await self._failed(UtterError())
             else:
                 await self._spoken(facts)
 

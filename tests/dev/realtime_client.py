@@ -1,12 +1,14 @@
 """A plain client of the realtime protocol, for tests of the simulator: it sends as told and keeps all it hears."""
 
 import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import mutagen.mp3
 import websockets
 from websockets.asyncio.client import ClientConnection
 
@@ -16,6 +18,17 @@ VC_REALTIME = "qwen3-tts-vc-realtime-2026-01-15"
 VD_REALTIME = "qwen3-tts-vd-realtime-2026-01-15"
 VOICE = "qwen-tts-vc-narrator-voice-20260101000000000-abcd"
 TEXT = "Hello there, this is a simulation. It says a second sentence, too. And a third one."
+
+
+def mp3_info(audio: bytes) -> Any:
+    """What an independent reader of MP3 finds in these bytes."""
+    file: Any = mutagen.mp3.MP3(io.BytesIO(audio))  # type: ignore[no-untyped-call]
+    return file.info
+
+
+def mp3_seconds(audio: bytes) -> float:
+    """How long these bytes play."""
+    return float(mp3_info(audio).length)
 
 
 @dataclass

@@ -44,7 +44,7 @@ async def status(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
 
 def seconds(wav: bytes) -> float:
     with wave.open(io.BytesIO(wav)) as file:
-        return file.getnframes() / file.getframerate()
+        return float(file.getnframes() / file.getframerate())
 
 
 async def test_a_job_is_submitted_completed_and_fetched(simulator: Simulator, client: httpx.AsyncClient) -> None:

@@ -1,19 +1,17 @@
 """The simulated realtime WebSocket: what a session looks like, what it refuses, and how it misbehaves when told to."""
 
 import asyncio
-import io
 import json
 import time
 from typing import Any
 
 import httpx
-import mutagen.mp3
 import pytest
 import websockets
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Pace, Simulator, running_simulator
 
-from .realtime_client import TEXT, VC_REALTIME, VD_REALTIME, VOICE, conversation, spoken
+from .realtime_client import TEXT, VC_REALTIME, VD_REALTIME, VOICE, conversation, mp3_info, mp3_seconds, spoken
 
 ONE_CYCLE = [
     "response.created",
@@ -26,10 +24,6 @@ ONE_CYCLE = [
     "response.done",
 ]
 OPENING = ["session.created", "session.updated"]
-
-
-def mp3_seconds(audio: bytes) -> float:
-    return float(mutagen.mp3.MP3(io.BytesIO(audio)).info.length)
 
 
 # --- a session as it should be ----------------------------------------------------------------------------------------
@@ -66,7 +60,7 @@ async def test_other_sample_rates_last_as_long(simulator: Simulator, sample_rate
     other_mp3 = await spoken(simulator, sample_rate=sample_rate)
 
     assert len(other.audio) / sample_rate == pytest.approx(len(usual.audio) / 24_000, rel=0.01)
-    assert mutagen.mp3.MP3(io.BytesIO(other_mp3.audio)).info.sample_rate == sample_rate
+    assert mp3_info(other_mp3.audio).sample_rate == sample_rate
 
 
 async def test_the_same_text_and_voice_are_the_same_bytes_in_every_simulator(simulator: Simulator) -> None:

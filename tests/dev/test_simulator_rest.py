@@ -63,12 +63,12 @@ def m4a(seconds: float, sample_rate: int = 48_000) -> bytes:
     return struct.pack(">I", 12) + b"ftypM4A " + movie + sound
 
 
-def clone(audio: str, **changes: Any) -> dict[str, Any]:
+def clone(recording: str, **changes: Any) -> dict[str, Any]:
     given = {
         "action": "create",
         "target_model": VC_REALTIME,
         "preferred_name": "narrator_1",
-        "audio": {"data": audio},
+        "audio": {"data": recording},
         "language": "en",
     }
     return {"model": "qwen-voice-enrollment", "input": {**given, **changes}}
@@ -221,7 +221,7 @@ async def test_a_design_comes_with_a_preview_that_speaks(simulator: Simulator, c
     assert voice.startswith("qwen-tts-vd-announcer-voice-")
     assert (await spoken(simulator, voice=voice, model=VD_REALTIME)).audio
 
-    asking = {"model": "qwen-voice-design", "input": {"action": "query", "voice": voice}}
+    asking: dict[str, Any] = {"model": "qwen-voice-design", "input": {"action": "query", "voice": voice}}
     asked = (await client.post(CUSTOMIZATION, json=asking)).json()["output"]
     assert (asked["voice_prompt"], asked["preview_text"]) == ("A calm narrator.", "This is how I sound.")
     asking["input"]["action"] = "delete"
@@ -338,7 +338,7 @@ async def test_every_documented_refusal_can_be_had(simulator: Simulator, client:
 
 
 async def test_answers_can_be_empty_html_or_anything(simulator: Simulator, client: httpx.AsyncClient) -> None:
-    for behaviour in [
+    behaviours: list[dict[str, Any]] = [
         {"do": "empty"},
         {"do": "html"},
         {"do": "error", "code": "invalid_api_key", "envelope": "openai"},
@@ -346,7 +346,8 @@ async def test_answers_can_be_empty_html_or_anything(simulator: Simulator, clien
         {"do": "answer", "status": 200, "text": "not json"},
         {"do": "answer", "status": 429, "json": {"code": "x"}, "headers": {"Retry-After": "3"}},
         {"status_code": True},
-    ]:
+    ]
+    for behaviour in behaviours:
         simulator.behave("customization", behaviour)
     answers = [await client.post(CUSTOMIZATION, json=design()) for _ in range(7)]
 

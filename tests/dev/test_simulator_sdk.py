@@ -2,19 +2,20 @@
 
 import asyncio
 import base64
+import gc
 import io
 import threading
+import warnings
 import wave
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import mutagen.mp3
 import pytest
 
 from server.dev.simulator import API_KEY, Simulator
 
-from .realtime_client import TEXT, VC_REALTIME, VOICE, spoken
+from .realtime_client import TEXT, VC_REALTIME, VOICE, mp3_seconds, spoken
 
 dashscope = pytest.importorskip("dashscope")
 
@@ -27,6 +28,10 @@ def sdk(simulator: Simulator) -> Iterator[Any]:
     dashscope.base_http_api_url = f"{simulator.base_url}/api/v1"
     yield dashscope
     dashscope.api_key, dashscope.base_http_api_url = before
+    # The SDK leaves sockets of its own to the garbage collector, which complains wherever it happens to find them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def speak_with_the_sdk(simulator: Simulator, audio_format: str) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -69,7 +74,7 @@ async def test_the_sdk_hears_a_whole_session(simulator: Simulator, sdk: Any, aud
     assert events[-1]["type"] == "session.finished"
     assert audio == heard.audio
     if audio_format == "mp3":
-        assert mutagen.mp3.MP3(io.BytesIO(audio)).info.length > 3
+        assert mp3_seconds(audio) > 3
     call = simulator.calls[0]
     assert (call["text"], call["format"], call["ended"]) == (TEXT, audio_format, "finished")
 
@@ -89,7 +94,7 @@ async def test_the_sdk_synthesises_without_a_stream(simulator: Simulator, sdk: A
         file = await client.get(answer.output.audio["url"])
     with wave.open(io.BytesIO(file.content)) as audio:
         assert audio.getnframes() > 24_000
-    assert simulator.calls[0]["billed_characters"] == 24
+    assert simulator.calls[0]["billed_characters"] == 22
 
 
 async def test_the_sdk_synthesises_as_events(simulator: Simulator, sdk: Any) -> None:
