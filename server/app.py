@@ -1,16 +1,16 @@
-"""The composition root: settings become parts, parts become an application, and its routes are the table of contents."""
+"""The composition root: settings become parts, parts an application. Its routes are the table of contents."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 
 import httpx
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
@@ -40,19 +40,16 @@ from server.sweep import Sweeper
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, before: Callable[[], contextlib.AbstractAsyncContextManager[None]] | None = None) -> Starlette:
+def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Starlette:
     """The application. Nothing is connected before its lifespan begins.
 
     Args:
-        before: Something that must be there first and go last, such as the database that ``dev`` brings along.
+        extra_routes: What only ``dev`` serves.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            if before:
-                await stack.enter_async_context(before())
-            parts = await stack.enter_async_context(running(settings))
+        async with running(settings) as parts:
             app.state.parts = parts
             app.state.authenticator = parts.authenticator
             yield
@@ -77,7 +74,9 @@ def create_app(settings: Settings, *, before: Callable[[], contextlib.AbstractAs
             Route("/api/openapi.json", openapi.describe, methods=["GET"]),
             Route("/metrics", service.metrics, methods=["GET"]),
             *object_routes(lambda request: parts_of(request).storage, cors_allow_origins=settings.cors_allow_origins),
+            *extra_routes,
         ],
+        middleware=[Middleware(Edge, settings=settings)],
         lifespan=lifespan,
         exception_handlers=exception_handlers,
     )
@@ -149,7 +148,7 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
         synthesis.cancel()
     with contextlib.suppress(TimeoutError, *REFUSED):
         async with asyncio.timeout(DRAIN_SECONDS):
-            while await _waiting(parts):
+            while await _waiting(parts):  # noqa: ASYNC110 - what is waited for happens in the database
                 await asyncio.sleep(0.05)
     parts.queue.stop(DEFAULT)
     await asyncio.wait({default}, timeout=DRAIN_SECONDS + 1.0)
@@ -188,8 +187,3 @@ async def _again_and_again(loop: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             logger.exception("background loop failed, starting it again")
         await asyncio.sleep(0.5)
-
-
-def on_the_wire(app: Starlette, settings: Settings) -> ASGIApp:
-    """The application behind the edge that every request passes: ids, headers, CORS, errors, the access log."""
-    return Edge(app, settings)

@@ -112,9 +112,7 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
-    async def patiently(
-        self, work: "Callable[[Connection], Awaitable[T]]", *, for_seconds: float | None = None
-    ) -> T:
+    async def patiently(self, work: "Callable[[Connection], Awaitable[T]]", *, for_seconds: float | None = None) -> T:
         """Run ``work`` in a transaction, and again from its start for as long as the database is away.
 
         Only for work that is safe to run twice: a commit whose answer was lost is repeated.

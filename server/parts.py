@@ -1,8 +1,7 @@
 """What the composition root puts together, and hands to handlers and jobs."""
 
-from dataclasses import dataclass, field
-
 import asyncio
+from dataclasses import dataclass, field
 
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets

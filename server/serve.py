@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from server import logs
-from server.app import create_app, on_the_wire, stop
+from server.app import create_app, stop
 from server.database import REFUSED, prepare
 from server.migrations import check_startup
 from server.settings import Settings
@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: Starlette, settings: Settings, *, started: Callable[[], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
-                on_the_wire(app, settings),
+                app,
                 host=settings.host,
                 port=settings.port,
                 ws="none",

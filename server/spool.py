@@ -176,9 +176,7 @@ class SpoolWriter:
         self._announcer.spread(kept)
 
     @staticmethod
-    async def _where_they_stand(
-        connection: "Connection", missing: list[AudioLog]
-    ) -> dict[UUID, tuple[int, str, int]]:
+    async def _where_they_stand(connection: "Connection", missing: list[AudioLog]) -> dict[UUID, tuple[int, str, int]]:
         if not missing:
             return {}
         rows = await connection.fetch(_WHERE_IT_STANDS, [log.task_id for log in missing])
@@ -196,9 +194,7 @@ class SpoolWriter:
             self._wake.set()
 
 
-async def read_spool(
-    database: Database, task_id: UUID, attempt: int, *, start: int = 0
-) -> AsyncIterator[bytes]:
+async def read_spool(database: Database, task_id: UUID, attempt: int, *, start: int = 0) -> AsyncIterator[bytes]:
     """The durable payload of one attempt from byte ``start`` on, in order, a few rows at a time."""
     while True:
         async with database.connection() as connection:

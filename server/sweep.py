@@ -7,7 +7,6 @@ clock counts.
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from server.announce import Announcer
@@ -18,9 +17,6 @@ from server.metrics import Metrics
 from server.queue import Queue
 from server.records import removals, speech
 from server.settings import Deadlines
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +90,7 @@ class Sweeper:
             )
         return [row["task_id"] for row in rows]
 
-    async def _end(
-        self, task_id: UUID, detail: str, category: Category, *, attempt: int | None = None
-    ) -> None:
+    async def _end(self, task_id: UUID, detail: str, category: Category, *, attempt: int | None = None) -> None:
         try:
             async with self._database.transaction() as connection:
                 ended = await speech.end(

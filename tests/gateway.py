@@ -91,9 +91,7 @@ class Client:
             answer = await self.task(task_id)
             return answer if answer["status"] not in ("pending", "processing") else None
 
-        found = await wait_for(terminal, timeout)
-        assert found
-        return found
+        return await wait_for(terminal, timeout)
 
     async def audio(self, generation_id: str) -> bytes:
         """The stored file of a generation."""
@@ -117,7 +115,8 @@ class Client:
 
 async def read_events(response: httpx.Response) -> AsyncIterator[Event]:
     """Events as they arrive, by the rules of the EventSource standard; comments and ``retry`` are passed over."""
-    name, data, event_id = "message", [], None
+    name, event_id = "message", None
+    data: list[str] = []
     async for line in response.aiter_lines():
         if not line:
             if data:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from server.dev.simulator import Simulator
 from server.settings import Settings
@@ -19,9 +19,13 @@ T = TypeVar("T")
 AUTH_JWT_SECRET = "only the tests sign with this secret"
 
 
+@overload
 async def wait_for(
-    condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0, *, every_seconds: float = 0.01
-) -> T:
+    condition: Callable[[], Awaitable[T | None]], timeout: float = 10.0, *, every_seconds: float = 0.01
+) -> T: ...
+@overload
+async def wait_for(condition: Callable[[], T | None], timeout: float = 10.0, *, every_seconds: float = 0.01) -> T: ...
+async def wait_for(condition: Callable[[], Any], timeout: float = 10.0, *, every_seconds: float = 0.01) -> Any:
     """Ask ``condition`` (plain or async) until its answer is true, and return that answer.
 
     Raises:
@@ -30,7 +34,7 @@ async def wait_for(
     deadline = time.monotonic() + timeout
     while True:
         answer = condition()
-        result: T = await answer if inspect.isawaitable(answer) else answer
+        result = await answer if inspect.isawaitable(answer) else answer
         if result:
             return result
         if time.monotonic() > deadline:

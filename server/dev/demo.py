@@ -1,4 +1,4 @@
-"""The demo user and two demo voices, so that a newcomer can speak at once. They exist in the embedded database alone."""
+"""The demo user and two demo voices, so that a newcomer can speak at once. Only the embedded database has them."""
 
 from uuid import UUID
 
@@ -13,7 +13,7 @@ _DESIGNED = UUID("00000000-0000-4000-8000-00000000000d")
 
 
 async def seed(settings: Settings) -> None:
-    """Make the demo voices, if they are not there yet. They are known to the simulated provider by their shape alone."""
+    """Make the demo voices, if they are not there yet. The simulated provider knows them by their shape alone."""
     connection = await asyncpg.connect(settings.database_url, timeout=10.0)
     try:
         await prepare(connection)

@@ -10,7 +10,16 @@ from starlette.responses import Response
 from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus
 from server.errors import Invalid, NotFound
 from server.handlers.present import generation_entry
-from server.handlers.requests import bearer, json_response, page_query, parts_of, path_uuid, query_choice, query_text, redirect
+from server.handlers.requests import (
+    bearer,
+    json_response,
+    page_query,
+    parts_of,
+    path_uuid,
+    query_choice,
+    query_text,
+    redirect,
+)
 from server.jobs import cancel
 from server.parts import Parts
 from server.records import history

@@ -1,14 +1,17 @@
 """What the service says about itself: health, readiness, languages, and who is signed in."""
 
 import asyncio
+import hmac
+import ipaddress
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, ReadyAnswer, SignedInUser
 from server.database import REFUSED
-from server.errors import StorageUnavailable
+from server.errors import StorageUnavailable, Unauthorized, UtterError
 from server.handlers.requests import bearer_or_nobody, json_response, parts_of
+from server.metrics import CONTENT_TYPE
 from server.migrations import unapplied
 from server.parts import Parts
 
@@ -75,3 +78,31 @@ async def me(request: Request) -> Response:
     user_id = await bearer_or_nobody(request)
     user = SignedInUser(user_id) if user_id else None
     return json_response(MeAnswer(signed_in=user is not None, user=user))
+
+
+class _NotForStrangers(UtterError):
+    """Without a token, numbers about the service are for its own network alone."""
+
+    category, default_status = "unauthorized", 403
+    default_detail = "Metrics are answered to private addresses only, unless METRICS_TOKEN is set."
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format, for whoever has the token, or is near where there is none."""
+    parts = parts_of(request)
+    wanted = parts.settings.metrics_token
+    if wanted:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise Unauthorized("The metrics need their own token.")
+    elif not _is_near(request.client.host if request.client else ""):
+        raise _NotForStrangers
+    return Response(parts.metrics.exposition(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
+
+
+def _is_near(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private

@@ -9,7 +9,7 @@ from server.records import history, speech
 from server.records.speech import SpeechTask
 
 if TYPE_CHECKING:
-    from server.database import Connection
+    pass
 
 
 async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask:

@@ -82,9 +82,7 @@ async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash
         if await speech.waiting(connection, limit) >= limit:
             raise Overloaded
         await speech.create(connection, parts.queue, wanted)
-        task = await speech.find_task(connection, wanted.task_id)
-        assert task is not None
-        return task
+        return await speech.get_task(connection, wanted.task_id)
 
 
 async def _known(parts: Parts, user_id: UUID, key: str, request_hash: bytes) -> SpeechTask | None:

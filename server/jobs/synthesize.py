@@ -54,9 +54,7 @@ async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None
         return await speech.claim(connection, task_id, attempt, parts.leases.owner)
 
     async def forget(connection: "Connection") -> None:
-        await speech.end(
-            connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
-        )
+        await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
 
     try:
         return await parts.database.patiently(claim)

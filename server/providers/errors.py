@@ -37,13 +37,22 @@ class Envelope(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
+class _Head(msgspec.Struct):
+    """What an envelope may hold, of any type; a megabyte of audio beside it is skipped unread."""
+
+    code: Any = None
+    message: Any = None
+    request_id: Any = None
+    error: Any = None
+
+
 def read_envelope(body: bytes | bytearray | str | None) -> Envelope:
-    """Read a native or OpenAI-shaped error body; an empty object, HTML or nothing at all is an empty envelope."""
+    """Read a native or OpenAI-shaped body; an empty object, HTML or nothing at all is an empty envelope."""
     try:
-        data = msgspec.json.decode(body or b"")
+        head = msgspec.json.decode(body or b"", type=_Head)
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         return Envelope()
-    return envelope_of(data)
+    return envelope_of(msgspec.structs.asdict(head))
 
 
 def envelope_of(data: object) -> Envelope:

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
-from server.providers.errors import classify, classify_close, operator_alarm, read_envelope, violation
+from server.providers.errors import OperatorAlarm, classify, classify_close, operator_alarm, read_envelope, violation
 from server.providers.pacing import Pacer
 from server.providers.qwen_events import Dialogue
 from server.providers.speech import SpeechEvent, SpeechRequest, SpeechStatus
@@ -37,18 +37,20 @@ class QwenRealtime:
 
     Args:
         pacer: Spaces the starts of this process and hears of every throttle.
+        alarm: Hears of every error that only the operator can mend.
     """
 
-    def __init__(self, settings: Settings, pacer: Pacer) -> None:
+    def __init__(self, settings: Settings, pacer: Pacer, alarm: OperatorAlarm = operator_alarm) -> None:
         self._settings = settings
         self._pacer = pacer
+        self._alarm = alarm
         # Built once: loading the trusted certificates costs as much as a hundred deltas.
         secure = settings.dashscope_ws_url.startswith("wss://")
         self._ssl = ssl.create_default_context() if secure else None
 
     def speak(self, request: SpeechRequest) -> "RealtimeSpeech":
         """Prepare one session; it is connected when it is iterated."""
-        return RealtimeSpeech(request, self._settings, self._pacer, self._ssl)
+        return RealtimeSpeech(request, self._settings, self._pacer, self._alarm, self._ssl)
 
 
 class RealtimeSpeech:
@@ -62,12 +64,18 @@ class RealtimeSpeech:
     """
 
     def __init__(
-        self, request: SpeechRequest, settings: Settings, pacer: Pacer, ssl_context: ssl.SSLContext | None
+        self,
+        request: SpeechRequest,
+        settings: Settings,
+        pacer: Pacer,
+        alarm: OperatorAlarm,
+        ssl_context: ssl.SSLContext | None,
     ) -> None:
         self._request = request
         self._settings = settings
         self._deadlines: Deadlines = settings.deadlines
         self._pacer = pacer
+        self._alarm = alarm
         self._ssl = ssl_context
         self._dialogue = Dialogue(request)
         self._socket: ClientConnection | None = None
@@ -129,7 +137,7 @@ class RealtimeSpeech:
             error.diagnostics = {**self._facts(), **error.diagnostics, "text_sent": self.text_sent}
             if error.throttled:
                 self._pacer.throttled()
-            operator_alarm.hear(error)
+            self._alarm.hear(error)
             raise
         return ready.popleft()
 

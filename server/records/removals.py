@@ -17,9 +17,7 @@ async def is_wanted(connection: "Connection", object_key: str) -> bool:
 
 
 async def forget(connection: "Connection", bucket: str, object_key: str) -> None:
-    await connection.execute(
-        "DELETE FROM internal.removals WHERE bucket = $1 AND object_key = $2", bucket, object_key
-    )
+    await connection.execute("DELETE FROM internal.removals WHERE bucket = $1 AND object_key = $2", bucket, object_key)
 
 
 async def overdue(connection: "Connection", older_than_seconds: float) -> list[tuple[str, str]]:

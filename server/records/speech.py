@@ -27,7 +27,7 @@ SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB = "synthesize", "finalize", "remove"
 
 CANCELLED_BY_USER = "Cancelled by user"
 
-# Facts join what is known already; the list of extra attempts grows instead of being replaced. ``{0}`` is the parameter.
+# Facts join what is known already; the list of extra attempts grows instead of being replaced. {0} is the parameter.
 _WITH_FACTS = """coalesce(provider_metadata, '{{}}') || {0}::jsonb || jsonb_build_object('attempts',
     coalesce(provider_metadata -> 'attempts', '[]') || coalesce({0}::jsonb -> 'attempts', '[]'))"""
 
@@ -111,6 +111,14 @@ async def find_task(connection: "Connection", task_id: UUID, user_id: UUID | Non
     return _task(row) if row else None
 
 
+async def get_task(connection: "Connection", task_id: UUID) -> SpeechTask:
+    """The task that this transaction has just made."""
+    task = await find_task(connection, task_id)
+    if task is None:
+        raise LookupError(task_id)
+    return task
+
+
 class Glimpse(msgspec.Struct, frozen=True):
     """What one look at a followed task found: its rows, and the spooled audio behind what the follower's mirror has."""
 
@@ -172,12 +180,12 @@ async def waiting(connection: "Connection", at_most: int) -> int:
     return count
 
 
-async def create(connection: "Connection", queue: Queue, speech: NewSpeech) -> datetime:
-    """Insert generation, task and run and defer the job: none exists without the others. Returns ``created_at``."""
-    created_at: datetime = await connection.fetchval(
+async def create(connection: "Connection", queue: Queue, speech: NewSpeech) -> None:
+    """Insert generation, task and run and defer the job: none exists without the others."""
+    await connection.execute(
         """INSERT INTO public.generations
                 (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format)
-           VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8) RETURNING created_at""",
+           VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8)""",
         speech.generation_id,
         speech.user_id,
         speech.voice_id,
@@ -205,7 +213,6 @@ async def create(connection: "Connection", queue: Queue, speech: NewSpeech) -> d
         speech.object_key,
     )
     await start_job(connection, queue, SYNTHESIZE_JOB, speech.task_id, 1)
-    return created_at
 
 
 async def start_job(connection: "Connection", queue: Queue, job_name: str, task_id: UUID, attempt: int) -> None:
@@ -360,10 +367,7 @@ async def defer_finalize(
     await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
 
 
-
-async def put_back(
-    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, reason: str
-) -> bool:
+async def put_back(connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, reason: str) -> bool:
     """Let somebody else speak a run of which nobody has heard a byte: a new attempt, and a new job for it."""
     generation_id = await connection.fetchval(
         """SELECT g.id FROM public.generations g JOIN internal.runs r ON r.generation_id = g.id

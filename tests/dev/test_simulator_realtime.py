@@ -10,6 +10,7 @@ import pytest
 import websockets
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Pace, Simulator, running_simulator
+from server.settings import Settings
 
 from .realtime_client import TEXT, VC_REALTIME, VD_REALTIME, VOICE, conversation, mp3_info, mp3_seconds, spoken
 
@@ -537,6 +538,22 @@ async def test_the_front_door_tells_the_environment_that_points_here(simulator: 
         "MODAL_JOB_CANCEL",
         "MODAL_ENDPOINT_VOICE_DESIGN",
     }
+
+
+async def test_a_server_takes_its_settings_from_there(simulator: Simulator) -> None:
+    for mode in ("qwen", "modal"):
+        settings = Settings.from_environ(
+            {
+                **simulator.environment(),
+                "TTS_PROVIDER_MODE": mode,
+                "DATABASE_URL": "postgresql://localhost/any",
+                "AUTH_JWT_SECRET": "a secret that is long enough for anyone",
+                "STORAGE_URL": "file:///nowhere",
+            }
+        )
+        assert settings.dashscope_ws_url == f"{simulator.base_url.replace('http', 'ws')}/api-ws/v1/realtime"
+        assert settings.provider_download_hosts == ("127.0.0.1",)
+        assert settings.modal_job_cancel == f"{simulator.base_url}/modal/cancel"
 
 
 async def test_it_is_driven_over_http_as_well(simulator: Simulator) -> None:

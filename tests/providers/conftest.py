@@ -1,9 +1,10 @@
 """What the provider tests share: settings that point at the simulator, without a database."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from server.dev.simulator import API_KEY, Simulator
@@ -33,3 +34,10 @@ def provider_settings(simulator: Simulator) -> MakeSettings:
         return dataclasses.replace(base, deadlines=dataclasses.replace(base.deadlines, **deadlines), **changes)
 
     return make
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """The client that all REST surfaces share."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        yield client

@@ -169,10 +169,9 @@ async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes
 
 
 async def test_operator_is_told_of_a_wrong_key(
-    provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("server.providers.qwen_realtime.operator_alarm", OperatorAlarm())
-    provider = QwenRealtime(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000))
+    provider = QwenRealtime(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000), OperatorAlarm())
     with caplog.at_level(logging.DEBUG):
         error, _, _ = await failed(provider)
     assert type(error) is ProviderMisconfigured
@@ -263,7 +262,12 @@ async def test_end_that_lacks_one_of_the_three_facts_is_a_failure(
         ({"at": "created"}, {"silence_seconds": 0.2}, "silence", ProviderUnavailable),
         ({"at": "audio"}, {"first_delta_seconds": 0.2}, "no_first_delta", ProviderTimeout),
         ({"after_deltas": 2}, {"silence_seconds": 0.2}, "silence", ProviderTimeout),
-        ({"after_deltas": 2}, {"session_seconds": -5.5}, "session_too_long", ProviderTimeout),  # 0.3 s for the text
+        (
+            {"after_deltas": 2},
+            {"session_seconds": 0.3, "session_seconds_per_char": 0.0},
+            "session_too_long",
+            ProviderTimeout,
+        ),
     ],
 )
 async def test_silence_ends_at_the_nearest_deadline(

@@ -1,0 +1,183 @@
+"""The edge that every request and every answer passes: ids, security headers, CORS, errors as JSON, the access log.
+
+A plain ASGI callable: a middleware that wraps responses would stand between a stream and its socket.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Iterable
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import logs
+from server.contract import Problem
+from server.database import LOST
+from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, UtterError
+from server.settings import Settings
+from server.storage.links import PREFIX
+
+_log = logging.getLogger(__name__)
+_access = logging.getLogger("server.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, last-event-id"
+_EXPOSED_HEADERS: Final = "X-Utter-Provider, X-Utter-Generation-Id, X-Utter-Task-Id, X-Request-Id"
+_ALLOWED_METHODS: Final = "GET, POST, DELETE, PUT, HEAD, OPTIONS"
+_PREFLIGHT_SECONDS: Final = "600"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Edge:
+    """Wraps the application. What it raises becomes the contract's JSON, whoever raised it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._origins = frozenset(settings.cors_allow_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await _Exchange(self._app, self._origins, scope, send).run(receive)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, app: ASGIApp, origins: frozenset[str], scope: Scope, send: Send) -> None:
+        self._app = app
+        self._scope = scope
+        self._send = send
+        self._started_at = time.perf_counter()
+        self._status = 0
+        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = self._headers.get("x-request-id", "")
+        self._request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        # Signed links to storage answer other origins themselves: everybody may PUT who has one.
+        origin = self._headers.get("origin")
+        self._cors = origin if origin in origins and not scope["path"].startswith(PREFIX) else None
+        self._varies = bool(origins)
+
+    async def run(self, receive: Receive) -> None:
+        token = logs.request_id.set(self._request_id)
+        try:
+            if self._is_preflight():
+                await self._answer(204, self._preflight_headers(), b"")
+            else:
+                await self._app(self._scope, receive, self._pass_on)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as exc:
+            await self._refuse(exc)
+        finally:
+            self._write_log()
+            logs.request_id.reset(token)
+
+    async def _pass_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._own_headers()]}
+        await self._send(message)
+
+    def _own_headers(self) -> Headers:
+        headers = [
+            (b"x-request-id", self._request_id.encode()),
+            (b"referrer-policy", b"no-referrer"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if self._cors:
+            headers.append((b"access-control-allow-origin", self._cors.encode()))
+            headers.append((b"access-control-expose-headers", _EXPOSED_HEADERS.encode()))
+        if self._varies:
+            headers.append((b"vary", b"Origin"))
+        return headers
+
+    def _is_preflight(self) -> bool:
+        return (
+            self._scope["method"] == "OPTIONS"
+            and self._cors is not None
+            and "access-control-request-method" in self._headers
+        )
+
+    @staticmethod
+    def _preflight_headers() -> Headers:
+        return [
+            (b"access-control-allow-methods", _ALLOWED_METHODS.encode()),
+            (b"access-control-allow-headers", _ALLOWED_HEADERS.encode()),
+            (b"access-control-max-age", _PREFLIGHT_SECONDS.encode()),
+        ]
+
+    async def _refuse(self, exc: Exception) -> None:
+        """Answer a failure. Once the response has begun only breaking it off is left: the server does that."""
+        if self._status:
+            if not isinstance(exc, UtterError | OSError | TimeoutError):
+                _log.error("response broken off", exc_info=exc)
+            return
+        problem = _named(exc)
+        if problem.status >= 500 and not isinstance(exc, UtterError):
+            _log.error("request failed", exc_info=exc)
+        body = msgspec.json.encode(Problem(problem.detail, problem.category, self._request_id))
+        headers = [
+            (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in problem.headers.items()
+        ]
+        headers += [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        await self._answer(problem.status, headers, body)
+
+    async def _answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        if status != 204:
+            headers = [*headers, (b"content-length", str(len(body)).encode())]
+        if self._scope["method"] == "HEAD":
+            body = b""
+        await self._pass_on({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _write_log(self) -> None:
+        # The path alone: a query may hold a ticket, a signature, or what somebody wrote.
+        user_id = self._scope.get("state", {}).get("user_id")
+        _access.info(
+            "%s %s",
+            self._scope["method"],
+            self._scope["path"],
+            extra={
+                "status": self._status,
+                "milliseconds": round((time.perf_counter() - self._started_at) * 1000, 1),
+                **({"user_id": str(user_id)} if user_id else {}),
+            },
+        )
+
+
+def _named(exc: Exception) -> UtterError:
+    """The failure as one of ours."""
+    if isinstance(exc, UtterError):
+        return exc
+    if isinstance(exc, HTTPException):
+        return _of_the_router(exc)
+    if isinstance(exc, LOST):
+        return DatabaseUnavailable()
+    return UtterError()
+
+
+def _of_the_router(exc: HTTPException) -> UtterError:
+    if exc.status_code == 404:
+        return NotFound("There is nothing at this address.")
+    if exc.status_code == 405:
+        refusal = MethodNotAllowed()
+        refusal.headers = dict(exc.headers or {})
+        return refusal
+    return Invalid(status=exc.status_code) if exc.status_code < 500 else UtterError()
+
+
+async def _raise(_request: object, exc: Exception) -> None:
+    """Starlette would answer by itself; every answer to a failure is made here instead."""
+    raise exc
+
+
+#: For the application, so that its own error pages never show.
+exception_handlers = {HTTPException: _raise}

@@ -1,0 +1,65 @@
+"""What this process counts, for Prometheus. One registry per application, so that several can live in one process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS_TO_FIRST_AUDIO = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """The product's own numbers; each method is one thing that happens."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._tasks = Counter(
+            "utter_tasks",
+            "Tasks that ended in this process, by how.",
+            ["provider", "status", "category"],
+            registry=self.registry,
+        )
+        self._first_audio = Histogram(
+            "utter_first_audio_seconds",
+            "From the request to the first audio of a speech.",
+            ["provider"],
+            buckets=_SECONDS_TO_FIRST_AUDIO,
+            registry=self.registry,
+        )
+        self._sessions = Gauge(
+            "utter_active_sessions", "Speeches under way in this process.", ["provider"], registry=self.registry
+        )
+        self._streams = Gauge("utter_active_streams", "Clients that follow a speech here.", registry=self.registry)
+        self._queue_depth = Gauge("utter_queue_depth", "Jobs that wait and could start.", registry=self.registry)
+        self._finalize_retries = Counter(
+            "utter_finalize_retries", "Times that storing finished audio was put off.", registry=self.registry
+        )
+
+    def task_ended(self, provider: str, status: str, category: str) -> None:
+        self._tasks.labels(provider, status, category).inc()
+
+    def first_audio(self, provider: str, seconds: float) -> None:
+        self._first_audio.labels(provider).observe(seconds)
+
+    @contextmanager
+    def session(self, provider: str) -> Iterator[None]:
+        """Count one speech under way while the context is open."""
+        with self._sessions.labels(provider).track_inprogress():
+            yield
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count one follower while the context is open."""
+        with self._streams.track_inprogress():
+            yield
+
+    def queue_depth(self, jobs: int) -> None:
+        self._queue_depth.set(jobs)
+
+    def finalize_retried(self) -> None:
+        self._finalize_retries.inc()
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
