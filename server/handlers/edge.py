@@ -74,7 +74,7 @@ class _Exchange:
                 await self._app(self._scope, receive, self._pass_on)
         except ClientDisconnect:
             pass  # nobody is there to be told
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets words
             await self._refuse(exc)
         finally:
             self._write_log()

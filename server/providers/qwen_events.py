@@ -192,14 +192,15 @@ class Dialogue:
 
     def _fail(self, event: _Frame, frame: bytes | str = b"") -> None:
         envelope = envelope_of(_any(frame) if frame else {"error": event.error})
-        self._note_request(event.request_id or envelope.request_id)
+        self.note_request(event.request_id or envelope.request_id)
         raise classify(envelope.code, envelope.message)
 
     def _note_session(self, session: object) -> None:
         if isinstance(session, dict) and isinstance(session.get("id"), str):
             self._session_id = session["id"]
 
-    def _note_request(self, request_id: object) -> None:
+    def note_request(self, request_id: object) -> None:
+        """A request id that was learnt outside the frames, e.g. from the upgrade's headers."""
         if isinstance(request_id, str) and request_id:
             self._request_id = request_id
 

@@ -84,7 +84,6 @@ class RealtimeSpeech:
         self._over = False
         self._session_ends_at = 0.0
         self._first_delta_by: float | None = None
-        self._upgrade: dict[str, Any] = {}
 
     @property
     def text_sent(self) -> bool:
@@ -95,6 +94,10 @@ class RealtimeSpeech:
     def audio_bytes(self) -> int:
         """Bytes of audio received so far."""
         return self._dialogue.audio_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """What is known so far, as in ``SpeechEnd``; also for a speech that was cancelled."""
+        return self._dialogue.facts()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,15 +137,12 @@ class RealtimeSpeech:
                         await self._send(self._socket, frames)
         except ProviderError as error:
             self._over = True
-            error.diagnostics = {**self._facts(), **error.diagnostics, "text_sent": self.text_sent}
+            error.diagnostics = {**self.facts(), **error.diagnostics, "text_sent": self.text_sent}
             if error.throttled:
                 self._pacer.throttled()
             self._alarm.hear(error)
             raise
         return ready.popleft()
-
-    def _facts(self) -> dict[str, Any]:
-        return {**self._upgrade, **self._dialogue.facts()}
 
     async def _begin(self) -> None:
         """First tell that we are connecting, then, when asked again, connect."""
@@ -197,8 +197,8 @@ class RealtimeSpeech:
                 "The speech provider could not be reached. Please try again in a moment.",
                 diagnostics={"code": "connect_failed", "message": type(exc).__name__},
             ) from exc
-        if socket.response is not None and (request_id := _request_id(socket.response.headers)):
-            self._upgrade["request_id"] = request_id
+        if socket.response is not None:
+            self._dialogue.note_request(_request_id(socket.response.headers))
         return socket
 
     async def _send(self, socket: ClientConnection, frames: list[str]) -> None:
@@ -210,8 +210,8 @@ class RealtimeSpeech:
                     await socket.send(frame)
         except TimeoutError as exc:
             raise self._too_late("send_timeout") from exc
-        except ConnectionClosed as exc:
-            raise _closed(socket) from exc
+        except ConnectionClosed:
+            pass  # what they said last is still to be read, and may be the reason; reading ends with the close
 
     async def _frame(self, socket: ClientConnection) -> bytes:
         """The next frame, within the nearest of the three deadlines."""

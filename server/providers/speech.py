@@ -96,7 +96,10 @@ class Speech(Protocol):
 
     @property
     def audio_bytes(self) -> int:
-        """Bytes of audio that this speech has yielded so far."""
+        """Bytes of audio that the provider has sent so far."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is known so far, as in ``SpeechEnd``; also for a speech that was cancelled."""
 
     async def __aenter__(self) -> Self: ...
 

@@ -435,6 +435,21 @@ async def test_a_session_can_fall_silent_and_be_slow_or_a_burst(simulator: Simul
         assert time.monotonic() - begun > 0.7  # three deltas of 150 ms at half speed
 
 
+async def test_after_a_long_silence_the_pace_is_the_usual_one(simulator: Simulator) -> None:
+    simulator.behave("realtime", {"do": "silence", "after_deltas": 1, "seconds": 1.3, "speed": 1.0})
+    async with conversation(simulator) as talk:
+        await talk.send("session.update", session={"voice": VOICE, "response_format": "mp3"})
+        await talk.send("input_text_buffer.append", text=TEXT)
+        await talk.send("session.finish")
+        while len(talk.heard.deltas) < 2:
+            await talk.until("response.audio.delta")
+        begun = time.monotonic()
+        while len(talk.heard.deltas) < 5:
+            await talk.until("response.audio.delta")
+
+    assert time.monotonic() - begun > 0.35  # three deltas of 150 ms
+
+
 async def test_a_held_session_waits_until_it_is_released(simulator: Simulator) -> None:
     planned = simulator.behave("realtime", {"do": "hold", "after_deltas": 3}, text_contains="simulation")
     other = await spoken(simulator, "Something else.")

@@ -3,19 +3,36 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from websockets.asyncio.server import ServerConnection, serve
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.pacing import Pacer
-from server.providers.qwen_realtime import QwenRealtime, RealtimeSpeech
-from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus, may_start_again
+from server.providers.qwen_realtime import QwenRealtime
+from server.providers.speech import (
+    AudioDelta,
+    Speech,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechProvider,
+    SpeechRequest,
+    SpeechStatus,
+    may_start_again,
+)
 
 from .conftest import VC_REALTIME, MakeSettings
 
@@ -25,11 +42,11 @@ PCM = msgspec.structs.replace(REQUEST, response_format="pcm")
 
 
 @pytest.fixture
-def provider(provider_settings: MakeSettings) -> QwenRealtime:
+def provider(provider_settings: MakeSettings) -> SpeechProvider:
     return QwenRealtime(provider_settings(), Pacer(6000))
 
 
-async def heard(provider: QwenRealtime, request: SpeechRequest = REQUEST) -> list[SpeechEvent]:
+async def heard(provider: SpeechProvider, request: SpeechRequest = REQUEST) -> list[SpeechEvent]:
     """Everything one speech says."""
     async with provider.speak(request) as speech:
         return [event async for event in speech]
@@ -40,8 +57,8 @@ def audio_of(events: list[SpeechEvent]) -> bytes:
 
 
 async def failed(
-    provider: QwenRealtime, request: SpeechRequest = REQUEST
-) -> tuple[ProviderError, RealtimeSpeech, list[SpeechEvent]]:
+    provider: SpeechProvider, request: SpeechRequest = REQUEST
+) -> tuple[ProviderError, Speech, list[SpeechEvent]]:
     """The error that a speech ends in, the speech, and what was heard before."""
     events: list[SpeechEvent] = []
     async with provider.speak(request) as speech:
@@ -53,7 +70,7 @@ async def failed(
     return caught.value, speech, events
 
 
-async def _collect(speech: RealtimeSpeech, events: list[SpeechEvent]) -> None:
+async def _collect(speech: Speech, events: list[SpeechEvent]) -> None:
     async for event in speech:
         events.append(event)
 
@@ -62,7 +79,7 @@ def closed(calls: list[dict[str, Any]]) -> bool:
     return bool(calls) and all("closed_at" in call for call in calls)
 
 
-async def test_whole_speech_arrives_with_its_facts(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_whole_speech_arrives_with_its_facts(provider: SpeechProvider, simulator: Simulator) -> None:
     events = await heard(provider)
     statuses = [event.provider_status for event in events if isinstance(event, SpeechStatus)]
     assert statuses == ["ws_connecting", "session_updated", "streaming", "finalizing"]
@@ -83,7 +100,7 @@ async def test_whole_speech_arrives_with_its_facts(provider: QwenRealtime, simul
     [{"cycles": 3}, {"delta_sizes": [1, 3, 1001]}, {"repeat_done": 2}, {"extra_fields": True}, {"speed": 0}],
 )
 async def test_every_byte_arrives_however_it_is_cut(
-    provider: QwenRealtime, simulator: Simulator, behaviour: dict[str, Any]
+    provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", {**behaviour, "unknown_events": True})
     events = await heard(provider, PCM)
@@ -94,14 +111,14 @@ async def test_every_byte_arrives_however_it_is_cut(
     assert end.facts["responses"] == behaviour.get("cycles", 1)
 
 
-async def test_deltas_of_a_megabyte_are_taken(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_deltas_of_a_megabyte_are_taken(provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"delta_bytes": 3 << 20, "minimum_bytes": 7 << 20})
     events = await heard(provider, PCM)
     assert max(len(event.audio) for event in events if isinstance(event, AudioDelta)) == 3 << 20
     assert len(audio_of(events)) >= 7 << 20
 
 
-async def test_session_left_open_after_its_end_is_closed_by_us(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_session_left_open_after_its_end_is_closed_by_us(provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"after_finished": "stay_open"})
     await heard(provider)
     await simulator.until(closed)
@@ -156,7 +173,7 @@ async def local_server(answer: Any) -> AsyncIterator[int]:
     ],
 )
 async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes(
-    provider: QwenRealtime, simulator: Simulator, status: int, kind: type[ProviderError], throttled: bool
+    provider: SpeechProvider, simulator: Simulator, status: int, kind: type[ProviderError], throttled: bool
 ) -> None:
     simulator.behave("realtime", {"refuse": status})
     error, speech, events = await failed(provider)
@@ -201,7 +218,7 @@ FAULTS: list[tuple[dict[str, Any], type[ProviderError], bool]] = [
 @pytest.mark.parametrize(("fault", "kind", "throttled"), FAULTS)
 @pytest.mark.parametrize("when", [{"at": "audio"}, {"after_deltas": 2}], ids=["before_audio", "after_audio"])
 async def test_fault_ends_the_speech_with_its_reason(
-    provider: QwenRealtime,
+    provider: SpeechProvider,
     simulator: Simulator,
     fault: dict[str, Any],
     kind: type[ProviderError],
@@ -228,7 +245,7 @@ async def test_fault_ends_the_speech_with_its_reason(
     "fault", [{"do": "close", "code": 1011}, {"do": "abort"}, {"do": "invalid_json"}, {"do": "error", "code": "X"}]
 )
 async def test_fault_before_the_text_was_sent_may_start_again(
-    provider: QwenRealtime, simulator: Simulator, at: str, fault: dict[str, Any]
+    provider: SpeechProvider, simulator: Simulator, at: str, fault: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", {**fault, "at": at})
     error, speech, _ = await failed(provider)
@@ -249,7 +266,7 @@ async def test_fault_before_the_text_was_sent_may_start_again(
     ],
 )
 async def test_end_that_lacks_one_of_the_three_facts_is_a_failure(
-    provider: QwenRealtime, simulator: Simulator, behaviour: dict[str, Any]
+    provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", behaviour)
     error, _, _ = await failed(provider)
@@ -344,7 +361,61 @@ async def test_redirected_upgrade_is_not_followed(provider_settings: MakeSetting
     assert simulator.calls == []
 
 
-async def test_leaving_closes_the_session_at_once(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_reason_that_comes_just_before_the_close_is_heard(provider_settings: MakeSettings) -> None:
+    """We are sending the text in the moment when the provider explains itself and hangs up."""
+
+    async def refuse(ws: ServerConnection) -> None:
+        await ws.recv()
+        await ws.send('{"type": "session.updated"}')
+        await ws.send('{"type": "error", "error": {"code": "Throttling.RateQuota"}}')
+
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x")
+        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert error.diagnostics["code"] == "Throttling.RateQuota"
+    assert error.throttled
+
+
+async def test_certificate_that_nobody_vouches_for_gets_no_key(provider_settings: MakeSettings, tmp_path: Path) -> None:
+    requests: list[object] = []
+
+    async def answer(ws: ServerConnection) -> None:
+        requests.append(ws.request)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed_certificate(tmp_path))
+    async with serve(answer, "127.0.0.1", 0, ssl=context) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        settings = provider_settings(dashscope_ws_url=f"wss://127.0.0.1:{port}/x")
+        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    assert type(error) is ProviderUnavailable
+    assert error.diagnostics["message"] == "SSLCertVerificationError"
+    assert requests == []
+
+
+def self_signed_certificate(folder: Path) -> Path:
+    """A file with a fresh key and certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    plain = serialization.NoEncryption()
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return file
+
+
+async def test_leaving_closes_the_session_at_once(provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
     loop = asyncio.get_running_loop()
     async with provider.speak(REQUEST) as speech:
@@ -356,7 +427,7 @@ async def test_leaving_closes_the_session_at_once(provider: QwenRealtime, simula
     await simulator.until(closed, timeout_seconds=1)
 
 
-async def test_cancelling_closes_the_session_at_once(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_cancelling_closes_the_session_at_once(provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
     speaking = asyncio.create_task(heard(provider))
     await simulator.deltas_sent(2)
@@ -397,14 +468,14 @@ async def test_throttle_slows_the_next_starts(provider_settings: MakeSettings, s
     assert pacer.starts_per_minute == pytest.approx(3000, rel=0.05)
 
 
-async def test_frame_over_the_cap_is_refused(provider: QwenRealtime, simulator: Simulator) -> None:
+async def test_frame_over_the_cap_is_refused(provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"delta_bytes": 13 << 20, "minimum_bytes": 13 << 20})
     error, _, events = await failed(provider, PCM)
     assert error.diagnostics["code"] == "protocol_violation"
     assert audio_of(events) == b""
 
 
-async def test_many_sessions_speak_at_once(provider: QwenRealtime) -> None:
+async def test_many_sessions_speak_at_once(provider: SpeechProvider) -> None:
     async with asyncio.TaskGroup() as group:
         speeches = [group.create_task(heard(provider)) for _ in range(20)]
     [audio] = {audio_of(speech.result()) for speech in speeches}

@@ -529,11 +529,11 @@ class _Clock:
         return next(self._sizes)
 
     async def until_due(self, size: int) -> None:
-        """Wait until this delta would have been spoken. A held session does not catch up in a burst: see below."""
+        """Wait until this delta would have been spoken."""
         now = self._loop.time()
         due = self._begins + self._sent * self._seconds_per_byte
         if now - due > 1.0:
-            # Whoever stood still for long (a hold, a slow reader) goes on at the usual pace from now on.
+            # Who stood still for long (a hold, a slow reader) goes on at the usual pace, without catching up in a burst.
             self._begins += now - due
             due = now
         self._sent += size
