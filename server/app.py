@@ -90,7 +90,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     metrics = Metrics()
     tickets = Tickets.from_settings(settings)
     async with (
-        httpx.AsyncClient(timeout=10.0, follow_redirects=False) as http,
+        httpx.AsyncClient(timeout=10.0, follow_redirects=False, trust_env=False) as http,
         open_store(settings.storage, tickets.storage_link_key) as storage,
         Database.open(
             settings.database_url,

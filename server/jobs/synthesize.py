@@ -158,6 +158,7 @@ class _Synthesis:
             response_format=self._log.audio_format.provider_format,
         )
         source = self._parts.providers.source(assignment.provider, assignment.provider_target_model)
+        first_failed_at: float | None = None  # waiting for our own pace is not the provider's failing
         while True:
             spoken = source.speak(request)
             try:
@@ -167,7 +168,8 @@ class _Synthesis:
                 self._starts.append({"category": exc.category, **exc.diagnostics})
                 again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=self._log.length)
                 pause = pause_before_start(len(self._starts), throttled=exc.throttled)
-                in_time = time.monotonic() - self._started_at + pause < deadlines.starts_within_seconds
+                first_failed_at = first_failed_at or time.monotonic()
+                in_time = time.monotonic() - first_failed_at + pause < deadlines.starts_within_seconds
                 if not again or len(self._starts) >= deadlines.starts or not in_time:
                     raise
                 await asyncio.sleep(pause)

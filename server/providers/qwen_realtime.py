@@ -162,9 +162,10 @@ class RealtimeSpeech:
         headers = {"Authorization": f"Bearer {settings.dashscope_api_key}"}
         if settings.dashscope_workspace:
             headers["X-DashScope-WorkSpace"] = settings.dashscope_workspace
+        address, joint = settings.dashscope_ws_url, "&" if "?" in settings.dashscope_ws_url else "?"
         try:
             socket = await _Connect(
-                f"{settings.dashscope_ws_url}?{urlencode({'model': self._request.model})}",
+                f"{address}{joint}{urlencode({'model': self._request.model})}",
                 additional_headers=headers,
                 user_agent_header="utter-server",
                 compression=None,

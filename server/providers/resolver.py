@@ -8,22 +8,9 @@ from typing import Protocol
 import msgspec
 
 from server.errors import Conflict, ProviderRejected
+from server.providers.languages import AUTO, LANGUAGES
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, model_family
-
-QWEN_LANGUAGES = (
-    "Auto",
-    "Chinese",
-    "English",
-    "German",
-    "Italian",
-    "Portuguese",
-    "Spanish",
-    "Japanese",
-    "Korean",
-    "French",
-    "Russian",
-)
 
 
 class VoiceFacts(Protocol):
@@ -62,7 +49,7 @@ class Providers:
     def __init__(self, settings: Settings, *, realtime: SpeechProvider) -> None:
         self._settings = settings
         self._realtime = realtime
-        self.abilities = Abilities(provider=settings.tts_provider_mode, streams=True, languages=QWEN_LANGUAGES)
+        self.abilities = Abilities(provider=settings.tts_provider_mode, streams=True, languages=(AUTO, *LANGUAGES))
 
     def source(self, provider: str, model: str | None) -> SpeechProvider:
         """Who speaks a run: its target model decides the transport.

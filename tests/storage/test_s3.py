@@ -148,6 +148,10 @@ async def test_a_put_that_the_service_answers_with_an_error_page_is_tried_again(
     async def restarting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"\r\nContent-Length: 3000000\r\n" in head
+        assert b"\r\nContent-MD5: " in head
+        assert not any(
+            word in head.lower() for word in (b"x-amz-trailer", b"x-amz-checksum", b"aws-chunked", b"expect:")
+        )
         bodies.append(await reader.readexactly(3_000_000))
         failure = b"503 Service Unavailable\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"
         success = b"200 OK\r\nContent-Length: 0\r\n\r\n"

@@ -533,7 +533,7 @@ class _Clock:
         now = self._loop.time()
         due = self._begins + self._sent * self._seconds_per_byte
         if now - due > 1.0:
-            # Who stood still for long (a hold, a slow reader) goes on at the usual pace, without catching up in a burst.
+            # Who stood still for long (a hold, a slow reader) goes on at the usual pace, with no burst to catch up.
             self._begins += now - due
             due = now
         self._sent += size

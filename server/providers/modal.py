@@ -1,0 +1,263 @@
+"""The Modal job API: submit, look, fetch, cancel, and the design of a voice in one long request.
+
+Each endpoint is an address of its own. Web requests there end after 150 s with a 303 to the same call's answer, which
+is then fetched by GET and never runs anything again; so redirects are followed here, by hand.
+
+Source: the deployed API as restated in protocols.md §5; Modal's guide on request timeouts.
+"""
+
+import asyncio
+from base64 import b64encode
+from typing import Any, Literal
+
+import httpx
+import msgspec
+
+from server.audio import AudioError, parse_wav
+from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
+from server.providers.qwen_rest import TooMuchError, read_at_most
+from server.settings import Settings
+
+JobStatus = Literal["running", "completed", "failed"]
+
+# A text of 2000 characters is two to three minutes of speech; at 48 kHz that is 17 MB.
+_MOST_AUDIO_BYTES = 64 * 1024 * 1024
+_MOST_JSON_BYTES = 1024 * 1024
+_MOST_NEW_TOKENS = 4096  # what the deployed caller asks for
+# Each redirect stands for 150 s of work; a browser would follow as many.
+_MOST_REDIRECTS = 20
+_PAUSES_SECONDS = (1.0, 1.5, 2.25, 3.4, 5.0)
+
+
+class JobLook(msgspec.Struct, frozen=True):
+    """What one look at a job saw.
+
+    Attributes:
+        elapsed_seconds: As the API counts it; None where it does not say.
+    """
+
+    status: JobStatus
+    error: str | None = None
+    elapsed_seconds: float | None = None
+
+
+class _Submitted(msgspec.Struct):
+    job_id: str
+
+
+class _Status(msgspec.Struct):
+    status: str
+    error: Any = None
+    elapsed_seconds: Any = None
+
+
+class Modal:
+    """The job API. An endpoint that is not configured answers ``ProviderUnavailable``.
+
+    Args:
+        http: Opened and closed by whoever builds this; without default credentials.
+    """
+
+    def __init__(self, settings: Settings, http: httpx.AsyncClient) -> None:
+        self._settings = settings
+        self._deadlines = settings.deadlines
+        self._http = http
+
+    @property
+    def can_cancel(self) -> bool:
+        """Not every deployment has a cancel endpoint."""
+        return bool(self._settings.modal_job_cancel)
+
+    async def submit(self, *, text: str, language: str, reference: bytes, transcript: str) -> str:
+        """Submit a job; its id.
+
+        Raises:
+            ProviderTimeout: Sent, but not answered: a job may be running that nobody knows by name.
+            ProviderRejected, ProviderUnavailable: No job was made.
+        """
+        answer = await self._json(
+            "POST",
+            self._settings.modal_job_submit,
+            within_seconds=self._deadlines.modal_submit_seconds,
+            body={
+                "text": text,
+                "language": language,
+                "ref_audio_base64": b64encode(reference).decode(),
+                "ref_text": transcript,
+                "max_new_tokens": _MOST_NEW_TOKENS,
+            },
+        )
+        try:
+            job_id = msgspec.convert(answer, _Submitted).job_id.strip()
+        except msgspec.ValidationError:
+            job_id = ""
+        if not job_id:
+            raise ProviderTimeout(diagnostics={"code": "no_job_id"})
+        return job_id
+
+    async def look(self, job_id: str, *, within_seconds: float) -> JobLook:
+        """Look at a job once. ``failed`` also covers unknown ids, cancelled jobs and passing faults: look again.
+
+        Raises:
+            ProviderError: The look itself failed, which says nothing about the job.
+        """
+        answer = await self._json(
+            "GET", self._settings.modal_job_status, within_seconds=within_seconds, query={"job_id": job_id}
+        )
+        try:
+            said = msgspec.convert(answer, _Status)
+        except msgspec.ValidationError as exc:
+            raise _unavailable("unreadable_answer") from exc
+        elapsed = said.elapsed_seconds if type(said.elapsed_seconds) in (int, float) else None
+        if said.status in ("completed", "failed"):
+            error = said.error if isinstance(said.error, str) and said.error else None
+            return JobLook(said.status, error, elapsed)  # type: ignore[arg-type]
+        return JobLook("running", None, elapsed)
+
+    async def result(self, job_id: str) -> bytes:
+        """The WAV file of a completed job. Failures that may pass are tried again, within the download's deadline.
+
+        Raises:
+            ProviderUnavailable: Still failing after the last try, or not a WAV file that we can read.
+            ProviderRejected: Refused or too large.
+        """
+        pauses = iter(_PAUSES_SECONDS)
+        tries = 0
+        try:
+            async with asyncio.timeout(self._deadlines.download_seconds):
+                while True:
+                    status, content = await self._exchange(
+                        "GET", self._settings.modal_job_result, query={"job_id": job_id}, most_bytes=_MOST_AUDIO_BYTES
+                    )
+                    if status == 200:
+                        return _checked(content)
+                    if status != 202:
+                        tries += 1
+                        if status < 500 and status not in (408, 429):
+                            raise ProviderRejected(diagnostics={"code": "result_refused", "http_status": status})
+                        if tries >= self._deadlines.download_tries:
+                            raise _unavailable("result_failed", http_status=status, tries=tries)
+                    await asyncio.sleep(next(pauses, _PAUSES_SECONDS[-1]))
+        except TimeoutError as exc:
+            raise _unavailable("result_timeout", tries=tries) from exc
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask for a job's end. It may complete all the same; what arrives then is for nobody.
+
+        Raises:
+            ProviderError: It could not be asked.
+        """
+        await self._json(
+            "POST",
+            self._settings.modal_job_cancel,
+            within_seconds=self._deadlines.connect_seconds,
+            body={"job_id": job_id},
+        )
+
+    async def design(self, *, text: str, language: str, instruct: str) -> bytes:
+        """Have a designed voice say ``text``; the WAV file. May take minutes while a machine starts.
+
+        Raises:
+            ProviderTimeout: Nothing came within the deadline of a job.
+            ProviderRejected, ProviderUnavailable: Refused, or failed on their side.
+        """
+        body = {"text": text, "language": language, "instruct": instruct}
+        try:
+            async with asyncio.timeout(self._deadlines.modal_job_seconds):
+                status, content = await self._exchange(
+                    "POST", self._settings.modal_endpoint_voice_design, body=body, most_bytes=_MOST_AUDIO_BYTES
+                )
+        except TimeoutError as exc:
+            raise ProviderTimeout(diagnostics={"code": "timeout"}) from exc
+        if status == 200:
+            return _checked(content)
+        raise _refused(status, content)
+
+    async def _json(
+        self,
+        method: Literal["GET", "POST"],
+        address: str | None,
+        *,
+        within_seconds: float,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str] | None = None,
+    ) -> Any:
+        try:
+            async with asyncio.timeout(within_seconds):
+                status, content = await self._exchange(
+                    method, address, body=body, query=query, most_bytes=_MOST_JSON_BYTES
+                )
+        except TimeoutError as exc:
+            raise ProviderTimeout(diagnostics={"code": "timeout"}) from exc
+        if status != 200:
+            raise _refused(status, content)
+        try:
+            return msgspec.json.decode(content)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+            raise _unavailable("unreadable_answer") from exc
+
+    async def _exchange(
+        self,
+        method: Literal["GET", "POST"],
+        address: str | None,
+        *,
+        most_bytes: int,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """One request and whatever redirects stand before its answer; status and body.
+
+        Raises:
+            ProviderUnavailable: Not configured, not connected, or redirected in circles.
+            ProviderTimeout: Sent, and nobody knows what became of it.
+        """
+        if not address:
+            raise _unavailable("not_configured")
+        timeout = httpx.Timeout(self._deadlines.modal_request_seconds, connect=self._deadlines.connect_seconds)
+        target = httpx.URL(address).copy_merge_params(query) if query else httpx.URL(address)
+        content = msgspec.json.encode(body) if body is not None else None
+        try:
+            for _ in range(_MOST_REDIRECTS + 1):
+                headers = {"Content-Type": "application/json"} if content is not None else {}
+                async with self._http.stream(
+                    method, target, content=content, headers=headers, timeout=timeout, follow_redirects=False
+                ) as response:
+                    if not response.is_redirect:
+                        return response.status_code, await read_at_most(response, most_bytes)
+                    following = target.join(response.headers["location"])
+                if (following.scheme, following.host) != (target.scheme, target.host):
+                    raise ProviderRejected(diagnostics={"code": "redirected_elsewhere"})
+                # From here on it is only fetched, wherever the first redirect leads (protocols.md §5).
+                method, target, content = "GET", following, None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as exc:
+            raise _unavailable("connect_failed", message=type(exc).__name__) from exc
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise ProviderTimeout(diagnostics={"code": "broken_off", "message": type(exc).__name__}) from exc
+        except TooMuchError as exc:
+            raise ProviderRejected(diagnostics={"code": "too_large"}) from exc
+        raise _unavailable("redirected_too_often")
+
+
+def _checked(wav: bytes) -> bytes:
+    try:
+        parse_wav(wav)
+    except AudioError as exc:
+        raise _unavailable("unreadable_audio") from exc
+    return wav
+
+
+def _refused(status: int, content: bytes) -> ProviderError:
+    diagnostics: dict[str, Any] = {"http_status": status}
+    try:
+        detail = msgspec.json.decode(content).get("detail")
+        if isinstance(detail, str):
+            diagnostics["message"] = detail[:300]
+    except (msgspec.MsgspecError, UnicodeError, AttributeError, RecursionError):
+        pass
+    if status >= 500 or status in (408, 429):
+        return ProviderUnavailable(diagnostics=diagnostics)
+    return ProviderRejected(diagnostics=diagnostics)
+
+
+def _unavailable(code: str, **facts: Any) -> ProviderUnavailable:
+    return ProviderUnavailable(diagnostics={"code": code, **facts})
