@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from server.errors import ProviderUnavailable
+from server.providers.speech import PACED_OUT
 
 # A start costs as much CPU as fifteen deltas, about 3 ms: closer together they would make running speeches stutter.
 _GAP_SECONDS = 0.005
@@ -69,7 +70,7 @@ class Pacer:
         except TimeoutError as exc:
             raise ProviderUnavailable(
                 "Too many speeches are waiting for the speech provider. Please try again in a moment.",
-                diagnostics={"code": "paced_out"},
+                diagnostics={"code": PACED_OUT},
             ) from exc
 
     def throttled(self) -> None:

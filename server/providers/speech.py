@@ -84,6 +84,9 @@ class SpeechEnd(msgspec.Struct, frozen=True):
     facts: dict[str, Any]
 
 
+PACED_OUT = "paced_out"
+"""The code of a start that waited for its turn as long as a start may; the next one would wait as long again."""
+
 SpeechEvent = SpeechStatus | AudioDelta | SpeechEnd
 
 
@@ -126,7 +129,7 @@ def may_start_again(error: ProviderError, *, text_sent: bool, bytes_heard: int) 
     the text has left us nothing can have been billed; a throttled start is known not to have been served.
     The number of starts is the caller's to count (``Deadlines.starts``).
     """
-    if bytes_heard or not error.retryable:
+    if bytes_heard or not error.retryable or error.diagnostics.get("code") == PACED_OUT:
         return False
     return error.throttled or not text_sent
 
