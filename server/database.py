@@ -26,6 +26,7 @@ T = TypeVar("T")
 SEARCH_PATH = "internal, public"
 COMMAND_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
+MISUSES_AT_MOST = 20
 
 # What asyncpg raises when the server is gone, going, or not yet there; everything else is an answer.
 LOST: tuple[type[BaseException], ...] = (
@@ -122,12 +123,15 @@ class Database:
         """
         deadline = None if for_seconds is None else asyncio.get_running_loop().time() + for_seconds
         pause = 0.05
+        misuses = 0
         while True:
             try:
                 async with self.transaction() as connection:
                     return await work(connection)
             except LOST as exc:
-                if self.pool.is_closing():
+                # The library has one class for a closed connection and for a mistake of ours, which would not pass.
+                misuses += type(exc) is asyncpg.InterfaceError
+                if self.pool.is_closing() or misuses > MISUSES_AT_MOST:
                     raise
                 if deadline is not None and asyncio.get_running_loop().time() > deadline:
                     raise

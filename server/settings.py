@@ -50,7 +50,7 @@ class Deadlines:
     renew_every_seconds: float = 1.0
     sweep_every_seconds: float = 5.0
     lost_after_seconds: float = 15.0
-    idle_run_seconds: float = 30.0
+    idle_run_seconds: float = 20.0
     follower_stalled_seconds: float = 30.0
     heartbeat_seconds: float = 15.0
     request_database_seconds: float = 5.0

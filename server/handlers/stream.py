@@ -65,6 +65,8 @@ async def get_stream(request: Request) -> Response:
         raise Invalid("`task_id` is missing.")
     task = await _own_task(parts, request, task_id)
     kind = wanted_kind(request)
+    if task.type == "generate" and task.generation_id is None:
+        raise NotFound("This generation was deleted.")
     if not can_be_streamed(task):
         raise Conflict(f"This task cannot be streamed. Poll GET /api/tasks/{task.id} instead.")
     resume = request.headers.get("last-event-id") or ""

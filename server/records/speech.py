@@ -529,11 +529,11 @@ async def end(
     """End a speech that will not be completed, in one transaction: both rows, its run and its spool.
 
     Args:
-        attempt: Only if this attempt is still the run's; None for whoever may always end it (the user, the sweep).
+        attempt: Only if this attempt still speaks; None for whoever may always end it (the user, the sweep).
         facts: Diagnostics for ``generations.provider_metadata``.
 
     Raises:
-        Fenced: The run has moved on to another attempt, or is gone.
+        Fenced: The run has moved on: to another attempt, to being stored, or away.
     """
     generation_id = await connection.fetchval(
         """SELECT coalesce(t.generation_id, r.generation_id) FROM (SELECT $1::uuid AS id) x
@@ -544,7 +544,7 @@ async def end(
         connection, task_id, generation_id, status=status, detail=detail, category=category, facts=facts or {}
     )
     run = await connection.fetchrow(
-        """DELETE FROM internal.runs WHERE task_id = $1 AND ($2::int IS NULL OR attempt = $2) AND state <> 'unstored'
+        """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored' AND ($2::int IS NULL OR (attempt = $2 AND state = 'speaking'))
            RETURNING state, object_key""",
         task_id,
         attempt,
