@@ -19,25 +19,37 @@ from server.following import Following
 from server.handlers import generate, generations, openapi, service, stream, tasks, voices
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
+from server.handlers.page import page_routes
 from server.handlers.requests import parts_of
 from server.jobs.finalize import finalize
+from server.jobs.modal import cancel_modal, watch_modal
 from server.jobs.remove import remove
 from server.jobs.synthesize import synthesize
 from server.leases import Leases
 from server.live import LiveAudio
 from server.metrics import Metrics
 from server.parts import Parts
+from server.providers.modal import Modal
 from server.providers.pacing import Pacer
 from server.providers.qwen_realtime import QwenRealtime
 from server.providers.resolver import Providers
 from server.queue import DEFAULT, DEFAULT_CONCURRENCY, DRAIN_SECONDS, SYNTHESIS, Queue
-from server.records.speech import FINALIZE_JOB, REMOVE_JOB, SYNTHESIZE_JOB
+from server.records.speech import (
+    CANCEL_MODAL_JOB,
+    COLLECT_MODAL_JOB,
+    FINALIZE_JOB,
+    REMOVE_JOB,
+    SYNTHESIZE_JOB,
+    WATCH_MODAL_JOB,
+)
 from server.settings import Settings
 from server.spool import SpoolWriter
 from server.storage.open import open_store
 from server.sweep import Sweeper
 
 logger = logging.getLogger(__name__)
+
+MODAL_LIMITS = httpx.Limits(max_connections=500, max_keepalive_connections=50)
 
 
 def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Starlette:
@@ -75,6 +87,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/metrics", service.metrics, methods=["GET"]),
             *object_routes(lambda request: parts_of(request).storage, cors_allow_origins=settings.cors_allow_origins),
             *extra_routes,
+            *page_routes(settings),
         ],
         middleware=[Middleware(Edge, settings=settings)],
         lifespan=lifespan,
@@ -91,6 +104,8 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     tickets = Tickets.from_settings(settings)
     async with (
         httpx.AsyncClient(timeout=10.0, follow_redirects=False, trust_env=False) as http,
+        # Its requests may hang for minutes each, and must not keep others from a connection.
+        httpx.AsyncClient(limits=MODAL_LIMITS, follow_redirects=False, trust_env=False) as modal_http,
         open_store(settings.storage, tickets.storage_link_key) as storage,
         Database.open(
             settings.database_url,
@@ -114,7 +129,11 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
             spool=SpoolWriter(database, announcer, metrics),
             following=Following(database, listener, live, announcer),
             storage=storage,
-            providers=Providers(settings, realtime=QwenRealtime(settings, Pacer(settings.qwen_starts_per_minute))),
+            providers=Providers(
+                settings,
+                realtime=QwenRealtime(settings, Pacer(settings.qwen_starts_per_minute)),
+                modal=Modal(settings, modal_http),
+            ),
             authenticator=Authenticator.from_settings(settings, http),
             tickets=tickets,
             metrics=metrics,
@@ -123,6 +142,9 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
         queue.register(FINALIZE_JOB, partial(finalize, parts))
         queue.register(REMOVE_JOB, partial(remove, parts))
+        queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
+        queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
+        queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
         async with (
             background(listener.run, announcer.run, parts.spool.run, parts.following.run, leases.run),
             background(sweeper.run),

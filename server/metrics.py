@@ -35,6 +35,12 @@ class Metrics:
         self._finalize_retries = Counter(
             "utter_finalize_retries", "Times that storing finished audio was put off.", registry=self.registry
         )
+        self._modal_looks = Counter(
+            "utter_modal_looks",
+            "Status checks of Modal jobs, by who asked (poll, watcher) and what was seen.",
+            ["by", "seen"],
+            registry=self.registry,
+        )
 
     def task_ended(self, provider: str, status: str, category: str) -> None:
         self._tasks.labels(provider, status, category).inc()
@@ -59,6 +65,9 @@ class Metrics:
 
     def finalize_retried(self) -> None:
         self._finalize_retries.inc()
+
+    def modal_look(self, by: str, seen: str) -> None:
+        self._modal_looks.labels(by, seen).inc()
 
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -186,12 +186,14 @@ class SpoolWriter:
         if standing is None or standing[:2] != (log.attempt, "speaking"):
             if lost := self._writing.get(log):
                 lost()
-        elif standing[2] == stop:
-            log.committed(stop)
-        elif log in self._writing:
-            # Somebody holds the row for a moment; these bytes go with the next tick.
-            self._grown[log] = None
-            self._wake.set()
+        else:
+            if standing[2] > log.durable:
+                # A commit whose answer was lost had arrived. What it kept is ours: an attempt has one writer.
+                log.committed(standing[2])
+            if log.durable < stop and log in self._writing:
+                # Somebody holds the row for a moment, or there is more than was kept; the next tick takes the rest.
+                self._grown[log] = None
+                self._wake.set()
 
 
 async def read_spool(database: Database, task_id: UUID, attempt: int, *, start: int = 0) -> AsyncIterator[bytes]:

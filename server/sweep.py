@@ -15,13 +15,15 @@ from server.errors import Category
 from server.jobs.synthesize import RESTARTED
 from server.metrics import Metrics
 from server.queue import Queue
-from server.records import removals, speech
+from server.records import modal, removals, speech
 from server.settings import Deadlines
 
 logger = logging.getLogger(__name__)
 
 # A worker that died before the first byte is replaced once (design §7); after that the text itself is suspect.
 ATTEMPTS = 2
+# A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
+COLLECT_ATTEMPTS = 5
 HOUSEKEEPING_EVERY = 12
 REMOVAL_OVERDUE_SECONDS = 60.0
 
@@ -52,8 +54,8 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One look at every run that should have moved."""
-        for task_id, attempt, byte_length in await self._lost():
-            await self._take_from_the_dead(task_id, attempt, byte_length)
+        for task_id, attempt, may_be_repeated in await self._lost():
+            await self._take_from_the_dead(task_id, attempt, may_be_repeated)
         for task_id in await self._waited_too_long():
             await self._end(task_id, "Nobody was free to speak this in time. Please try again.", "provider_unavailable")
         await self._restart_jobs()
@@ -62,17 +64,22 @@ class Sweeper:
             for bucket, object_key in await removals.overdue(connection, REMOVAL_OVERDUE_SECONDS):
                 await self._queue.defer(connection, speech.REMOVE_JOB, bucket=bucket, object_key=object_key)
 
-    async def _lost(self) -> list[tuple[UUID, int, int]]:
+    async def _lost(self) -> list[tuple[UUID, int, bool]]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT task_id, attempt, byte_length FROM internal.runs
+                """SELECT task_id, attempt, CASE WHEN job_name = $2 THEN attempt < $3
+                                                 ELSE byte_length = 0 AND attempt < $4 END AS may_be_repeated
+                     FROM internal.runs
                     WHERE state = 'speaking' AND beat_at < now() - make_interval(secs => $1)""",
                 self._deadlines.lost_after_seconds,
+                speech.COLLECT_MODAL_JOB,
+                COLLECT_ATTEMPTS,
+                ATTEMPTS,
             )
-        return [(row["task_id"], row["attempt"], row["byte_length"]) for row in rows]
+        return [(row["task_id"], row["attempt"], row["may_be_repeated"]) for row in rows]
 
-    async def _take_from_the_dead(self, task_id: UUID, attempt: int, byte_length: int) -> None:
-        if byte_length == 0 and attempt < ATTEMPTS:
+    async def _take_from_the_dead(self, task_id: UUID, attempt: int, may_be_repeated: bool) -> None:
+        if may_be_repeated:
             async with self._database.transaction() as connection:
                 back = await speech.put_back(connection, self._queue, task_id, attempt, reason="its process died")
             logger.warning("run taken from a dead process", extra={"task_id": str(task_id), "put_back": back})
@@ -100,7 +107,7 @@ class Sweeper:
             return
         if ended.here:
             logger.warning("run ended by the sweep", extra={"task_id": str(task_id), "category": category})
-            self._metrics.task_ended("qwen", "failed", category)
+            self._metrics.task_ended(ended.provider, "failed", category)
         self._announcer.changed(task_id)
 
     async def _restart_jobs(self) -> None:
@@ -129,6 +136,17 @@ class Sweeper:
         async with self._database.connection() as connection:
             for statement, arguments in self._housekeeping():
                 await connection.execute(statement, *arguments)
+        await self._adopt()
+
+    async def _adopt(self) -> None:
+        """Tasks of the older system, which nobody watches, get a watcher: they end without being polled, too."""
+        async with self._database.connection() as connection:
+            task_ids = await modal.unwatched(connection, older_than_seconds=self._deadlines.modal_no_id_seconds)
+        for task_id in task_ids:
+            async with self._database.transaction() as connection:
+                if await modal.adopt(connection, task_id):
+                    logger.info("task of the older system is watched now", extra={"task_id": str(task_id)})
+                    await speech.start_job(connection, self._queue, speech.WATCH_MODAL_JOB, task_id, 1)
 
     def _housekeeping(self) -> list[tuple[str, tuple[float, ...]]]:
         deadlines = self._deadlines

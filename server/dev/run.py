@@ -16,9 +16,9 @@ import msgspec
 
 from server import logs, serve
 from server.app import create_app
-from server.auth import mint_bearer
 from server.dev.demo import DEMO_USER, seed
 from server.dev.postgres import PostgresError, running_postgres
+from server.dev.session import demo_token, session_route
 from server.dev.simulator import running_simulator
 from server.migrations import MigrationError, migrate
 from server.settings import Settings
@@ -26,7 +26,6 @@ from server.settings import Settings
 PROVIDER_VARIABLES = ("DASHSCOPE_", "MODAL_", "PROVIDER_DOWNLOAD_HOSTS")
 # What the command line or this machine decides, whatever the shell says.
 DECIDED_HERE = ("DATABASE_URL", "TTS_PROVIDER_MODE", "HOST", "PORT")
-TOKEN_DAYS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,9 @@ async def _serve(options: DevOptions, environ: Mapping[str, str], database_url: 
         if options.database_url is None:
             await seed(settings)
         server = serve.Server(
-            create_app(settings), settings, started=lambda: _announce(options, settings, user_id)
+            create_app(settings, extra_routes=[session_route(settings, user_id)]),
+            settings,
+            started=lambda: _announce(options, settings, user_id),
         )
         await server.serve()
         return 0 if server.started else 1
@@ -128,8 +129,7 @@ def _kept_secret(path: Path) -> str:
 def _announce(options: DevOptions, settings: Settings, user_id: UUID) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{settings.port}"
-    secret = settings.auth_jwt_secret
-    token = mint_bearer(user_id, days=TOKEN_DAYS, secret=secret, audience=settings.auth_jwt_audience) if secret else ""
+    token = demo_token(settings, user_id)
     note = options.data_dir / "dev.json"
     note.write_bytes(msgspec.json.encode({"url": url, "token": token, "user_id": str(user_id)}))
     print(f"\n  page   {url}/\n  token  {token}\n  (both also in {note})\n", flush=True)

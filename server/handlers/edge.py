@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 from uuid import uuid4
 
+import asyncpg
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -30,6 +31,11 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, last-ev
 _EXPOSED_HEADERS: Final = "X-Utter-Provider, X-Utter-Generation-Id, X-Utter-Task-Id, X-Request-Id"
 _ALLOWED_METHODS: Final = "GET, POST, DELETE, PUT, HEAD, OPTIONS"
 _PREFLIGHT_SECONDS: Final = "600"
+_LOGGED_PATH: Final = 200
+
+# SQLSTATE classes, and one code: no connection, no such role or database, read-only after a failover, deadlocks, no
+# memory or disk left, not accepting connections, a lock or a time limit, the operating system.
+_TROUBLE: Final = frozenset({"08", "28", "3D", "25006", "40", "53", "55", "57", "58"})
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,7 +68,8 @@ class _Exchange:
         self._request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         # Signed links to storage answer other origins themselves: everybody may PUT who has one.
         origin = self._headers.get("origin")
-        self._cors = origin if origin in origins and not scope["path"].startswith(PREFIX) else None
+        allowed = origin if origin in origins else "*" if origin and "*" in origins else None
+        self._cors = None if scope["path"].startswith(PREFIX) else allowed
         self._varies = bool(origins)
 
     async def run(self, receive: Receive) -> None:
@@ -121,13 +128,17 @@ class _Exchange:
                 _log.error("response broken off", exc_info=exc)
             return
         problem = _named(exc)
-        if problem.status >= 500 and not isinstance(exc, UtterError):
+        if isinstance(problem, DatabaseUnavailable):
+            _log.warning("database not available", extra={"reason": f"{type(exc).__name__}: {exc}".partition("\n")[0]})
+        elif problem.status >= 500 and not isinstance(exc, UtterError):
             _log.error("request failed", exc_info=exc)
         body = msgspec.json.encode(Problem(problem.detail, problem.category, self._request_id))
         headers = [
             (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in problem.headers.items()
         ]
         headers += [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        if problem.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))  # RFC 9110 §11.6.1; no browser asks anybody for this one
         await self._answer(problem.status, headers, body)
 
     async def _answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
@@ -139,12 +150,13 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     def _write_log(self) -> None:
-        # The path alone: a query may hold a ticket, a signature, or what somebody wrote.
+        # The path alone: a query may hold a ticket, a signature, or what somebody wrote. None of ours is long, and
+        # looking for secrets in 60 kB that somebody chose well took seconds.
         user_id = self._scope.get("state", {}).get("user_id")
         _access.info(
             "%s %s",
             self._scope["method"],
-            self._scope["path"],
+            self._scope["path"][:_LOGGED_PATH],
             extra={
                 "status": self._status,
                 "milliseconds": round((time.perf_counter() - self._started_at) * 1000, 1),
@@ -159,9 +171,15 @@ def _named(exc: Exception) -> UtterError:
         return exc
     if isinstance(exc, HTTPException):
         return _of_the_router(exc)
-    if isinstance(exc, LOST):
+    if isinstance(exc, LOST) or _is_the_databases_trouble(exc):
         return DatabaseUnavailable()
     return UtterError()
+
+
+def _is_the_databases_trouble(exc: Exception) -> bool:
+    """Whether PostgreSQL answered, but with nothing that is about this request."""
+    state: str = (isinstance(exc, asyncpg.PostgresError) and exc.sqlstate) or ""
+    return state in _TROUBLE or state[:2] in _TROUBLE
 
 
 def _of_the_router(exc: HTTPException) -> UtterError:

@@ -28,6 +28,13 @@ from server.storage import Bucket
 
 LINK_SECONDS = 3600
 
+_WHY_SILENT = {
+    "pending": "This generation is not finished yet.",
+    "processing": "This generation is not finished yet.",
+    "failed": "This generation failed, so there is no audio.",
+    "cancelled": "This generation was cancelled, so there is no audio.",
+}
+
 
 async def list_generations(request: Request) -> Response:
     parts = parts_of(request)
@@ -56,7 +63,7 @@ async def get_audio(request: Request) -> Response:
     user_id = await bearer(request)
     entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
     if entry.status != "completed" or not entry.audio_object_key:
-        raise NotFound("This generation has no audio.")
+        raise NotFound(_WHY_SILENT.get(entry.status, "This generation has no audio."))
     return await redirect_to_audio(parts, entry.audio_object_key, entry.id)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from starlette.requests import Request
@@ -14,38 +14,52 @@ from server.handlers.requests import json_response
 REFERENCE = "#/components/schemas/{name}"
 
 
+class Media(NamedTuple):
+    """A success that is no JSON."""
+
+    types: tuple[str, ...]
+    description: str = "OK"
+
+
+REDIRECT = Media((), "A redirect")
+NOTHING = Media((), "Nothing more will come")
+_STREAM = Media(
+    ("text/event-stream", "audio/mpeg", "audio/wav"),
+    "Events: `task` (data: a TaskAnswer) and `response.audio.delta` (data: a DeltaEvent, id: the offset behind it). "
+    "Or the audio itself.",
+)
+
+
 class Operation(NamedTuple):
     """One method of one path.
 
     Attributes:
-        answer: The type of the JSON that a success answers, or a media type for what is no JSON, or None for a
-            redirect.
+        answers: What a success answers, by status: the type of its JSON, or what else it is.
         query: Parameters as ``name: schema``.
-        problems: The statuses that end in a ``Problem``.
+        problems: The statuses of a ``Problem`` that a client should know; any other failure is one, too.
     """
 
     method: str
     path: str
     summary: str
-    answer: Any
+    answers: dict[int, Any]
     body: Any = None
     query: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - a NamedTuple's defaults are never changed
     problems: tuple[int, ...] = ()
     signed_in: bool = True
-    status: int = 200
     headers: tuple[str, ...] = ()
 
 
 _PAGE = {"page": {"type": "integer", "minimum": 1}, "per_page": {"type": "integer", "minimum": 1, "maximum": 100}}
 _SEARCH = {"search": {"type": "string"}}
-_STREAM = "text/event-stream"
+_AS = {"as": {"enum": ["events", "audio"]}}
 
 OPERATIONS = (
     Operation(
         "post",
         "/api/generate",
         "Speak a text; poll the task, or follow stream_url",
-        contract.GenerateAnswer,
+        {200: contract.GenerateAnswer},
         body=contract.GenerateRequest,
         problems=(400, 401, 404, 409, 413, 503),
         headers=("Idempotency-Key",),
@@ -54,9 +68,9 @@ OPERATIONS = (
         "post",
         "/api/generate/stream",
         "Speak a text and hear it at once: events, raw audio (Accept: audio/*), or JSON with status 201",
-        _STREAM,
+        {200: _STREAM, 201: contract.GenerateAnswer},
         body=contract.GenerateRequest,
-        query={"as": {"enum": ["events", "audio"]}},
+        query=_AS,
         problems=(400, 401, 404, 406, 409, 413, 503),
         headers=("Idempotency-Key",),
     ),
@@ -64,60 +78,74 @@ OPERATIONS = (
         "get",
         "/api/generate/stream",
         "Follow a speech while it is spoken, or replay it; creates nothing",
-        _STREAM,
+        {200: _STREAM, 204: NOTHING, 302: REDIRECT},
         query={
             "task_id": {"type": "string", "format": "uuid"},
             "ticket": {"type": "string"},
-            "as": {"enum": ["events", "audio"]},
+            **_AS,
             "offset": {"type": "integer", "minimum": 0},
         },
         problems=(400, 401, 404, 406, 409),
         headers=("Last-Event-ID",),
     ),
-    Operation("get", "/api/tasks/{task_id}", "How a task stands", contract.TaskAnswer, problems=(400, 401, 404)),
+    Operation("get", "/api/tasks/{task_id}", "How a task stands", {200: contract.TaskAnswer}, problems=(400, 401, 404)),
     Operation(
-        "delete", "/api/tasks/{task_id}", "Put a task away; its audio stays", contract.Ok, problems=(400, 401, 404)
+        "delete",
+        "/api/tasks/{task_id}",
+        "Put a task away; its audio stays",
+        {200: contract.Ok},
+        problems=(400, 401, 404),
     ),
-    Operation("post", "/api/tasks/{task_id}/cancel", "Cancel", contract.CancelAnswer, problems=(400, 401, 404)),
+    Operation("post", "/api/tasks/{task_id}/cancel", "Cancel", {200: contract.CancelAnswer}, problems=(400, 401, 404)),
     Operation(
         "get",
         "/api/generations",
         "The history, newest first",
-        contract.GenerationsAnswer,
-        query={**_PAGE, **_SEARCH, "status": {"type": "string"}},
+        {200: contract.GenerationsAnswer},
+        query={**_PAGE, **_SEARCH, "status": {"enum": ["all", *get_args(contract.TaskStatus)]}},
         problems=(400, 401),
     ),
     Operation(
-        "delete", "/api/generations/{generation_id}", "Delete with its audio", contract.Ok, problems=(400, 401, 404)
+        "delete",
+        "/api/generations/{generation_id}",
+        "Delete with its audio",
+        {200: contract.Ok},
+        problems=(400, 401, 404),
     ),
     Operation(
         "get",
         "/api/generations/{generation_id}/audio",
         "302 to a link that needs no token and works for an hour",
-        None,
+        {302: REDIRECT},
         problems=(400, 401, 404),
-        status=302,
     ),
     Operation(
         "post",
         "/api/generations/{generation_id}/regenerate",
         "What a form needs to speak this again",
-        contract.RegenerateAnswer,
+        {200: contract.RegenerateAnswer},
         problems=(400, 401, 404),
     ),
     Operation(
         "get",
         "/api/voices",
         "The voices that are not deleted, newest first",
-        contract.VoicesAnswer,
-        query={**_PAGE, **_SEARCH, "source": {"enum": ["uploaded", "designed", "all"]}},
+        {200: contract.VoicesAnswer},
+        query={**_PAGE, **_SEARCH, "source": {"enum": ["all", "uploaded", "designed"]}},
         problems=(400, 401),
     ),
-    Operation("get", "/api/health", "Whether this process answers", contract.Ok, signed_in=False),
-    Operation("get", "/api/ready", "Whether it can do its work", contract.ReadyAnswer, signed_in=False),
-    Operation("get", "/api/languages", "What can be spoken, and how", contract.LanguagesAnswer, signed_in=False),
-    Operation("get", "/api/me", "Who is signed in", contract.MeAnswer, signed_in=False),
-    Operation("get", "/metrics", "Prometheus", "text/plain", signed_in=False, problems=(401, 403)),
+    Operation("get", "/api/health", "Whether this process answers", {200: contract.Ok}, signed_in=False),
+    Operation(
+        "get",
+        "/api/ready",
+        "Whether it can do its work",
+        {200: contract.ReadyAnswer, 503: contract.ReadyAnswer},
+        signed_in=False,
+    ),
+    Operation("get", "/api/languages", "What can be spoken, and how", {200: contract.LanguagesAnswer}, signed_in=False),
+    Operation("get", "/api/me", "Who is signed in", {200: contract.MeAnswer}, signed_in=False),
+    Operation("get", "/api/openapi.json", "This document", {200: dict[str, Any]}, signed_in=False),
+    Operation("get", "/metrics", "Prometheus", {200: Media(("text/plain",))}, signed_in=False, problems=(401, 403)),
 )
 
 
@@ -146,8 +174,8 @@ def document() -> dict[str, Any]:
 
 def _types() -> Iterator[Any]:
     for operation in OPERATIONS:
-        for type_ in (operation.answer, operation.body):
-            if type_ is not None and not isinstance(type_, str):
+        for type_ in (*operation.answers.values(), operation.body):
+            if isinstance(type_, type):
                 yield type_
 
 
@@ -159,8 +187,9 @@ def _described(operation: Operation) -> dict[str, Any]:
         ).replace("}", ""),
         "parameters": list(_parameters(operation)),
         "responses": {
-            str(operation.status): _success(operation),
-            **{str(status): _problem(status) for status in operation.problems},
+            **{str(status): _success(answer) for status, answer in operation.answers.items()},
+            **{str(status): _problem(f"A problem ({status})") for status in operation.problems},
+            "default": _problem("Any other problem"),
         },
     }
     if operation.body is not None:
@@ -181,17 +210,20 @@ def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
 
 
-def _success(operation: Operation) -> dict[str, Any]:
-    if operation.answer is None:
-        return {"description": "A redirect", "headers": {"Location": {"schema": {"type": "string"}}}}
-    if isinstance(operation.answer, str):
-        return {"description": "OK", "content": {operation.answer: {"schema": {"type": "string"}}}}
-    return {"description": "OK", "content": {"application/json": {"schema": _ref(operation.answer)}}}
+def _success(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, Media):
+        schema = _ref(answer) if isinstance(answer, type) else {"type": "object"}
+        return {"description": "OK", "content": {"application/json": {"schema": schema}}}
+    described: dict[str, Any] = {"description": answer.description}
+    if answer is REDIRECT:
+        described["headers"] = {"Location": {"required": True, "schema": {"type": "string"}}}
+    if answer.types:
+        described["content"] = {media_type: {"schema": {"type": "string"}} for media_type in answer.types}
+    return described
 
 
-def _problem(status: int) -> dict[str, Any]:
-    schema = _ref(contract.Problem)
-    return {"description": f"A problem ({status})", "content": {"application/json": {"schema": schema}}}
+def _problem(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _ref(contract.Problem)}}}
 
 
 def _ref(type_: Any) -> dict[str, str]:

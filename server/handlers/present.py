@@ -6,6 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from server.contract import GenerateAnswer, GenerationEntry, TaskAnswer, TaskAudio, VoiceEntry
 from server.jobs.generate import minutes_estimated
+from server.jobs.modal import Seen
 from server.parts import Parts
 from server.records.history import Entry
 from server.records.speech import SpeechTask
@@ -14,30 +15,42 @@ from server.records.voices import Voice
 BITS_PER_SAMPLE = 16
 
 
-def can_be_streamed(task: SpeechTask) -> bool:
+def can_be_streamed(parts: Parts, task: SpeechTask) -> bool:
     """Tasks of Qwen stream in either mode and on both lanes; a job API's audio exists only when it is whole."""
-    return task.type == "generate" and task.provider == "qwen" and task.generation_id is not None
+    return (
+        task.type == "generate"
+        and task.generation_id is not None
+        and parts.providers.abilities_of(task.provider).streams
+    )
 
 
 def stream_url(parts: Parts, task: SpeechTask) -> str | UnsetType:
     """A fresh address for an ``EventSource``; UNSET where there is nothing (more) to be heard."""
-    if not can_be_streamed(task) or task.generation_id is None or task.status in ("failed", "cancelled"):
+    return UNSET if task.status in ("failed", "cancelled") else _stream_address(parts, task)
+
+
+def _stream_address(parts: Parts, task: SpeechTask) -> str | UnsetType:
+    if not can_be_streamed(parts, task) or task.generation_id is None:
         return UNSET
     ticket = parts.tickets.mint(user_id=task.user_id, task_id=task.id, generation_id=task.generation_id)
     return f"/api/generate/stream?task_id={task.id}&ticket={quote(ticket, safe='')}"
 
 
 def generate_answer(parts: Parts, task: SpeechTask) -> GenerateAnswer:
+    """What the request that made the task is answered, and the same to one that repeats it later."""
     return GenerateAnswer(
         task_id=task.id,
         generation_id=task.generation_id,
-        status=task.status,
+        status="processing",
         estimated_duration_minutes=minutes_estimated(int(task.metadata.get("text_length", 0))),
-        stream_url=stream_url(parts, task),
+        stream_url=_stream_address(parts, task),
     )
 
 
-def task_answer(parts: Parts, task: SpeechTask) -> TaskAnswer:
+def task_answer(parts: Parts, task: SpeechTask, seen: Seen | None = None) -> TaskAnswer:
+    """Args:
+    seen: What the provider's job looked like to this very request.
+    """
     return TaskAnswer(
         id=task.id,
         type=task.type,
@@ -52,8 +65,8 @@ def task_answer(parts: Parts, task: SpeechTask) -> TaskAnswer:
         provider_status=task.provider_status,
         provider_poll_count=task.provider_poll_count,
         provider_request_id=task.request_id,
-        modal_status=None,
-        modal_elapsed_seconds=None,
+        modal_status=seen.modal_status if seen else None,
+        modal_elapsed_seconds=seen.elapsed_seconds if seen else None,
         modal_poll_count=task.modal_poll_count,
         stream_url=stream_url(parts, task),
         audio=_audio(task),

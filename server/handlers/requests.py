@@ -28,6 +28,9 @@ JSON_LIMIT_BYTES: Final = 1024 * 1024
 LARGEST_PAGE: Final = 1_000_000  # keeps the offset of the last page far inside PostgreSQL's bigint
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL stores neither NUL nor half a character
+# Only to say what is wrong with a body that the decoder refused.
+_PAIR = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
@@ -86,7 +89,7 @@ async def read_json(request: Request, of_type: type[T], *, limit_bytes: int = JS
     except RecursionError as exc:
         raise Invalid("The request body is nested too deeply.") from exc
     except msgspec.DecodeError as exc:
-        if "surrogate" in str(exc):
+        if _HALF.search(_PAIR.sub(b"", body)):
             raise Invalid("The request body holds half a character (a lone surrogate).") from exc
         raise Invalid("The request body is not valid JSON.") from exc
     if rb"\u0000" in body:  # the only way in which JSON can write NUL
@@ -138,7 +141,7 @@ def path_uuid(request: Request, name: str = "id") -> UUID:
     """
     text = str(request.path_params[name])
     if not _UUID.fullmatch(text):
-        raise Invalid(f"The {name} in this address is not a valid UUID.")
+        raise Invalid(f"The {name.replace('_', ' ')} in this address is not a valid UUID.")
     return UUID(text)
 
 

@@ -67,7 +67,7 @@ async def get_stream(request: Request) -> Response:
     kind = wanted_kind(request)
     if task.type == "generate" and task.generation_id is None:
         raise NotFound("This generation was deleted.")
-    if not can_be_streamed(task):
+    if not can_be_streamed(parts, task):
         raise Conflict(f"This task cannot be streamed. Poll GET /api/tasks/{task.id} instead.")
     resume = request.headers.get("last-event-id") or ""
     if resume == END:

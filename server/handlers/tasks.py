@@ -6,14 +6,14 @@ from starlette.responses import Response
 from server.contract import CancelAnswer, Ok
 from server.handlers.present import task_answer
 from server.handlers.requests import bearer, json_response, parts_of, path_uuid
-from server.jobs import cancel
+from server.jobs import cancel, modal
 
 
 async def get_task(request: Request) -> Response:
     parts = parts_of(request)
     user_id = await bearer(request)
-    task = await cancel.find_own_task(parts, user_id, path_uuid(request, "task_id"))
-    return json_response(task_answer(parts, task))
+    task, seen = await modal.poll(parts, user_id, path_uuid(request, "task_id"))
+    return json_response(task_answer(parts, task, seen))
 
 
 async def cancel_task(request: Request) -> Response:

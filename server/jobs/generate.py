@@ -1,21 +1,28 @@
 """Taking a text to be spoken: checked, then its rows and its job in one transaction."""
 
 import hashlib
+import unicodedata
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
 
-from server.audio import format_named
 from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotFound, Overloaded
+from server.jobs import modal
 from server.parts import Parts
 from server.records import idempotency, speech, voices
+from server.records import modal as modal_records
 from server.records.speech import NewSpeech, SpeechTask
 
 if TYPE_CHECKING:
     from server.database import Connection
+
+# What browsers trim: everything that Python calls a blank, and the byte order mark.
+_BLANKS = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace()) + "\ufeff"
+# Controls, marks without a shape (a joiner, for instance), and separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
 
@@ -38,11 +45,12 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
 
     Raises:
         Invalid, NotFound, Conflict, Overloaded: As contract §4 says; nothing was created then.
+        ProviderError: Where the provider takes jobs, and did not take this one; what was created has failed.
     """
     request_hash = _hash(request)
     if key and (known := await _known(parts, user_id, key, request_hash)):
-        return known
-    text = request.text.strip()
+        return await _decided(parts, known)
+    text = request.text.strip(_BLANKS)
     language = checked_language(parts, request.language)
     characters = _checked_length(parts, text)
     async with parts.database.connection() as connection:
@@ -50,7 +58,9 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     if voice is None:
         raise NotFound("This voice does not exist.")
     parts.providers.check(voice)
-    audio_format = format_named(parts.settings.qwen_default_response_format)
+    takes_jobs = parts.providers.abilities.takes_jobs
+    reference = await modal.fetch_reference(parts, voice) if takes_jobs else None
+    audio_format = parts.providers.abilities.audio_format
     generation_id = uuid4()
     wanted = NewSpeech(
         task_id=uuid4(),
@@ -64,14 +74,26 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         model=voice.provider_target_model,
         format_name=audio_format.name,
         object_key=f"{user_id}/{generation_id}.{audio_format.name}",
+        job_name=speech.WATCH_MODAL_JOB if takes_jobs else speech.SYNTHESIZE_JOB,
+        in_seconds=parts.settings.deadlines.modal_watch_seconds if takes_jobs else 0.0,
     )
     try:
-        return await _create(parts, wanted, key, request_hash)
+        task = await _create(parts, wanted, key, request_hash)
     except asyncpg.UniqueViolationError as exc:
         # The older system allowed one active generation per user, by an index that may still be there.
         raise Conflict(IN_PROGRESS) from exc
     except asyncpg.ForeignKeyViolationError as exc:
         raise NotFound("This voice does not exist.") from exc
+    if task.id != wanted.task_id:
+        return await _decided(parts, task)
+    if reference:
+        return await modal.submit(parts, task, text=text, language=language, reference=reference)
+    return task
+
+
+async def _decided(parts: Parts, task: SpeechTask) -> SpeechTask:
+    """The task that another request has made, once that one can be answered."""
+    return await modal.settled(parts, task) if parts.providers.abilities_of(task.provider).takes_jobs else task
 
 
 async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash: bytes) -> SpeechTask:
@@ -79,9 +101,12 @@ async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash
         if key and (first := await idempotency.remember(connection, wanted.user_id, key, request_hash, wanted.task_id)):
             return await _first_answer(connection, wanted.user_id, first, request_hash)
         limit = parts.settings.queue_limit
-        if await speech.waiting(connection, limit) >= limit:
+        if await speech.waiting(connection, wanted.job_name, limit) >= limit:
             raise Overloaded
         await speech.create(connection, parts.queue, wanted)
+        if wanted.job_name == speech.WATCH_MODAL_JOB:
+            lease = parts.settings.deadlines.modal_no_id_seconds
+            await modal_records.claim_submission(connection, wanted.task_id, wanted.user_id, lease_seconds=lease)
         return await speech.get_task(connection, wanted.task_id)
 
 
@@ -120,10 +145,10 @@ def checked_language(parts: Parts, name: str) -> str:
 
 
 def _checked_length(parts: Parts, text: str) -> int:
-    if not text:
-        raise Invalid("Please enter text to speak")
     characters = count_characters(text)
     cap = parts.settings.qwen_max_text_chars
     if characters > cap:
         raise Invalid(f"Text cannot exceed {cap} characters")
+    if all(unicodedata.category(letter) in _INVISIBLE for letter in text):
+        raise Invalid("Please enter text to speak")
     return characters

@@ -156,6 +156,7 @@ class _Synthesis:
             model=assignment.provider_target_model or "",
             language=assignment.language,
             response_format=self._log.audio_format.provider_format,
+            job=assignment.job,
         )
         source = self._parts.providers.source(assignment.provider, assignment.provider_target_model)
         first_failed_at: float | None = None  # waiting for our own pace is not the provider's failing

@@ -8,6 +8,8 @@ Source: the deployed API as restated in protocols.md §5; Modal's guide on reque
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import httpx
@@ -20,12 +22,17 @@ from server.settings import Settings
 
 JobStatus = Literal["running", "completed", "failed"]
 
+#: Codes in an error's ``diagnostics``: this server does not know the endpoint; nothing was sent.
+NOT_CONFIGURED, NOT_CONNECTED = "not_configured", "connect_failed"
+
 # A text of 2000 characters is two to three minutes of speech; at 48 kHz that is 17 MB.
 _MOST_AUDIO_BYTES = 64 * 1024 * 1024
 _MOST_JSON_BYTES = 1024 * 1024
 _MOST_NEW_TOKENS = 4096  # what the deployed caller asks for
 # Each redirect stands for 150 s of work; a browser would follow as many.
 _MOST_REDIRECTS = 20
+# Fetching an answer runs nothing, so a connection that breaks meanwhile costs a pause and no more.
+_MOST_STUMBLES = 3
 _PAUSES_SECONDS = (1.0, 1.5, 2.25, 3.4, 5.0)
 
 
@@ -115,29 +122,40 @@ class Modal:
         return JobLook("running", None, elapsed)
 
     async def result(self, job_id: str) -> bytes:
-        """The WAV file of a completed job. Failures that may pass are tried again, within the download's deadline.
+        """The WAV file of a completed job. Fetching runs nothing, so whatever may pass is tried again in time.
 
         Raises:
             ProviderUnavailable: Still failing after the last try, or not a WAV file that we can read.
             ProviderRejected: Refused or too large.
         """
-        pauses = iter(_PAUSES_SECONDS)
+        pauses = _pauses()
         tries = 0
         try:
             async with asyncio.timeout(self._deadlines.download_seconds):
                 while True:
-                    status, content = await self._exchange(
-                        "GET", self._settings.modal_job_result, query={"job_id": job_id}, most_bytes=_MOST_AUDIO_BYTES
-                    )
-                    if status == 200:
-                        return _checked(content)
+                    failure: ProviderError
+                    try:
+                        status, content = await self._exchange(
+                            "GET",
+                            self._settings.modal_job_result,
+                            query={"job_id": job_id},
+                            most_bytes=_MOST_AUDIO_BYTES,
+                        )
+                        if status == 200:
+                            return _checked(content)
+                        failure = _refused(status, content)
+                    except (ProviderUnavailable, ProviderTimeout) as exc:
+                        if exc.diagnostics.get("code") == NOT_CONFIGURED:
+                            raise
+                        status, failure = 0, exc
                     if status != 202:
                         tries += 1
-                        if status < 500 and status not in (408, 429):
-                            raise ProviderRejected(diagnostics={"code": "result_refused", "http_status": status})
+                        if isinstance(failure, ProviderRejected):
+                            raise failure
                         if tries >= self._deadlines.download_tries:
-                            raise _unavailable("result_failed", http_status=status, tries=tries)
-                    await asyncio.sleep(next(pauses, _PAUSES_SECONDS[-1]))
+                            facts = {**failure.diagnostics, "code": "result_failed", "tries": tries}
+                            raise ProviderUnavailable(diagnostics=facts) from failure
+                    await asyncio.sleep(next(pauses))
         except TimeoutError as exc:
             raise _unavailable("result_timeout", tries=tries) from exc
 
@@ -205,37 +223,62 @@ class Modal:
         body: dict[str, Any] | None = None,
         query: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        """One request and whatever redirects stand before its answer; status and body.
+        """One request and whatever redirects and "not yet" stand before its answer; status and body.
+
+        The caller's deadline is the only one for the whole of it.
 
         Raises:
             ProviderUnavailable: Not configured, not connected, or redirected in circles.
             ProviderTimeout: Sent, and nobody knows what became of it.
         """
         if not address:
-            raise _unavailable("not_configured")
+            raise _unavailable(NOT_CONFIGURED)
         timeout = httpx.Timeout(self._deadlines.modal_request_seconds, connect=self._deadlines.connect_seconds)
         target = httpx.URL(address).copy_merge_params(query) if query else httpx.URL(address)
         content = msgspec.json.encode(body) if body is not None else None
-        try:
-            for _ in range(_MOST_REDIRECTS + 1):
-                headers = {"Content-Type": "application/json"} if content is not None else {}
+        pauses = _pauses()
+        redirects = stumbles = 0
+        while redirects <= _MOST_REDIRECTS:
+            headers = {"Content-Type": "application/json"} if content is not None else {}
+            try:
                 async with self._http.stream(
                     method, target, content=content, headers=headers, timeout=timeout, follow_redirects=False
                 ) as response:
-                    if not response.is_redirect:
+                    location = _location(response)
+                    if location is None and not (redirects and response.status_code == 202):
                         return response.status_code, await read_at_most(response, most_bytes)
-                    following = target.join(response.headers["location"])
-                if (following.scheme, following.host) != (target.scheme, target.host):
-                    raise ProviderRejected(diagnostics={"code": "redirected_elsewhere"})
-                # From here on it is only fetched, wherever the first redirect leads (protocols.md §5).
-                method, target, content = "GET", following, None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as exc:
-            raise _unavailable("connect_failed", message=type(exc).__name__) from exc
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise ProviderTimeout(diagnostics={"code": "broken_off", "message": type(exc).__name__}) from exc
-        except TooMuchError as exc:
-            raise ProviderRejected(diagnostics={"code": "too_large"}) from exc
+            except TooMuchError as exc:
+                raise ProviderRejected(diagnostics={"code": "too_large"}) from exc
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                if not redirects and isinstance(exc, _NEVER_SENT):
+                    raise _unavailable(NOT_CONNECTED, message=type(exc).__name__) from exc
+                stumbles += 1
+                if not redirects or stumbles >= _MOST_STUMBLES:
+                    raise ProviderTimeout(diagnostics={"code": "broken_off", "message": type(exc).__name__}) from exc
+                location = None
+            if location is None:
+                await asyncio.sleep(next(pauses))
+                continue
+            redirects += 1
+            following = target.join(location)
+            if (following.scheme, following.host) != (target.scheme, target.host):
+                raise ProviderRejected(diagnostics={"code": "redirected_elsewhere"})
+            # From here on it is only fetched, wherever the first redirect leads (protocols.md §5).
+            method, target, content = "GET", following, None
         raise _unavailable("redirected_too_often")
+
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
+
+
+def _location(response: httpx.Response) -> str | None:
+    """Where the answer will be, if this is not it yet."""
+    location: str | None = response.headers.get("location")
+    return location if location and (response.is_redirect or response.status_code == 202) else None
+
+
+def _pauses() -> Iterator[float]:
+    return chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1]))
 
 
 def _checked(wav: bytes) -> bytes:
@@ -254,7 +297,9 @@ def _refused(status: int, content: bytes) -> ProviderError:
             diagnostics["message"] = detail[:300]
     except (msgspec.MsgspecError, UnicodeError, AttributeError, RecursionError):
         pass
-    if status >= 500 or status in (408, 429):
+    if status == 504:  # somebody on the way gave up waiting; what it waited for may go on
+        return ProviderTimeout(diagnostics=diagnostics)
+    if status >= 500 or status in (202, 408, 429):
         return ProviderUnavailable(diagnostics=diagnostics)
     return ProviderRejected(diagnostics=diagnostics)
 

@@ -7,8 +7,11 @@ from typing import Protocol
 
 import msgspec
 
-from server.errors import Conflict, ProviderRejected
+from server.audio import WAV, AudioFormat, format_named
+from server.errors import Conflict, Invalid, ProviderRejected, ProviderUnavailable, UtterError
 from server.providers.languages import AUTO, LANGUAGES
+from server.providers.modal import Modal
+from server.providers.modal_speech import ModalSpeech
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, model_family
 
@@ -27,49 +30,92 @@ class VoiceFacts(Protocol):
     @property
     def source(self) -> str: ...
     @property
+    def reference_object_key(self) -> str | None: ...
+    @property
+    def reference_transcript(self) -> str | None: ...
+    @property
     def gone(self) -> bool: ...
 
 
 class Abilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What the active provider offers; handlers ask this, never for the provider's name.
+    """What a provider offers; handlers and jobs ask this, never for the provider's name.
 
     Attributes:
         streams: Its speech can be followed while it is spoken.
+        takes_jobs: A speech is a job there, submitted with the voice's recording before the request is answered, and
+            looked at until it is done.
+        audio_format: What its speech is stored as.
         languages: The names that clients may send, ``Auto`` first.
     """
 
     provider: ProviderMode
     streams: bool
-    languages: tuple[str, ...]
+    takes_jobs: bool
+    audio_format: AudioFormat
+    languages: tuple[str, ...] = (AUTO, *LANGUAGES)
 
 
 class Providers:
-    """Everything that can speak, by the row's provider and the voice's target model."""
+    """Everything that can speak, by the row's provider and the voice's target model.
 
-    def __init__(self, settings: Settings, *, realtime: SpeechProvider) -> None:
+    Attributes:
+        abilities: Those of the active mode, for new work.
+    """
+
+    def __init__(self, settings: Settings, *, realtime: SpeechProvider, modal: Modal) -> None:
         self._settings = settings
         self._realtime = realtime
-        self.abilities = Abilities(provider=settings.tts_provider_mode, streams=True, languages=(AUTO, *LANGUAGES))
+        self.modal = modal
+        self._abilities = {
+            "qwen": Abilities(
+                provider="qwen",
+                streams=True,
+                takes_jobs=False,
+                audio_format=format_named(settings.qwen_default_response_format),
+            ),
+            "modal": Abilities(provider="modal", streams=False, takes_jobs=True, audio_format=WAV),
+        }
+        self.abilities = self._abilities[settings.tts_provider_mode]
+
+    def abilities_of(self, provider: str) -> Abilities:
+        """Those of the provider that a row names, for work that is under way whatever the mode."""
+        return self._abilities[provider]
 
     def source(self, provider: str, model: str | None) -> SpeechProvider:
-        """Who speaks a run: its target model decides the transport.
+        """Who speaks a run: its provider, and its target model decides the transport.
 
         Raises:
             ProviderRejected: Nothing here can speak it.
+            ProviderUnavailable: This server was not told how to reach who could.
         """
-        if provider == "qwen" and model and is_realtime(model):
+        if provider == "modal":
+            return ModalSpeech(self.modal)
+        if not self._settings.dashscope_api_key:
+            raise ProviderUnavailable(
+                "This server is not set up for the speech provider of this voice. Please ask its operator.",
+                diagnostics={"code": "not_configured"},
+            )
+        if model and is_realtime(model):
             return self._realtime
         raise ProviderRejected("This server cannot speak with this voice.")
 
     def objection(self, voice: VoiceFacts) -> str | None:
         """Why the active provider cannot speak with a voice, with guidance; None where it can."""
+        refusal = self._refusal(voice)
+        return refusal.detail if refusal else None
+
+    def _refusal(self, voice: VoiceFacts) -> UtterError | None:
         again = "Please re-clone it." if voice.source == "uploaded" else "Please re-design it."
-        mode = self._settings.tts_provider_mode
-        if voice.tts_provider != mode:
-            return f"This voice was made for another speech provider and cannot speak with the present one. {again}"
+        if voice.tts_provider != self.abilities.provider:
+            return Conflict(
+                f"This voice was made for another speech provider and cannot speak with the present one. {again}"
+            )
         if voice.gone:
-            return f"The speech provider no longer has this voice. {again}"
-        return None if mode != "qwen" else self._qwen_objection(voice, again)
+            return Conflict(f"The speech provider no longer has this voice. {again}")
+        if self.abilities.takes_jobs:
+            return _without_reference(voice, again)
+        objection = self._qwen_objection(voice, again)
+        return Conflict(objection) if objection else None
 
     def _qwen_objection(self, voice: VoiceFacts, again: str) -> str | None:
         if not voice.provider_voice_id or not voice.provider_target_model:
@@ -85,9 +131,18 @@ class Providers:
 
         Raises:
             Conflict: With guidance to create the voice again.
+            Invalid: What the provider needs of the voice each time, its recording or transcript, is not there.
         """
-        if objection := self.objection(voice):
-            raise Conflict(objection)
+        if refusal := self._refusal(voice):
+            raise refusal
+
+
+def _without_reference(voice: VoiceFacts, again: str) -> Invalid | None:
+    if not voice.reference_object_key:
+        return Invalid(f"This voice has no reference recording. {again}")
+    if not (voice.reference_transcript or "").strip():
+        return Invalid("This voice has no transcript of its reference recording. Please re-clone it with a transcript.")
+    return None
 
 
 def is_realtime(model: str) -> bool:

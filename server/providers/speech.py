@@ -43,6 +43,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
         language: A v1 language name such as ``English``, or ``Auto``.
         response_format: What the provider is asked for. ``pcm`` is 16-bit little-endian mono without a header.
         sample_rate_hz: What the provider is asked for; ``SpeechStatus`` says what it gives.
+        job: Where a job API has spoken the text already, what it calls that job.
     """
 
     text: str
@@ -51,6 +52,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     language: str = "Auto"
     response_format: ResponseFormat = "mp3"
     sample_rate_hz: int = 24_000
+    job: str | None = None
 
 
 class SpeechStatus(msgspec.Struct, frozen=True):

@@ -106,6 +106,8 @@ async def delete(
         )
         if ended.run_state == "spoken":
             keys.add(ended.object_key)
+        if ended.here:
+            await speech.cancel_job(connection, queue, task_id)
     # Also a run whose task a browser has deleted, and audio that was kept because it could not be stored.
     left = await connection.fetch("DELETE FROM internal.runs WHERE generation_id = $1 RETURNING task_id", generation_id)
     for run in left:

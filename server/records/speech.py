@@ -24,6 +24,9 @@ Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 ACTIVE = ("pending", "processing")
 
 SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB = "synthesize", "finalize", "remove"
+# A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
+WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
+_SPEAKING_JOBS = (SYNTHESIZE_JOB, COLLECT_MODAL_JOB)
 
 CANCELLED_BY_USER = "Cancelled by user"
 
@@ -76,6 +79,11 @@ class SpeechTask(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def audio_format(self) -> AudioFormat | None:
         return format_named(self.format_name) if self.format_name else None
+
+    @property
+    def job(self) -> str | None:
+        """What a job API calls the work; the older system wrote only its own column."""
+        return self.provider_job_id or self.modal_job_id
 
 
 _TASK_COLUMNS = """
@@ -155,7 +163,11 @@ async def look(
 
 
 class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation to be made, with everything that its rows need."""
+    """A generation to be made, with everything that its rows need.
+
+    Attributes:
+        job_name: The job that the run begins with, ``in_seconds`` from now.
+    """
 
     task_id: UUID
     generation_id: UUID
@@ -168,14 +180,16 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     format_name: str
     object_key: str
+    job_name: str = SYNTHESIZE_JOB
+    in_seconds: float = 0.0
 
 
-async def waiting(connection: "Connection", at_most: int) -> int:
-    """How many syntheses wait to be started; counting stops at ``at_most``."""
+async def waiting(connection: "Connection", job_name: str, at_most: int) -> int:
+    """How many speeches that begin with this job are not being spoken yet; counting stops at ``at_most``."""
     count: int = await connection.fetchval(
         "SELECT count(*) FROM (SELECT 1 FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w",
         at_most,
-        SYNTHESIZE_JOB,
+        job_name,
     )
     return count
 
@@ -209,18 +223,21 @@ async def create(connection: "Connection", queue: Queue, speech: NewSpeech) -> N
         "INSERT INTO internal.runs (task_id, generation_id, job_name, object_key) VALUES ($1, $2, $3, $4)",
         speech.task_id,
         speech.generation_id,
-        SYNTHESIZE_JOB,
+        speech.job_name,
         speech.object_key,
     )
-    await start_job(connection, queue, SYNTHESIZE_JOB, speech.task_id, 1)
+    await start_job(connection, queue, speech.job_name, speech.task_id, 1, in_seconds=speech.in_seconds)
 
 
-async def start_job(connection: "Connection", queue: Queue, job_name: str, task_id: UUID, attempt: int) -> None:
+async def start_job(
+    connection: "Connection", queue: Queue, job_name: str, task_id: UUID, attempt: int, *, in_seconds: float = 0.0
+) -> None:
     """Defer the job that takes a queued run on."""
     await queue.defer(
         connection,
         job_name,
-        queue=SYNTHESIS if job_name == SYNTHESIZE_JOB else DEFAULT,
+        queue=SYNTHESIS if job_name in _SPEAKING_JOBS else DEFAULT,
+        in_seconds=in_seconds,
         task_id=task_id,
         attempt=attempt,
     )
@@ -249,6 +266,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     provider_voice_id: str | None
     provider_target_model: str | None
+    job: str | None
     waited_seconds: float
 
 
@@ -270,10 +288,12 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
         return None
     speech = await connection.fetchrow(
         """SELECT g.user_id, g.voice_id, g.text, g.language, g.output_format, g.tts_provider, g.provider_model,
-                  v.provider_voice_id, v.provider_target_model
+                  v.provider_voice_id, v.provider_target_model, coalesce(t.provider_job_id, t.modal_job_id) AS job
              FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id
+             LEFT JOIN public.tasks t ON t.id = $2
             WHERE g.id = $1 AND g.status IN ('pending', 'processing')""",
         row["generation_id"],
+        task_id,
     )
     if speech is None:
         raise SpeechGone
@@ -290,6 +310,7 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
         provider=speech["tts_provider"],
         provider_voice_id=speech["provider_voice_id"],
         provider_target_model=speech["provider_target_model"] or speech["provider_model"],
+        job=speech["job"],
         waited_seconds=row["waited_seconds"],
     )
 
@@ -368,20 +389,27 @@ async def defer_finalize(
 
 
 async def put_back(connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, reason: str) -> bool:
-    """Let somebody else speak a run of which nobody has heard a byte: a new attempt, and a new job for it."""
+    """Let somebody else speak a run of which nobody has heard a byte: a new attempt, and a new job for it.
+
+    What is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
+    """
     generation_id = await connection.fetchval(
         """SELECT g.id FROM public.generations g JOIN internal.runs r ON r.generation_id = g.id
             WHERE r.task_id = $1 FOR UPDATE OF g""",
         task_id,
     )
     job_name: str | None = await connection.fetchval(
-        """UPDATE internal.runs SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now()
-            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND byte_length = 0 RETURNING job_name""",
+        """UPDATE internal.runs
+              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0
+            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
+        RETURNING job_name""",
         task_id,
         attempt,
+        COLLECT_MODAL_JOB,
     )
     if job_name is None:
         return False
+    await connection.execute("DELETE FROM internal.spool WHERE task_id = $1 AND attempt <= $2", task_id, attempt)
     await connection.execute(
         f"UPDATE public.generations SET provider_metadata = {_WITH_FACTS.format('$2')} WHERE id = $1",  # noqa: S608
         generation_id,
@@ -512,6 +540,7 @@ class Ended(msgspec.Struct, frozen=True):
     """What an end found: whether it was this call that ended the speech, and how far the run had come."""
 
     here: bool
+    provider: str
     run_state: str | None = None
     object_key: str | None = None
 
@@ -535,16 +564,20 @@ async def end(
     Raises:
         Fenced: The run has moved on: to another attempt, to being stored, or away.
     """
-    generation_id = await connection.fetchval(
-        """SELECT coalesce(t.generation_id, r.generation_id) FROM (SELECT $1::uuid AS id) x
+    [named] = await connection.fetch(
+        """SELECT coalesce(t.generation_id, r.generation_id) AS generation_id,
+                  coalesce(t.provider, 'unknown') AS provider
+             FROM (SELECT $1::uuid AS id) x
              LEFT JOIN public.tasks t ON t.id = x.id LEFT JOIN internal.runs r ON r.task_id = x.id""",
         task_id,
     )
+    generation_id, provider = named["generation_id"], named["provider"]
     here = await _end_rows(
         connection, task_id, generation_id, status=status, detail=detail, category=category, facts=facts or {}
     )
     run = await connection.fetchrow(
-        """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored' AND ($2::int IS NULL OR (attempt = $2 AND state = 'speaking'))
+        """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored'
+              AND ($2::int IS NULL OR (attempt = $2 AND state = 'speaking'))
            RETURNING state, object_key""",
         task_id,
         attempt,
@@ -552,9 +585,9 @@ async def end(
     if run is None:
         if here and attempt is not None:
             raise Fenced
-        return Ended(here)
+        return Ended(here, provider)
     await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", task_id)
-    return Ended(here, run["state"], run["object_key"])
+    return Ended(here, provider, run["state"], run["object_key"])
 
 
 async def _end_rows(
@@ -609,7 +642,22 @@ async def cancel(connection: "Connection", queue: Queue, bucket: str, task_id: U
     ended = await end(connection, task_id, status="cancelled", detail=CANCELLED_BY_USER, category="cancelled")
     if ended.here and ended.run_state == "spoken" and ended.object_key:
         await remove_object(connection, queue, bucket, ended.object_key, reason="cancelled while storing")
+    if ended.here:
+        await cancel_job(connection, queue, task_id)
     return ended.here
+
+
+async def cancel_job(connection: "Connection", queue: Queue, task_id: UUID) -> None:
+    """Where a job API works on a task that this transaction has ended, defer the job that asks it to stop.
+
+    Reads the job's id after the end has taken its locks: a submission may have brought it a moment ago.
+    """
+    job: str | None = await connection.fetchval(
+        "SELECT coalesce(provider_job_id, modal_job_id) FROM public.tasks WHERE id = $1 AND provider = 'modal'",
+        task_id,
+    )
+    if job:
+        await queue.defer(connection, CANCEL_MODAL_JOB, job=job, tries=0)
 
 
 async def remove_object(connection: "Connection", queue: Queue, bucket: str, object_key: str, *, reason: str) -> None:

@@ -34,8 +34,9 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
 
 _VOICE = """
 SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
-       coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider, v.provider_voice_id, v.provider_target_model,
-       v.provider_voice_kind, coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.preview_task_id
+       coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider,
+       v.provider_voice_id, v.provider_target_model, v.provider_voice_kind,
+       coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.preview_task_id
   FROM public.voices v
 """
 

@@ -57,7 +57,8 @@ list with, without ``total_count``    ``{"total_count": true}``, ``false`` (``cu
 stop until told                       ``{"do": "hold"}``, then ``POST /behaviours/release``
 download cut short; slow; too large   ``{"truncate_bytes": 5000}``; ``{"seconds": 3}``; ``{"minimum_bytes": 100000000}``
 Modal 303 once, thrice                ``{"redirects": 3, "location": "relative"}`` or ``"absolute"``
-Modal 202 then 200                    ``{"reports": "processing"}`` on action ``result``
+Modal 202 then 200                    ``{"reports": "processing"}`` on action ``result``; behind a redirect:
+                                      ``{"redirects": 1, "pending": 2}``
 Modal failed once, then running       ``{"reports": "failed"}`` on action ``status`` (also ``running``, ``completed``)
 Modal completed, then 500 on result   ``{"do": "answer", "status": 500, "json": {"detail": ...}}`` on action ``result``
 Modal cancel succeeds, 500s           nothing; ``{"do": "answer", "status": 500, ...}`` on action ``cancel``
@@ -176,6 +177,7 @@ class RestBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         effect: Whether the work is done although the answer says otherwise or never comes. Without a word: yes for
             ``hang`` and ``abort``, no for ``error``, ``empty``, ``html`` and ``answer``.
         seconds: How late ``late`` is; for a download, how long the body takes.
+        pending: How often whoever has followed all redirects is told "not yet" before the answer.
     """
 
     do: Literal["error", "empty", "html", "answer", "hang", "late", "abort", "hold"] | None = None
@@ -201,6 +203,7 @@ class RestBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     minimum_bytes: int = 0
     # modal
     redirects: int = 0
+    pending: int = 0
     location: Literal["absolute", "relative"] = "relative"
     reports: Literal["running", "completed", "failed", "processing"] | None = None
     job_seconds: float | None = None

@@ -31,7 +31,8 @@ class Ledger:
         speech ``text``, ``characters`` (counted as billed), ``language``; realtime also ``format``,
         ``sample_rate``, ``deltas``, ``audio_bytes`` (both as sent so far), ``billed_characters``, ``holding``,
         ``ended`` (``finished``, ``client_closed``, ``refused``, ``misbehaved``), ``ended_at``, ``close_code``,
-        ``closed_at`` (when the socket was gone); modal ``job_id``.
+        ``closed_at`` (when the socket was gone); modal ``job_id``, and of a
+        submission ``transcript``; its ``voice`` is the SHA-256 of the recording as it was sent, in Base64.
         """
         self._recorded += 1
         call: Call = {"id": self._recorded, "surface": surface, "action": action, "at": now_iso(), **facts}

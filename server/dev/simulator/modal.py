@@ -53,6 +53,7 @@ class _Redirected:
 
     response: Response
     left: int
+    pending: int
     location: Literal["absolute", "relative"]
 
 
@@ -102,7 +103,7 @@ class Modal:
                 behaviour=behaviour,
             )
             self._jobs[job.id] = job
-            self._simulator.ledger.note(call, job_id=job.id, billed=1)
+            self._simulator.ledger.note(call, job_id=job.id, billed=1, voice=job.voice, transcript=transcript)
             return JSONResponse({"job_id": job.id, "status": "submitted", "text_length": len(job.text)})
 
         return await self._posted(request, "submit", work)
@@ -227,7 +228,9 @@ class Modal:
                 return response
             # The work is done already; only the way to its answer is longer.
             call_id = self._call_id()
-            self._redirected[call_id] = _Redirected(response, behaviour.redirects - 1, behaviour.location)
+            self._redirected[call_id] = _Redirected(
+                response, behaviour.redirects - 1, behaviour.pending, behaviour.location
+            )
             return self._redirect(request, call_id, behaviour.location)
 
         facts = {key: call.get(key) for key in ("action", "model", "voice", "text", "job_id")}
@@ -243,6 +246,9 @@ class Modal:
         if waiting.left > 0:
             waiting.left -= 1
             return self._redirect(request, call_id, waiting.location)
+        if waiting.pending > 0:
+            waiting.pending -= 1
+            return _detail(202, "Job still processing")
         return waiting.response
 
     @staticmethod

@@ -1,0 +1,254 @@
+"""One run: the processes are started, floor and server take turns at every number of streams, everything is ended."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+
+from bench.children import Child
+from bench.report import Kind, Point, Polls, Report, percentiles
+from bench.stamps import INTERVAL_SECONDS
+from bench.usage import usage
+from server.auth import mint_bearer
+from server.dev.postgres import EmbeddedPostgres, running_postgres
+from server.migrations import migrate
+from server.settings import VC_REALTIME
+
+# Streams that have just begun are not yet what they are in the long run.
+_SETTLE_SECONDS = 0.5
+_START_SECONDS = 30.0
+_END_SECONDS = 60.0
+_POLL_SECONDS = 2.0
+# Connections, statements and caches as they are in a server that has been running for a while.
+_WARM_UP_STREAMS = 12
+PROBES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One of the two things that are compared.
+
+    Attributes:
+        child: Its process.
+        poll_path: The address that is polled, up to the task's id.
+        token, voice_id: What its followers need to say.
+        database_pid: PostgreSQL's, where it has a part in this.
+    """
+
+    kind: Kind
+    child: Child
+    port: int
+    poll_path: str
+    token: str = ""
+    voice_id: str = ""
+    database_pid: int | None = None
+
+
+async def measure(
+    streams: Sequence[int], seconds: float, progress: Callable[[str], None], *, floor: bool = True, polls: bool = True
+) -> Report:
+    """Measure both lanes at every number of streams.
+
+    Args:
+        streams: How many at a time, one entry a turn.
+        seconds: How long each turn is measured, beside its beginning and end.
+        progress: Takes one sentence for each step.
+        floor: False measures the server alone.
+        polls: False leaves the polled endpoint out.
+
+    Raises:
+        ChildFailed: One of the processes did not do its part.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        progress("Starting PostgreSQL, the server, the source and the relay…")
+        postgres = stack.enter_context(running_postgres(folder / "data"))
+        await migrate(postgres.url())
+        source = await stack.enter_async_context(Child.running("source", "-m", "bench.source", folder=folder))
+        source_port = (await source.hear(_START_SECONDS))["port"]
+        lanes = []
+        if floor:
+            lanes.append(await stack.enter_async_context(_floor(folder, source_port, postgres.url())))
+        lanes.append(await stack.enter_async_context(_server(folder, source_port, postgres, max(streams))))
+        progress("Warming up…")
+        for lane in lanes:
+            await _streams(lane, source, folder, _WARM_UP_STREAMS, 0.0, probes=0)
+        points = []
+        for count in streams:
+            for lane in lanes:
+                what = "the bare relay" if lane.kind == "floor" else "the server"
+                progress(f"{count} streams through {what}, {seconds:g} s…")
+                points.append(await _streams(lane, source, folder, count, seconds))
+        polled = []
+        if polls:
+            task_id = await _speaking_task(lanes[-1])
+            for lane in lanes:
+                progress("Polling " + ("one SELECT…" if lane.kind == "floor" else "the server…"))
+                polled.append(await _polls(lane, folder, task_id, min(seconds, _POLL_SECONDS)))
+            source.tell("stop")
+        return Report(points=points, polls=polled)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder that root's PostgreSQL can reach, which runs as somebody else."""
+    with tempfile.TemporaryDirectory(prefix="utter-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+# --- the two lanes ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _floor(folder: Path, source_port: int, database_url: str) -> AsyncIterator[Lane]:
+    source_url = f"ws://127.0.0.1:{source_port}/"
+    arguments = ("-m", "bench.relay", "--source", source_url, "--database", database_url)
+    async with Child.running("relay", *arguments, folder=folder) as child:
+        port = (await child.hear(_START_SECONDS))["port"]
+        yield Lane(kind="floor", child=child, port=port, poll_path="/poll/")
+
+
+@contextlib.asynccontextmanager
+async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, most_streams: int) -> AsyncIterator[Lane]:
+    secret = secrets.token_hex(32)
+    user_id = uuid4()
+    port = _free_port()
+    environ = {
+        "DATABASE_URL": postgres.url(),
+        "DASHSCOPE_BASE_URL": f"http://127.0.0.1:{source_port}",
+        "DASHSCOPE_WS_URL": f"ws://127.0.0.1:{source_port}/",
+        "DASHSCOPE_API_KEY": "measured-and-not-billed",
+        "STORAGE_URL": (folder / "storage").as_uri(),
+        "AUTH_JWT_SECRET": secret,
+        # Samples: what the source sends is no music, and need not be.
+        "QWEN_DEFAULT_RESPONSE_FORMAT": "wav",
+        "QWEN_STARTS_PER_MINUTE": "100000",
+        "SYNTHESIS_CONCURRENCY": str(most_streams + 10),
+        "SHUTDOWN_GRACE_SECONDS": "1",
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+    }
+    async with Child.running("server", "-m", "bench.served", folder=folder, environ=environ) as child:
+        await _ready(child, port)
+        yield Lane(
+            kind="server",
+            child=child,
+            port=port,
+            poll_path="/api/tasks/",
+            token=mint_bearer(user_id, days=1, secret=secret, audience="authenticated"),
+            voice_id=str(await _new_voice(postgres.url(), user_id)),
+            database_pid=postgres.pid,
+        )
+
+
+async def _ready(child: Child, port: int) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and not child.ended:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await http.get("/api/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise child.failed("did not become ready")
+
+
+def _free_port() -> int:
+    """A port that nobody listens on at the moment: the server wants to be told one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _new_voice(database_url: str, user_id: UUID) -> UUID:
+    voice_id = uuid4()
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(
+            """INSERT INTO public.voices (id, user_id, name, language, source, tts_provider, provider_voice_id,
+                    provider_target_model, provider_voice_kind, reference_transcript)
+               VALUES ($1, $2, 'Measured', 'English', 'uploaded', 'qwen', 'measured', $3, 'vc', 'Good evening.')""",
+            voice_id,
+            user_id,
+            VC_REALTIME,
+        )
+    finally:
+        await connection.close()
+    return voice_id
+
+
+# --- one turn ---------------------------------------------------------------------------------------------------------
+
+
+async def _streams(
+    lane: Lane, source: Child, folder: Path, count: int, seconds: float, *, probes: int = PROBES
+) -> Point:
+    """So many streams through one lane, from their starts to their ends; what is measured lies in between."""
+    arguments = ["-m", "bench.followers", "--port", str(lane.port), "--streams", str(count), "--probes", str(probes)]
+    arguments += ["--token", lane.token, "--voice", lane.voice_id] if lane.token else []
+    async with Child.running("followers", *arguments, folder=folder) as followers:
+        begin = usage(lane.child.pid, lane.database_pid)
+        running = await followers.hear(_START_SECONDS + count * 0.1)
+        if running["problems"]:
+            raise lane.child.failed(f"could not run {count} streams ({running['problems'][0]})")
+        started = usage(lane.child.pid, lane.database_pid)
+        await asyncio.sleep(_SETTLE_SECONDS)
+        opened = usage(lane.child.pid, lane.database_pid)
+        await asyncio.sleep(seconds)
+        closed = usage(lane.child.pid, lane.database_pid)
+        followers.tell("probe")
+        await followers.hear(_START_SECONDS)
+        source.tell("stop")
+        seen = await followers.hear(_END_SECONDS)
+    window = closed.since(opened)
+    latencies = [
+        (received - sent) / 1e6
+        for sent, received in zip(seen["sent_ns"], seen["received_ns"], strict=True)
+        if opened.at_ns <= received < closed.at_ns
+    ]
+    cpu_per_delta = window.process / max(1, len(latencies))
+    # What the streams that had begun already cost meanwhile is not the starting's.
+    deltas_before = sum(received < started.at_ns for received in seen["received_ns"])
+    cpu_of_starts = started.since(begin).process - deltas_before * cpu_per_delta
+    return Point(
+        kind=lane.kind,
+        streams=count,
+        deltas=len(latencies),
+        cpu_per_delta_microseconds=cpu_per_delta * 1e6,
+        cpu_per_start_milliseconds=max(0.0, cpu_of_starts) / count * 1e3,
+        cores=window.process / window.seconds,
+        database_cores=window.database / window.seconds if lane.database_pid else None,
+        other_cores=max(0.0, window.others / window.seconds),
+        latency_milliseconds=percentiles(latencies),
+        first_audio_milliseconds=percentiles([waited / 1e6 for waited in seen["first_audio_ns"]]),
+        pace=len(latencies) / (count * window.seconds / INTERVAL_SECONDS),
+        problems=seen["problems"],
+    )
+
+
+async def _speaking_task(lane: Lane) -> str:
+    """A task that is being spoken, for those who poll."""
+    headers = {"Authorization": f"Bearer {lane.token}"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{lane.port}", trust_env=False, headers=headers) as http:
+        body = {"voice_id": lane.voice_id, "text": "Good evening."}
+        answer = (await http.post("/api/generate", json=body)).raise_for_status()
+    return str(answer.json()["task_id"])
+
+
+async def _polls(lane: Lane, folder: Path, task_id: str, seconds: float) -> Polls:
+    arguments = ["-m", "bench.polls", "--port", str(lane.port), "--path", f"{lane.poll_path}{task_id}"]
+    arguments += ["--seconds", str(seconds), *(["--token", lane.token] if lane.token else [])]
+    async with Child.running("pollers", *arguments, folder=folder) as pollers:
+        polled = await pollers.hear(_START_SECONDS + seconds)
+    return Polls(kind=lane.kind, requests_per_second=polled["requests_per_second"], problems=polled["problems"])

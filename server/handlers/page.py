@@ -1,0 +1,97 @@
+"""The page and its helper: files read once and served as they are, under a policy that lets nothing else in."""
+
+import hashlib
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from server.settings import Settings, StorageSettings
+
+FOLDER = Path(__file__).parent.parent / "page"
+
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+
+
+def page_routes(settings: Settings) -> list[Route]:
+    """`/` and everything under `/static/`; nothing where SERVE_PAGE is off.
+
+    `/generate` shows the page too: that is where the ``redirect_url`` of a regeneration leads.
+    """
+    if not settings.serve_page:
+        return []
+    policy = content_security_policy(settings.storage)
+    routes: list[Route] = []
+    for path in sorted(FOLDER.iterdir()):
+        if path.suffix not in CONTENT_TYPES:
+            continue
+        file = _File(path.read_bytes(), CONTENT_TYPES[path.suffix], policy)
+        addresses = ["/", "/generate"] if path.name == "index.html" else [f"/static/{path.name}"]
+        routes += [Route(address, file, methods=["GET"]) for address in addresses]
+    return routes
+
+
+class _File:
+    """One file, as an ASGI application: browsers keep it and ask each time whether it is still the same."""
+
+    def __init__(self, content: bytes, content_type: str, policy: str) -> None:
+        self._content = content
+        self._etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        self._headers = {
+            "Content-Type": content_type,
+            "Content-Security-Policy": policy,
+            "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cache-Control": "no-cache",
+            "ETag": self._etag,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        unchanged = self._etag in known or "*" in known
+        response = Response(
+            b"" if unchanged else self._content, status_code=304 if unchanged else 200, headers=self._headers
+        )
+        await response(scope, receive, send)
+
+
+def content_security_policy(storage: StorageSettings) -> str:
+    """What the page may load: its own files, audio that it made itself, and the store that signed links point at."""
+    elsewhere = " ".join(_origins(storage))
+    return "; ".join(
+        directive.strip()
+        for directive in (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self'",
+            f"connect-src 'self' {elsewhere}",
+            f"media-src 'self' blob: {elsewhere}",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+def _origins(storage: StorageSettings) -> list[str]:
+    """Where a browser meets the object store: buckets may stand in the path or in front of the host name."""
+    if storage.kind != "s3":
+        return []
+    if not storage.endpoint:
+        return ["https://*.amazonaws.com"]
+    endpoint = urlsplit(storage.endpoint)
+    host = endpoint.netloc.rpartition("@")[2]
+    is_name = re.search(r"[a-zA-Z]", endpoint.hostname or "") and ":" not in (endpoint.hostname or "")
+    return [f"{endpoint.scheme}://{host}", *([f"{endpoint.scheme}://*.{host}"] if is_name else [])]

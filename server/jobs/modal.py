@@ -1,0 +1,331 @@
+"""Speech that a job API makes: submitted while the request waits, looked at by polls and by a watcher, and collected.
+
+Where the audio is collected, it takes the way of all speech (``synthesize.py``): this module ends where that begins.
+"""
+
+import asyncio
+import logging
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from server.database import REFUSED
+from server.errors import (
+    DatabaseUnavailable,
+    Invalid,
+    NotFound,
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+from server.jobs.cancel import find_own_task
+from server.parts import Parts
+from server.providers.modal import NOT_CONFIGURED, NOT_CONNECTED, JobLook
+from server.providers.speech import may_start_again, pause_before_start
+from server.records import idempotency, modal, speech
+from server.records.speech import SpeechTask
+from server.records.voices import Voice
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+MOST_REFERENCE_BYTES = 10 * 1024 * 1024
+# After a look that saw a failure the next one follows soon, since it decides.
+SECOND_LOOK_SECONDS = modal.SECOND_LOOK_SECONDS * 1.5
+CANCEL_TRIES = 3
+WRITE_SECONDS = 30.0
+
+FAILED = "The speech provider could not speak this. Please try again."
+TOO_LATE = "The speech provider did not finish in time. Please try again."
+NEVER_SUBMITTED = "The speech provider did not confirm that it took this text. Please try again."
+
+Verdict = Literal["open", "doubtful", "decided"]
+
+
+def _why(exc: ProviderError) -> dict[str, Any]:
+    """What the log may hold of a failure: not the provider's words, which may quote somebody's text."""
+    return {name: exc.diagnostics[name] for name in ("code", "http_status") if name in exc.diagnostics}
+
+
+# --- submitting -------------------------------------------------------------------------------------------------------
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """What a job API needs of a voice: its recording, and what is said in it."""
+
+    audio: bytes
+    transcript: str
+
+    def __repr__(self) -> str:
+        return f"Reference({len(self.audio)} bytes)"
+
+
+async def fetch_reference(parts: Parts, voice: Voice) -> Reference:
+    """The recording of a voice that passed ``Providers.check``; it is looked at before it is fetched.
+
+    Raises:
+        Invalid: It is not there, or too large.
+        StorageUnavailable: It could not be fetched.
+    """
+    key, transcript = voice.reference_object_key or "", (voice.reference_transcript or "").strip()
+    missing = Invalid("The reference recording of this voice is missing. Please create the voice again.")
+    stored = await parts.storage.head(Bucket.REFERENCES, key)
+    if stored is None:
+        raise missing
+    if stored.size > MOST_REFERENCE_BYTES:
+        raise Invalid("This voice's reference recording is larger than 10 MB. Please re-clone it with a shorter one.")
+    try:
+        return Reference(await parts.storage.read(Bucket.REFERENCES, key, limit=MOST_REFERENCE_BYTES), transcript)
+    except NotFound as exc:
+        raise missing from exc
+
+
+async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, reference: Reference) -> SpeechTask:
+    """Submit a task whose rows are there, and its purchase claimed; the task as it stands then.
+
+    Raises:
+        ProviderError: It was not taken (502); both rows have failed and the request's key is free again.
+        DatabaseUnavailable: It was taken, but that could not be written down; the watcher ends it.
+    """
+    try:
+        job = await _submit_until_it_works(parts, text=text, language=language, reference=reference)
+    except ProviderError as exc:
+        await _not_submitted(parts, task, exc)
+        exc.status = 503 if exc.diagnostics.get("code") == NOT_CONFIGURED else 502
+        raise
+
+    async def note(connection: "Connection") -> bool:
+        return await modal.note_submitted(connection, parts.queue, task.id, job)
+
+    try:
+        await parts.database.patiently(note, for_seconds=WRITE_SECONDS)
+    except REFUSED as exc:
+        logger.error("a job was bought and could not be written down", extra={"task_id": str(task.id), "job": job})
+        raise DatabaseUnavailable from exc
+    async with parts.database.connection() as connection:
+        return await speech.find_task(connection, task.id) or task
+
+
+async def _submit_until_it_works(parts: Parts, *, text: str, language: str, reference: Reference) -> str:
+    """The job's id. Only what has certainly not left us is sent again (design §7)."""
+    starts = 0
+    while True:
+        try:
+            return await parts.providers.modal.submit(
+                text=text, language=language, reference=reference.audio, transcript=reference.transcript
+            )
+        except ProviderError as exc:
+            starts += 1
+            sent = exc.diagnostics.get("code") != NOT_CONNECTED
+            if starts >= parts.settings.deadlines.starts or not may_start_again(exc, text_sent=sent, bytes_heard=0):
+                raise
+        await asyncio.sleep(pause_before_start(starts, throttled=False))
+
+
+async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> None:
+    """Both rows failed, the key free, the purchase settled: one transaction."""
+    unknown = isinstance(exc, ProviderTimeout)
+
+    async def fail(connection: "Connection") -> bool:
+        ended = await speech.end(
+            connection,
+            task.id,
+            status="failed",
+            detail=exc.detail,
+            category=exc.category,
+            facts={"error": exc.diagnostics},
+        )
+        await modal.settle_submission(
+            connection, task.id, "unknown" if unknown else "refused", outcome={"error": exc.diagnostics}
+        )
+        await idempotency.forget(connection, task.id)
+        return ended.here
+
+    logger.warning(
+        "submission failed", extra={"task_id": str(task.id), "category": exc.category, "error": exc.diagnostics}
+    )
+    try:
+        if await parts.database.patiently(fail, for_seconds=WRITE_SECONDS):
+            parts.metrics.task_ended(task.provider, "failed", exc.category)
+    except REFUSED:
+        logger.error("a failed submission could not be written down", extra={"task_id": str(task.id)})
+    parts.announcer.changed(task.id)
+
+
+async def settled(parts: Parts, task: SpeechTask) -> SpeechTask:
+    """A twin's task, once the request that made it knows whether the provider took it.
+
+    Raises:
+        ProviderError: It did not.
+    """
+    deadline = asyncio.get_running_loop().time() + parts.settings.deadlines.modal_submit_seconds
+    while not task.job and not task.terminal and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.1)
+        async with parts.database.connection() as connection:
+            task = await speech.find_task(connection, task.id) or task
+    if task.status == "failed" and not task.job:
+        kinds = (ProviderRejected, ProviderUnavailable, ProviderTimeout)
+        kind = next((kind for kind in kinds if kind.category == task.error_category), ProviderUnavailable)
+        raise kind(task.error, status=502)
+    return task
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What a poll's own look saw. ``status_error``: the look failed, which says nothing about the job."""
+
+    modal_status: Literal["running", "completed", "failed", "status_error"]
+    elapsed_seconds: float
+
+
+async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, Seen | None]:
+    """The user's task, after one look at its job if it has one that is under way.
+
+    Raises:
+        NotFound: No such task, or somebody else's.
+    """
+    task = await find_own_task(parts, user_id, task_id)
+    job = task.job
+    if task.terminal or not job or not parts.providers.abilities_of(task.provider).takes_jobs:
+        return task, None
+    async with parts.database.connection() as connection:
+        asked_at = await modal.count_poll(connection, task_id)
+    seen = None
+    if asked_at is not None:
+        try:
+            look = await parts.providers.modal.look(job, within_seconds=parts.settings.deadlines.modal_status_seconds)
+        except ProviderError as exc:
+            parts.metrics.modal_look("poll", "status_error")
+            logger.debug("status check failed", extra={"task_id": str(task_id), **_why(exc)})
+            seen = Seen("status_error", _elapsed(task, asked_at))
+        else:
+            parts.metrics.modal_look("poll", look.status)
+            elapsed = look.elapsed_seconds
+            seen = Seen(look.status, _elapsed(task, asked_at) if elapsed is None else elapsed)
+            await _judge(parts, task_id, look, asked_at)
+    return await find_own_task(parts, user_id, task_id), seen
+
+
+def _elapsed(task: SpeechTask, asked_at: datetime) -> float:
+    """Our own count, where the API keeps none: since the task was made."""
+    return round(max(0.0, (asked_at - task.created_at).total_seconds()), 3)
+
+
+async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
+    """Look once at a job that perhaps nobody polls, and come back later: never a loop inside a job."""
+
+    async def begin(connection: "Connection") -> modal.Watched | None:
+        return await modal.beat(connection, task_id, attempt)
+
+    watched = await parts.database.patiently(begin)
+    if watched is None:
+        return
+    if not watched.active:  # a browser deleted the rows past us
+        await _end(parts, task_id, speech.CANCELLED_BY_USER, "cancelled", status="cancelled")
+        return
+    deadlines = parts.settings.deadlines
+    verdict: Verdict = "open"
+    if watched.job:
+        verdict = await _look(parts, task_id, watched.job, watched.asked_at)
+        left = deadlines.modal_job_seconds - watched.age_seconds
+    else:
+        left = deadlines.modal_no_id_seconds - watched.age_seconds
+    if verdict == "open" and left <= 0:
+        await _end(parts, task_id, TOO_LATE if watched.job else NEVER_SUBMITTED, "timeout")
+    elif verdict != "decided":
+        pause = SECOND_LOOK_SECONDS if verdict == "doubtful" else min(deadlines.modal_watch_seconds, left)
+
+        async def again(connection: "Connection") -> None:
+            await modal.watch_again(connection, parts.queue, task_id, attempt, in_seconds=pause)
+
+        await parts.database.patiently(again)
+
+
+async def _look(parts: Parts, task_id: UUID, job: str, asked_at: datetime) -> Verdict:
+    try:
+        look = await parts.providers.modal.look(job, within_seconds=parts.settings.deadlines.connect_seconds)
+    except ProviderError as exc:
+        parts.metrics.modal_look("watcher", "status_error")
+        logger.warning("status check failed", extra={"task_id": str(task_id), **_why(exc)})
+        return "open"
+    parts.metrics.modal_look("watcher", look.status)
+    return await _judge(parts, task_id, look, asked_at)
+
+
+async def _judge(parts: Parts, task_id: UUID, look: JobLook, asked_at: datetime) -> Verdict:
+    """Act on what was seen, whoever looked."""
+
+    async def judge(connection: "Connection") -> Verdict:
+        if look.status == "running":
+            await modal.forget_failure(connection, task_id, asked_at)
+            return "open"
+        if look.status == "failed":
+            return "decided" if await modal.confirm_failure(connection, task_id, asked_at) else "doubtful"
+        if not await modal.collect(connection, parts.queue, task_id) and await modal.adopt(connection, task_id):
+            await modal.collect(connection, parts.queue, task_id)
+        return "decided"
+
+    verdict = await parts.database.patiently(judge, for_seconds=parts.settings.deadlines.request_database_seconds)
+    if look.status == "failed" and verdict == "decided":
+        await _end(parts, task_id, FAILED, "provider_unavailable", code="job_failed", message=look.error)
+    elif verdict == "decided":
+        parts.announcer.changed(task_id)
+    return verdict
+
+
+async def _end(
+    parts: Parts,
+    task_id: UUID,
+    detail: str,
+    category: Literal["timeout", "cancelled", "provider_unavailable"],
+    *,
+    status: Literal["failed", "cancelled"] = "failed",
+    code: str | None = None,
+    message: str | None = None,
+) -> None:
+    """End a task that is only watched."""
+    error = {"code": code or category, **({"message": message[:300]} if message else {})}
+
+    async def end(connection: "Connection") -> bool:
+        await modal.settle_submission(connection, task_id, "unknown")
+        return await modal.end_watched(
+            connection, parts.queue, task_id, detail=detail, category=category, facts={"error": error}, status=status
+        )
+
+    if await parts.database.patiently(end):
+        logger.warning(
+            "watched task ended", extra={"task_id": str(task_id), "category": category, "code": error["code"]}
+        )
+        parts.metrics.task_ended("modal", status, category)
+        parts.announcer.changed(task_id)
+
+
+# --- cancelling -------------------------------------------------------------------------------------------------------
+
+
+async def cancel_modal(parts: Parts, *, job: str, tries: int) -> None:
+    """Ask the provider to stop a job that nobody wants. Best effort: at home it has ended already."""
+    if not parts.providers.modal.can_cancel:
+        return
+    try:
+        await parts.providers.modal.cancel(job)
+    except ProviderError as exc:
+        logger.warning(
+            "job not cancelled at the provider", extra={"job": job, "tries": tries + 1, "error": exc.diagnostics}
+        )
+        if tries + 1 < CANCEL_TRIES:
+
+            async def again(connection: "Connection") -> None:
+                await parts.queue.defer(
+                    connection, speech.CANCEL_MODAL_JOB, in_seconds=2.0 * (tries + 1), job=job, tries=tries + 1
+                )
+
+            await parts.database.patiently(again)

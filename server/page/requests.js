@@ -1,0 +1,86 @@
+/**
+ * requests.js: talking to the server's API, where everything that goes wrong becomes a sentence for a person.
+ */
+
+/** A failure in words for a person. `category` is the contract's, or "network"; `passing` says that it may be gone soon. */
+export class UtterError extends Error {
+  constructor(message, { category = "internal", status = 0, passing = false } = {}) {
+    super(message);
+    Object.assign(this, { category, status, passing });
+  }
+}
+
+export class Client {
+  /** @param base where the server is, "" for this page's own; @param token gives the bearer token, or a promise of it */
+  constructor({ base = "", token = () => null } = {}) {
+    Object.assign(this, { base, token });
+  }
+
+  /** One request: its JSON. @throws UtterError with a sentence, whatever went wrong. */
+  async call(method, path, options) {
+    const response = await this.fetch(method, path, options);
+    return read(() => response.json(), options?.signal);
+  }
+
+  /** One request: its response, which is a good one. A `body` is sent as JSON, a `form` as it is. */
+  async fetch(method, path, { body, form, headers = {}, signal, timeout = 20_000 } = {}) {
+    const token = await this.token();
+    if (token) headers = { ...headers, Authorization: `Bearer ${token}` };
+    if (body !== undefined) headers = { ...headers, "Content-Type": "application/json" };
+    const response = await read(() => fetch(this.base + path, {
+      method, headers, body: body === undefined ? form : JSON.stringify(body), signal: within(timeout, signal),
+    }), signal);
+    if (response.ok) return response;
+    const { status } = response;
+    const { detail, category } = await response.json().catch(() => ({}));
+    throw new UtterError(typeof detail === "string" ? detail : `The server cannot answer right now (${status}).`, {
+      // What is not in the contract's form was said by something on the way.
+      status, category: category ?? "network", passing: status >= 500 || status === 408 || status === 429,
+    });
+  }
+}
+
+/** Try until it works. With a number of tries only what the network did is tried again, not what the server said. */
+export async function persist(attempt, { tries = 4, signal, failed = () => {} } = {}) {
+  for (let tried = 1; ; tried += 1) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (!error.passing || tried >= tries || (tries < Infinity && error.category !== "network")) throw error;
+      failed();
+      await rest(Math.min(250 * 2 ** tried, 5000), signal);
+    }
+  }
+}
+
+/** Wait; not longer than until the network is back. */
+export function rest(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const settle = () => {
+      clearTimeout(timer);
+      globalThis.removeEventListener("online", settle);
+      signal?.removeEventListener("abort", settle);
+      if (signal?.aborted) reject(signal.reason);
+      else resolve();
+    };
+    const timer = setTimeout(settle, milliseconds);
+    globalThis.addEventListener("online", settle);
+    signal?.addEventListener("abort", settle);
+  });
+}
+
+/** What a request gives, or a sentence where the network failed. */
+export async function read(request, signal) {
+  try {
+    return await request();
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    const what = error.name === "TimeoutError" ? "The server did not answer in time." : "The server cannot be reached.";
+    throw new UtterError(`${what} Please check your connection and try again.`, { category: "network", passing: true });
+  }
+}
+
+function within(milliseconds, signal) {
+  const tooLong = AbortSignal.timeout(milliseconds);
+  return signal && AbortSignal.any ? AbortSignal.any([signal, tooLong]) : signal ?? tooLong;
+}

@@ -1,0 +1,262 @@
+"""Tasks that a job API works on: how they are submitted, looked at, judged and collected, as rows.
+
+Their run waits as ``watch_modal`` until somebody (a poll, the watcher) sees that the job is done, and becomes a
+``collect_modal`` run then, exactly once; from there on it is a speech like any other. Tasks of the older system have
+no run: they get one by ``adopt``.
+"""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from server.errors import Category
+from server.queue import Queue
+from server.records import speech
+from server.records.speech import COLLECT_MODAL_JOB, WATCH_MODAL_JOB
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+# A job may be called failed for a moment; whoever looks again no sooner than this decides (protocols.md §5).
+SECOND_LOOK_SECONDS = 1.0
+PURCHASE = "modal"
+
+
+# --- the submission ---------------------------------------------------------------------------------------------------
+
+
+async def claim_submission(connection: "Connection", task_id: UUID, user_id: UUID, *, lease_seconds: float) -> None:
+    """Say that a job is about to be bought. Commits with the task's rows, before the call leaves."""
+    await connection.execute(
+        """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until)
+           VALUES ($1, $2, $3, 'calling', now() + make_interval(secs => $4))""",
+        task_id,
+        PURCHASE,
+        user_id,
+        lease_seconds,
+    )
+
+
+async def settle_submission(
+    connection: "Connection",
+    task_id: UUID,
+    state: Literal["done", "refused", "unknown"],
+    *,
+    job: str | None = None,
+    outcome: dict[str, Any] | None = None,
+) -> None:
+    """Say what became of it. What is settled stays as it is."""
+    await connection.execute(
+        """UPDATE internal.purchases
+              SET state = $3, provider_name = $4, outcome = $5, updated_at = now()
+            WHERE subject = $1 AND kind = $2 AND (state = 'calling' OR (state = 'unknown' AND $3 = 'done'))""",
+        task_id,
+        PURCHASE,
+        state,
+        job,
+        outcome,
+    )
+
+
+async def note_submitted(connection: "Connection", queue: Queue, task_id: UUID, job: str) -> bool:
+    """The provider has taken the job. False when nobody wants it any more; it is cancelled there then."""
+    await settle_submission(connection, task_id, "done", job=job)
+    wanted = await connection.fetchval(
+        """UPDATE public.tasks SET modal_job_id = $2, provider_job_id = $2, provider_status = 'submitted'
+            WHERE id = $1 AND status IN ('pending', 'processing') AND modal_job_id IS NULL RETURNING true""",
+        task_id,
+        job,
+    )
+    if not wanted:
+        await queue.defer(connection, speech.CANCEL_MODAL_JOB, job=job, tries=0)
+    return bool(wanted)
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+async def count_poll(connection: "Connection", task_id: UUID) -> datetime | None:
+    """Count one look that a client asks for; when it was asked, or None for a task that is not active."""
+    asked_at: datetime | None = await connection.fetchval(
+        """UPDATE public.tasks
+              SET modal_poll_count = modal_poll_count + 1, provider_poll_count = provider_poll_count + 1
+            WHERE id = $1 AND status IN ('pending', 'processing') RETURNING now()""",
+        task_id,
+    )
+    return asked_at
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is being watched.
+
+    Attributes:
+        asked_at: When this look begins, by the database's clock.
+        age_seconds: Since the submission.
+        active: The task is there and has not ended.
+    """
+
+    asked_at: datetime
+    age_seconds: float
+    active: bool
+    job: str | None
+
+
+async def beat(connection: "Connection", task_id: UUID, attempt: int) -> Watched | None:
+    """Say that the watcher lives. None when there is nothing to watch (any more)."""
+    row = await connection.fetchrow(
+        """WITH watched AS (
+               UPDATE internal.runs SET beat_at = now()
+                WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued'
+               RETURNING task_id, created_at)
+           SELECT now() AS asked_at, extract(epoch FROM now() - w.created_at)::float8 AS age_seconds,
+                  coalesce(t.status IN ('pending', 'processing') AND g.status IN ('pending', 'processing'), false)
+                      AS active,
+                  coalesce(t.provider_job_id, t.modal_job_id) AS job
+             FROM watched w
+             LEFT JOIN public.tasks t ON t.id = w.task_id
+             LEFT JOIN public.generations g ON g.id = t.generation_id""",
+        task_id,
+        attempt,
+        WATCH_MODAL_JOB,
+    )
+    return Watched(**dict(row)) if row else None
+
+
+async def watch_again(
+    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, in_seconds: float
+) -> None:
+    """Defer the next look, unless there is nothing to watch or another watcher's look is deferred already."""
+    watched = await connection.fetchval(
+        """SELECT true FROM internal.runs
+            WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued' FOR NO KEY UPDATE""",
+        task_id,
+        attempt,
+        WATCH_MODAL_JOB,
+    )
+    # A statement of its own: it has to see what the one before us committed while we waited for the row.
+    if watched and not await connection.fetchval(
+        """SELECT EXISTS (SELECT 1 FROM internal.procrastinate_jobs
+                           WHERE status = 'todo' AND task_name = $2 AND args ->> 'task_id' = $1::text)""",
+        task_id,
+        WATCH_MODAL_JOB,
+    ):
+        await speech.start_job(connection, queue, WATCH_MODAL_JOB, task_id, attempt, in_seconds=in_seconds)
+
+
+# --- judging what was seen --------------------------------------------------------------------------------------------
+
+
+async def forget_failure(connection: "Connection", task_id: UUID, asked_at: datetime) -> None:
+    """The job is running after all: what an earlier look called failed was a passing fault."""
+    await connection.execute(
+        """UPDATE public.tasks SET metadata = metadata - 'modal_failed_at'
+            WHERE id = $1 AND (metadata ->> 'modal_failed_at')::timestamptz < $2::timestamptz""",
+        task_id,
+        asked_at,
+    )
+
+
+async def confirm_failure(connection: "Connection", task_id: UUID, asked_at: datetime) -> bool:
+    """Note that the job was called failed; whether an earlier look, long enough ago, saw the same."""
+    confirmed = await connection.fetchval(
+        """UPDATE public.tasks
+              SET metadata = CASE WHEN metadata ? 'modal_failed_at' THEN metadata
+                                  ELSE coalesce(metadata, '{}') || jsonb_build_object('modal_failed_at', now()) END
+            WHERE id = $1 AND status IN ('pending', 'processing')
+        RETURNING (metadata ->> 'modal_failed_at')::timestamptz <= $2::timestamptz - make_interval(secs => $3)""",
+        task_id,
+        asked_at,
+        SECOND_LOOK_SECONDS,
+    )
+    return bool(confirmed)
+
+
+async def collect(connection: "Connection", queue: Queue, task_id: UUID) -> bool:
+    """The job is done: turn the watched run into one that is collected. True for one caller only, whoever asks."""
+    attempt: int | None = await connection.fetchval(
+        """UPDATE internal.runs SET job_name = $2, beat_at = now()
+            WHERE task_id = $1 AND job_name = $3 AND state = 'queued' RETURNING attempt""",
+        task_id,
+        COLLECT_MODAL_JOB,
+        WATCH_MODAL_JOB,
+    )
+    if attempt is None:
+        return False
+    await speech.start_job(connection, queue, COLLECT_MODAL_JOB, task_id, attempt)
+    return True
+
+
+async def end_watched(
+    connection: "Connection",
+    queue: Queue,
+    task_id: UUID,
+    *,
+    detail: str,
+    category: Category,
+    facts: dict[str, Any],
+    status: Literal["failed", "cancelled"] = "failed",
+) -> bool:
+    """End a task that is still only watched; one that is being collected has its audio and goes its own way."""
+    await connection.execute(
+        """SELECT 1 FROM public.generations g JOIN public.tasks t ON t.generation_id = g.id
+            WHERE t.id = $1 FOR UPDATE OF g""",
+        task_id,
+    )
+    await connection.execute("SELECT 1 FROM public.tasks WHERE id = $1 FOR UPDATE", task_id)
+    run = await connection.fetchrow(
+        "SELECT job_name, state FROM internal.runs WHERE task_id = $1 FOR NO KEY UPDATE", task_id
+    )
+    if run and (run["job_name"], run["state"]) != (WATCH_MODAL_JOB, "queued"):
+        return False
+    ended = await speech.end(connection, task_id, status=status, detail=detail, category=category, facts=facts)
+    if ended.here:
+        await speech.cancel_job(connection, queue, task_id)
+    return ended.here
+
+
+# --- tasks of the older system ----------------------------------------------------------------------------------------
+
+
+async def unwatched(connection: "Connection", *, older_than_seconds: float, at_most: int = 100) -> list[UUID]:
+    """Active tasks that the older system submitted, or was about to submit, and that nobody watches."""
+    rows = await connection.fetch(
+        """SELECT t.id FROM public.tasks t
+            WHERE t.status IN ('pending', 'processing') AND t.provider = 'modal' AND t.type = 'generate'
+              AND (coalesce(t.provider_job_id, t.modal_job_id) IS NOT NULL
+                   OR t.created_at < now() - make_interval(secs => $1))
+              AND NOT EXISTS (SELECT 1 FROM internal.runs r WHERE r.task_id = t.id)
+            ORDER BY t.created_at LIMIT $2""",
+        older_than_seconds,
+        at_most,
+    )
+    return [row["id"] for row in rows]
+
+
+async def adopt(connection: "Connection", task_id: UUID) -> bool:
+    """Give an active task without a run one that is watched; a task whose generation has ended, or is gone, ends too.
+
+    Returns:
+        Whether there is a watched run now that was not there before.
+    """
+    generation = await connection.fetchrow(
+        """SELECT g.id, g.status FROM public.generations g JOIN public.tasks t ON t.generation_id = g.id
+            WHERE t.id = $1 FOR UPDATE OF g""",
+        task_id,
+    )
+    if generation is None or generation["status"] not in speech.ACTIVE:
+        await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
+        return False
+    await connection.execute(
+        "UPDATE public.generations SET output_format = 'wav' WHERE id = $1 AND output_format IS NULL", generation["id"]
+    )
+    adopted = await connection.fetchval(
+        """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, created_at)
+           SELECT t.id, t.generation_id, $2, t.user_id || '/' || t.generation_id || '.wav', t.created_at
+             FROM public.tasks t WHERE t.id = $1 AND t.status IN ('pending', 'processing')
+           ON CONFLICT (task_id) DO NOTHING RETURNING true""",
+        task_id,
+        WATCH_MODAL_JOB,
+    )
+    return bool(adopted)

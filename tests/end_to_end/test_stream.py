@@ -1,0 +1,752 @@
+"""The stream over real sockets: what is heard, where it goes on, and how it ends."""
+
+import asyncio
+import shutil
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from server.auth import Tickets
+from server.dev.simulator import Planned, Simulator
+from server.settings import Deadlines, Settings
+from tests.end_to_end.hearing import DELTA_BYTES, Ears, Heard, hold_after
+from tests.gateway import Client, Gateway, insert_voice, read_events
+from tests.postgres_proxy import PostgresProxy
+from tests.support import AUTH_JWT_SECRET, make_settings, wait_for
+
+Rows = "asyncpg.Connection[asyncpg.Record]"
+DELTAS = 8
+HELD_BYTES = DELTAS * DELTA_BYTES
+ENDS = {"completed", "failed", "cancelled"}
+
+
+@pytest.fixture
+def format_name() -> str:
+    return "mp3"
+
+
+@pytest.fixture
+def settings(database_url: str, simulator: Simulator, tmp_path: Path, format_name: str) -> Settings:
+    """Settings of a server whose patience with followers is short enough for a test."""
+    return make_settings(
+        database_url,
+        simulator,
+        tmp_path,
+        qwen_default_response_format=format_name,
+        deadlines=Deadlines(heartbeat_seconds=0.1, follower_stalled_seconds=0.5),
+    )
+
+
+class Speech:
+    """A speech that stands still in the middle of its text, ``HELD_BYTES`` of audio spoken."""
+
+    def __init__(self, answer: dict[str, str], plan: Planned) -> None:
+        self.task_id = answer["task_id"]
+        self.generation_id = answer["generation_id"]
+        self.url = answer["stream_url"]
+        self.plan = plan
+
+    def finish(self) -> None:
+        self.plan.release()
+
+
+@pytest.fixture
+async def held(client: Client, voice_id: UUID, simulator: Simulator) -> Speech:
+    plan = hold_after(simulator, DELTAS)
+    answer = await client.generate(voice_id)
+    await plan.held()
+    return Speech(answer, plan)
+
+
+@pytest.fixture
+async def failing(client: Client, voice_id: UUID, simulator: Simulator) -> Speech:
+    """As ``held``, but it breaks where it stands as soon as it may go on."""
+    plan = hold_after(simulator, DELTAS, then={"do": "error", "code": "InternalError"})
+    answer = await client.generate(voice_id)
+    await plan.held()
+    return Speech(answer, plan)
+
+
+@pytest.fixture
+async def completed(client: Client, voice_id: UUID, simulator: Simulator) -> tuple[dict[str, str], bytes]:
+    """What POST /api/generate answered for a speech that is stored by now, and its file."""
+    answer = await client.generate(voice_id)
+    await client.ended(answer["task_id"])
+    return answer, await client.audio(answer["generation_id"])
+
+
+def payload_of(file: bytes, format_name: str) -> bytes:
+    return file[44:] if format_name == "wav" else file
+
+
+def resumption(how: str, url: str, offset: int) -> tuple[str, dict[str, str]]:
+    """Address and headers that resume at ``offset``."""
+    if how == "offset":
+        return f"{url}&offset={offset}", {}
+    if how == "both":  # the header wins: it is the browser's own, later knowledge
+        return f"{url}&offset=3", {"Last-Event-ID": str(offset)}
+    return url, {"Last-Event-ID": str(offset)}
+
+
+# --- one listener ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_name", ["mp3", "wav"])
+async def test_events_tell_every_status_and_every_byte(
+    client: Client, voice_id: UUID, anybody: Ears, simulator: Simulator, format_name: str
+) -> None:
+    plan = hold_after(simulator, DELTAS)
+    answer = await client.generate(voice_id)
+    following = asyncio.create_task(anybody.hear(answer["stream_url"]))
+    await plan.held()
+    plan.release()
+    heard = await following
+    stored = await client.audio(answer["generation_id"])
+    assert heard.audio == payload_of(stored, format_name)
+    assert heard.end
+    assert heard.end["status"] == "completed"
+    assert heard.end["audio"]["bytes"] == len(heard.audio)
+    assert heard.end == await client.task(answer["task_id"]) | {"stream_url": heard.end["stream_url"]}
+    shown = [(event.data["status"], event.data["provider_status"]) for event in heard.tasks]
+    assert shown == list(dict.fromkeys(shown)), "only changes are told"
+    assert ("processing", "streaming") in shown
+    assert [event.terminal for event in heard.tasks] == [False] * (len(heard.tasks) - 1) + [True]
+    assert {event.id for event in heard.tasks[:-1]} == {None}, "a status may not move the place to resume at"
+
+
+async def test_a_text_is_heard_while_it_is_being_spoken(held: Speech, anybody: Ears, client: Client) -> None:
+    heard = await anybody.hear(held.url, until=HELD_BYTES)
+    assert len(heard.audio) == HELD_BYTES
+    assert heard.tasks[0].data["status"] == "processing"
+    task = await client.task(held.task_id)
+    assert task["status"] == "processing"
+    assert task["provider_status"] == "streaming"
+
+
+async def test_headers_of_a_stream(held: Speech, anybody: Ears) -> None:
+    async with anybody.open(held.url, Accept="text/event-stream", **{"Accept-Encoding": "gzip, br"}) as response:
+        headers = response.headers
+        assert headers["x-utter-provider"] == "qwen"
+        assert headers["x-utter-generation-id"] == held.generation_id
+        assert headers["x-utter-task-id"] == held.task_id
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-accel-buffering"] == "no"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "content-encoding" not in headers
+        assert "content-length" not in headers
+
+
+async def test_a_quiet_stream_says_that_it_lives_and_when_to_come_back(held: Speech, anybody: Ears) -> None:
+    retries = set()
+    for _ in range(4):
+        async with anybody.open(held.url, Accept="text/event-stream") as response:
+            lines = response.aiter_lines()
+            first = await anext(lines)
+            assert first.startswith("retry: ")
+            retries.add(int(first.removeprefix("retry: ")))
+            beats = 0
+            async for line in lines:
+                beats += line.startswith(":")
+                if beats == 2:
+                    break
+    assert len(retries) > 1, "all would come back in the same moment"
+    assert all(500 <= milliseconds <= 10_000 for milliseconds in retries)
+
+
+async def test_two_listeners_hear_the_same(held: Speech, anybody: Ears) -> None:
+    listening = [asyncio.create_task(anybody.hear(held.url)) for _ in range(2)]
+    held.finish()
+    one, other = [await heard for heard in listening]
+    assert one.audio == other.audio
+    assert len(one.audio) > HELD_BYTES
+
+
+async def test_head_opens_no_stream(held: Speech, anybody: Ears, gateway: Gateway) -> None:
+    for headers, media_type in (({"Accept": "text/event-stream"}, "text/event-stream"), ({"Accept": "audio/*"}, "audio")):
+        response = await anybody.http.head(held.url, headers=headers)
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(media_type)
+        assert response.content == b""
+    assert b"utter_active_streams 0.0" in gateway.parts.metrics.exposition()
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_name", ["mp3", "wav"])
+@pytest.mark.parametrize("how", ["header", "offset", "both"])
+async def test_a_stream_resumes_at_any_byte(
+    client: Client, voice_id: UUID, anybody: Ears, simulator: Simulator, format_name: str, how: str
+) -> None:
+    """At every delta boundary and between them; while it is spoken, and when it is long stored."""
+    sizes = [1, 3, 1001, 400, 2]
+    plan = hold_after(simulator, 2 * len(sizes), delta_sizes=sizes)
+    answer = await client.generate(voice_id)
+    await plan.held()
+    url, so_far = answer["stream_url"], 2 * sum(sizes)
+    before = await anybody.hear(url, until=so_far)
+    boundaries = [0, *[int(event.id or 0) for event in before.deltas]]
+    assert len(boundaries) == 1 + 2 * len(sizes)
+    offsets = sorted({*boundaries, *[boundary + 2 for boundary in boundaries], 500, 777}) if how != "both" else [1005]
+    for offset in offsets:
+        address, headers = resumption(how, url, offset)
+        again = await anybody.hear(address, start=offset, until=so_far, **headers)
+        assert again.audio == before.audio[offset:]
+    plan.release()
+    whole = (await anybody.hear(url)).audio
+    assert whole == payload_of(await client.audio(answer["generation_id"]), format_name)
+    for offset in [*offsets, len(whole) - 1, len(whole)]:
+        address, headers = resumption(how, url, offset)
+        again = await anybody.hear(address, start=offset, **headers)
+        assert again.audio == whole[offset:]
+        assert again.end
+        assert again.end["status"] == "completed"
+
+
+async def test_a_listener_that_is_cut_off_again_and_again_hears_every_byte_once(
+    client: Client, voice_id: UUID, anybody: Ears, visitor: Ears, simulator: Simulator
+) -> None:
+    """As a browser does it: the last id that came, to whichever process answers, from the first byte to the last."""
+    simulator.behave("realtime", {"delta_sizes": [700, 1, 333], "minimum_bytes": 40_000, "speed": 40})
+    answer = await client.generate(voice_id)
+    audio, last_id, rounds = b"", "", 0
+    while last_id != "end":
+        ears = (anybody, visitor)[rounds % 2]
+        rounds += 1
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        heard = Heard(len(audio))
+        async with ears.open(answer["stream_url"], Accept="text/event-stream", **headers) as response:
+            async for event in read_events(response):
+                heard.take(event)
+                last_id = event.id or last_id
+                if len(heard.deltas) == 3:
+                    break
+        audio += heard.audio
+    assert rounds > 3
+    assert audio == await client.audio(answer["generation_id"])
+
+
+async def test_what_is_ahead_of_this_process_is_waited_for(held: Speech, anybody: Ears, client: Client) -> None:
+    """A listener may have heard from another process what is not here yet."""
+    following = asyncio.create_task(anybody.hear(held.url, start=HELD_BYTES + 700, **{"Last-Event-ID": "8700"}))
+    await wait_for_followers(client, 1)
+    held.finish()
+    heard = await following
+    assert heard.audio == (await client.audio(held.generation_id))[8700:]
+    assert heard.end
+
+
+async def wait_for_followers(client: Client, count: int) -> None:
+    async def enough() -> bool:
+        return f"utter_active_streams {count}.0" in (await client.http.get("/metrics")).text
+
+    await wait_for(enough)
+
+
+async def test_the_end_of_a_completed_speech_is_an_end_and_beyond_it_is_a_mistake(
+    completed: tuple[dict[str, str], bytes], anybody: Ears
+) -> None:
+    answer, audio = completed
+    at_the_end = await anybody.hear(f"{answer['stream_url']}&offset={len(audio)}", start=len(audio))
+    assert at_the_end.deltas == []
+    assert at_the_end.end
+    for url, headers in (resumption(how, answer["stream_url"], len(audio) + 1) for how in ("header", "offset")):
+        refused = await anybody.http.get(url, headers={"Accept": "text/event-stream", **headers})
+        assert refused.status_code == 400
+        assert refused.json()["category"] == "validation"
+
+
+@pytest.mark.parametrize("place", ["-1", "1.5", "abc", "0x10", "1e3", "+1", "1 2", "9" * 30])
+async def test_a_place_that_is_no_offset_is_refused(held: Speech, anybody: Ears, place: str) -> None:
+    by_header = await anybody.http.get(held.url, headers={"Last-Event-ID": place})
+    by_query = await anybody.http.get(held.url, params={**dict_of(held.url), "offset": place})
+    for refused in (by_header, by_query):
+        assert refused.status_code == 400
+        assert refused.json()["category"] == "validation"
+
+
+def dict_of(url: str) -> dict[str, str]:
+    return dict(httpx.QueryParams(urlsplit(url).query))
+
+
+async def test_after_the_end_a_browser_is_told_to_stop(completed: tuple[dict[str, str], bytes], anybody: Ears) -> None:
+    response = await anybody.http.get(
+        completed[0]["stream_url"], headers={"Accept": "text/event-stream", "Last-Event-ID": "end"}
+    )
+    assert response.status_code == 204
+    assert response.content == b""
+
+
+# --- another process -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_name", ["mp3", "wav"])
+@pytest.mark.parametrize("notified", [True, False], ids=["notified", "not notified"])
+async def test_a_speech_is_followed_in_another_process(
+    held: Speech,
+    client: Client,
+    visitor: Ears,
+    neighbours_door: PostgresProxy,
+    notified: bool,
+    format_name: str,
+) -> None:
+    """From the spool, then as it grows, then from the store; without notifications only a little later."""
+    neighbours_door.notifications = notified
+    for offset in (0, 1, DELTA_BYTES, DELTA_BYTES + 1, HELD_BYTES - 1):
+        heard = await visitor.hear(f"{held.url}&offset={offset}", start=offset, until=HELD_BYTES)
+        assert len(heard.audio) == HELD_BYTES - offset
+    following = [
+        asyncio.create_task(visitor.hear(f"{held.url}&offset={offset}", start=offset))
+        for offset in (0, 1501, HELD_BYTES + 11)
+    ]
+    await asyncio.sleep(0)
+    held.finish()
+    ends = [await heard for heard in following]
+    stored = payload_of(await client.audio(held.generation_id), format_name)
+    for heard in ends:
+        assert heard.audio == stored[heard.start :]
+        assert heard.end
+        assert heard.end["status"] == "completed"
+
+
+async def test_a_stored_speech_is_heard_from_another_process(
+    completed: tuple[dict[str, str], bytes], visitor: Ears
+) -> None:
+    answer, audio = completed
+    assert (await visitor.hear(answer["stream_url"])).audio == audio
+    assert (await visitor.hear(f"{answer['stream_url']}&offset=77", start=77)).audio == audio[77:]
+
+
+async def test_a_follower_outlives_an_outage_of_the_database(
+    held: Speech, client: Client, visitor: Ears, neighbours_door: PostgresProxy
+) -> None:
+    following = asyncio.create_task(visitor.hear(held.url))
+    await wait_for(lambda: not following.done())
+    neighbours_door.shut()
+    await wait_for(lambda: neighbours_door.refused)
+    held.finish()
+    await client.ended(held.task_id)
+    neighbours_door.open()
+    heard = await following
+    assert heard.audio == await client.audio(held.generation_id)
+    assert heard.end
+
+
+# --- failed and cancelled --------------------------------------------------------------------------------------------
+
+
+async def test_a_failure_ends_the_stream_with_its_reason(failing: Speech, anybody: Ears, visitor: Ears) -> None:
+    following = [asyncio.create_task(ears.hear(failing.url)) for ears in (anybody, visitor)]
+    await anybody.hear(failing.url, until=HELD_BYTES)
+    failing.finish()
+    for heard in [await task for task in following]:
+        assert len(heard.audio) == HELD_BYTES, "what was spoken was heard"
+        assert heard.end
+        assert heard.end["status"] == "failed"
+        assert heard.end["error_category"] == "provider_unavailable"
+        assert heard.end["error"]
+        assert "stream_url" not in heard.end
+
+
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+async def test_a_speech_that_failed_or_was_cancelled_answers_one_event_and_no_audio(
+    failing: Speech, anybody: Ears, visitor: Ears, client: Client, ending: str
+) -> None:
+    if ending == "cancelled":
+        assert (await client.http.post(f"/api/tasks/{failing.task_id}/cancel")).json()["cancelled"]
+    failing.finish()
+    await client.ended(failing.task_id)
+    for ears in (anybody, visitor):
+        for url in (failing.url, f"{failing.url}&offset=1000", f"{failing.url}&offset=99999999"):
+            heard = await ears.hear(url, start=99999999)
+            assert [event.name for event in heard.events] == ["task"]
+            assert heard.end
+            assert heard.end["status"] == ending
+        raw = await ears.http.get(failing.url, headers={"Accept": "audio/*"})
+        assert raw.status_code == 409
+        assert raw.json()["category"] == "conflict"
+
+
+async def test_a_speech_whose_row_disappears_ends_without_a_word(held: Speech, anybody: Ears, rows: Rows) -> None:
+    """Rows may be deleted past us; the browser comes back by itself and learns that there is nothing."""
+    following = asyncio.create_task(anybody.hear(held.url))
+    await anybody.hear(held.url, until=HELD_BYTES)
+    await rows.execute("DELETE FROM public.tasks WHERE id = $1", UUID(held.task_id))
+    heard = await following
+    assert heard.end is None
+    assert (await anybody.http.get(held.url, headers={"Accept": "text/event-stream"})).status_code == 404
+
+
+# --- raw audio -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_name", ["mp3", "wav"])
+async def test_raw_audio_is_the_growing_file(held: Speech, anybody: Ears, client: Client, format_name: str) -> None:
+    header = 44 if format_name == "wav" else 0
+    async with anybody.open(held.url, Accept="audio/*", Range="bytes=0-1") as response:
+        assert response.status_code == 200, "a range of something that grows means nothing"
+        assert response.headers["content-type"] == {"mp3": "audio/mpeg", "wav": "audio/wav"}[format_name]
+        assert response.headers["transfer-encoding"] == "chunked"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-utter-task-id"] == held.task_id
+        assert "accept-ranges" not in response.headers
+        assert "content-range" not in response.headers
+        audio = b""
+        async for part in response.aiter_raw():
+            audio += part
+            if len(audio) == header + HELD_BYTES:
+                held.finish()
+    stored = await client.audio(held.generation_id)
+    assert audio[header:] == stored[header:]
+    if format_name == "wav":
+        assert audio[:44] != stored[:44], "nobody knows yet how long it will be"
+        assert struct.unpack("<4xI32xI", audio[:44]) == (0xFFFFFFFF, 0xFFFFFFFF)
+        assert audio[8:40] == stored[8:40]
+
+
+@pytest.mark.parametrize("format_name", ["mp3", "wav"])
+async def test_raw_audio_resumes_without_another_header(
+    held: Speech, anybody: Ears, client: Client, format_name: str
+) -> None:
+    following = asyncio.create_task(anybody.hear_audio(f"{held.url}&offset=1001"))
+    await wait_for_followers(client, 1)
+    held.finish()
+    audio, whole = await following
+    assert whole
+    assert audio == payload_of(await client.audio(held.generation_id), format_name)[1001:]
+
+
+@pytest.mark.parametrize("where", ["anybody", "visitor"])
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+async def test_raw_audio_that_is_not_whole_is_broken_off(
+    failing: Speech, client: Client, ending: str, where: str, request: pytest.FixtureRequest
+) -> None:
+    ears: Ears = request.getfixturevalue(where) if where == "anybody" else await neighbours_ears(request)
+    following = asyncio.create_task(ears.hear_audio(failing.url))
+    await ears.hear(failing.url, until=HELD_BYTES)
+    if ending == "cancelled":
+        await client.http.post(f"/api/tasks/{failing.task_id}/cancel")
+    else:
+        failing.finish()
+    audio, whole = await following
+    assert not whole
+    assert len(audio) == HELD_BYTES
+
+
+async def test_raw_audio_of_a_stored_speech_is_a_redirect(
+    completed: tuple[dict[str, str], bytes], anybody: Ears
+) -> None:
+    answer, audio = completed
+    redirect = await anybody.http.get(answer["stream_url"], headers={"Accept": "audio/*", "Range": "bytes=0-1"})
+    assert redirect.status_code == 302
+    link = redirect.headers["location"]
+    assert (await anybody.http.get(link)).content == audio
+    probe = await anybody.http.get(link, headers={"Range": "bytes=0-1"})
+    assert (probe.status_code, probe.content) == (206, audio[:2])
+
+
+# --- events or audio? ------------------------------------------------------------------------------------------------
+
+NAVIGATION = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
+FIREFOX_AUDIO = "audio/webm,audio/ogg,audio/wav,audio/*;q=0.9,application/ogg;q=0.7,video/*;q=0.6,*/*;q=0.5"
+CHROMIUM_AUDIO = {
+    "Accept": "*/*",
+    "Accept-Encoding": "identity;q=1, *;q=0",
+    "Range": "bytes=0-",
+    "Sec-Fetch-Dest": "audio",
+    "Sec-Fetch-Mode": "no-cors",
+    "Sec-Fetch-Site": "same-origin",
+}
+EVENTS, AUDIO = "text/event-stream", "audio/mpeg"
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "answered"),
+    [
+        pytest.param(CHROMIUM_AUDIO, "", AUDIO, id="Chromium's <audio>"),
+        pytest.param({**CHROMIUM_AUDIO, "Sec-Fetch-Dest": "video"}, "", AUDIO, id="Chromium's <video>"),
+        pytest.param({"Accept": "*/*", "Range": "bytes=0-1"}, "", AUDIO, id="Safari's probe"),
+        pytest.param({"Accept": FIREFOX_AUDIO, "Range": "bytes=0-"}, "", AUDIO, id="Firefox's <audio>"),
+        pytest.param(
+            {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Sec-Fetch-Dest": "empty"},
+            "",
+            EVENTS,
+            id="EventSource",
+        ),
+        pytest.param({"Accept": "*/*", "Sec-Fetch-Dest": "empty", "Sec-Fetch-Mode": "cors"}, "", EVENTS, id="fetch"),
+        pytest.param({"Accept": "*/*", "User-Agent": "curl/8.5.0"}, "", EVENTS, id="curl"),
+        pytest.param({"Accept": "*/*", "User-Agent": "curl/8.5.0", "Range": "bytes=0-"}, "", AUDIO, id="curl -r"),
+        pytest.param({}, "", EVENTS, id="nothing said"),
+        pytest.param({"Sec-Fetch-Dest": "audio"}, "", AUDIO, id="nothing said by an <audio>"),
+        pytest.param({"Accept": NAVIGATION, "Sec-Fetch-Dest": "document"}, "", EVENTS, id="address bar"),
+        pytest.param({"Accept": "audio/mpeg"}, "", AUDIO, id="a program that wants MP3"),
+        pytest.param({"Accept": "text/event-stream;q=0.5, audio/*;q=0.9"}, "", AUDIO, id="weighed"),
+        pytest.param({"Accept": "text/event-stream", "Range": "bytes=0-"}, "", EVENTS, id="Accept beats Range"),
+        pytest.param(CHROMIUM_AUDIO, "&as=events", EVENTS, id="as=events beats all"),
+        pytest.param({"Accept": "text/event-stream"}, "&as=audio", AUDIO, id="as=audio beats all"),
+        pytest.param({"Accept": "application/json"}, "&as=audio", AUDIO, id="as=audio beats a foreign Accept"),
+    ],
+)
+async def test_events_or_audio(
+    held: Speech, gateway: Gateway, headers: dict[str, str], query: str, answered: str
+) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as bare:
+        bare.headers.clear()
+        async with bare.stream("GET", held.url + query, headers=headers) as response:
+            assert response.status_code == 200
+            assert response.headers["content-type"].partition(";")[0] == answered
+            first = await anext(response.aiter_raw())
+            assert first.startswith(b"retry:") == (answered == EVENTS)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "text/html", "text/event-stream;q=0"])
+async def test_what_a_stream_cannot_be_is_406(held: Speech, anybody: Ears, accept: str) -> None:
+    refused = await anybody.http.get(held.url, headers={"Accept": accept})
+    assert refused.status_code == 406
+    assert refused.json()["category"] == "validation"
+
+
+async def test_as_anything_else_is_400(held: Speech, anybody: Ears) -> None:
+    assert (await anybody.http.get(f"{held.url}&as=video")).status_code == 400
+
+
+# --- POST ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_post_may_be_answered_with_events(client: Client, voice_id: UUID) -> None:
+    body = {"voice_id": str(voice_id), "text": "Good morning."}
+    heard = Heard(0)
+    async with client.http.stream("POST", "/api/generate/stream", json=body, headers={"Accept": EVENTS}) as response:
+        assert response.status_code == 200
+        generation_id = response.headers["x-utter-generation-id"]
+        async for event in read_events(response):
+            heard.take(event)
+    assert heard.end
+    assert heard.end["status"] == "completed"
+    assert heard.audio == await client.audio(generation_id)
+
+
+async def test_a_post_may_be_answered_with_audio(client: Client, voice_id: UUID) -> None:
+    body = {"voice_id": str(voice_id), "text": "Good morning."}
+    response = await client.http.post("/api/generate/stream", json=body, headers={"Accept": "audio/*"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "audio/mpeg"
+    assert response.content == await client.audio(response.headers["x-utter-generation-id"])
+
+
+async def test_a_post_may_be_answered_with_json(client: Client, voice_id: UUID, anybody: Ears) -> None:
+    body = {"voice_id": str(voice_id), "text": "Good morning."}
+    response = await client.http.post("/api/generate/stream", json=body, headers={"Accept": "application/json"})
+    assert response.status_code == 201
+    answer = response.json()
+    assert response.headers["x-utter-task-id"] == answer["task_id"]
+    assert (await anybody.hear(answer["stream_url"])).end
+
+
+async def test_a_post_with_the_same_key_attaches_to_the_same_speech(
+    client: Client, voice_id: UUID, simulator: Simulator
+) -> None:
+    body = {"voice_id": str(voice_id), "text": "Good morning."}
+    headers = {"Accept": "audio/*", "Idempotency-Key": "the same"}
+    first = await client.http.post("/api/generate/stream", json=body, headers=headers)
+    await client.ended(first.headers["x-utter-task-id"])
+    again = await client.http.post("/api/generate/stream", json=body, headers=headers)
+    assert again.status_code == 302, "it is stored by now"
+    assert (await client.http.get(again.headers["location"])).content == first.content
+    events = await client.http.post("/api/generate/stream", json=body, headers={**headers, "Accept": EVENTS})
+    assert events.headers["x-utter-task-id"] == first.headers["x-utter-task-id"]
+    assert len(simulator.calls) == 1
+
+
+# --- who may listen --------------------------------------------------------------------------------------------------
+
+
+async def test_a_bearer_token_serves_as_well_as_a_ticket(held: Speech, client: Client, anybody: Ears) -> None:
+    url = f"/api/generate/stream?task_id={held.task_id}"
+    heard = await anybody.hear(url, until=HELD_BYTES, **client.headers)
+    assert len(heard.audio) == HELD_BYTES
+    spoiled = await anybody.hear(f"{url}&ticket=spoiled", until=1, **client.headers)
+    assert spoiled.audio
+
+
+async def test_a_ticket_that_is_not_for_this_is_401(held: Speech, anybody: Ears, client: Client) -> None:
+    query = dict_of(held.url)
+    ids = {"user_id": client.user_id, "task_id": UUID(held.task_id), "generation_id": UUID(held.generation_id)}
+    expired = Tickets(AUTH_JWT_SECRET, clock=lambda: time.time() - 3601).mint(**ids)
+    forged = Tickets("another secret").mint(**ids)
+    foreign = Tickets(AUTH_JWT_SECRET).mint(**{**ids, "task_id": uuid4()})
+    tampered = ("A" if query["ticket"][0] != "A" else "B") + query["ticket"][1:]
+    for ticket in (expired, forged, foreign, tampered, query["ticket"][:-1], "", "ö"):
+        response = await anybody.http.get("/api/generate/stream", params={**query, "ticket": ticket})
+        assert response.status_code == 401, ticket
+        assert response.json()["category"] == "unauthorized"
+
+
+async def test_a_ticket_shows_its_users_task_only(held: Speech, anybody: Ears) -> None:
+    """One that was signed for another user names a task that this user does not have."""
+    ticket = Tickets(AUTH_JWT_SECRET).mint(
+        user_id=uuid4(), task_id=UUID(held.task_id), generation_id=UUID(held.generation_id)
+    )
+    response = await anybody.http.get("/api/generate/stream", params={"task_id": held.task_id, "ticket": ticket})
+    assert response.status_code == 404
+
+
+async def test_nobody_hears_somebody_elses_speech(held: Speech, gateway: Gateway) -> None:
+    async with gateway.client() as stranger:
+        url = f"/api/generate/stream?task_id={held.task_id}"
+        assert (await stranger.http.get(url)).status_code == 404
+        assert (await stranger.http.get(f"/api/generate/stream?task_id={uuid4()}")).status_code == 404
+        assert (await stranger.http.get("/api/generate/stream?task_id=none")).status_code == 400
+        assert (await stranger.http.get("/api/generate/stream")).status_code == 400
+
+
+async def test_a_task_of_a_provider_that_cannot_stream_is_409(client: Client, rows: Rows) -> None:
+    task_id, generation_id = uuid4(), uuid4()
+    await rows.execute(
+        "INSERT INTO public.generations (id, user_id, text, status, tts_provider) VALUES ($1, $2, 'x', 'processing', 'modal')",
+        generation_id,
+        client.user_id,
+    )
+    await rows.execute(
+        """INSERT INTO public.tasks (id, user_id, type, status, generation_id, provider)
+           VALUES ($1, $2, 'generate', 'processing', $3, 'modal')""",
+        task_id,
+        client.user_id,
+        generation_id,
+    )
+    response = await client.http.get(f"/api/generate/stream?task_id={task_id}", headers={"Accept": EVENTS})
+    assert response.status_code == 409
+    assert "/api/tasks/" in response.json()["detail"]
+
+
+async def test_a_deleted_task_streams_to_those_who_hold_its_ticket(
+    completed: tuple[dict[str, str], bytes], client: Client, anybody: Ears
+) -> None:
+    """The page deletes a task as soon as it ends, and its listener may just be coming back."""
+    answer, audio = completed
+    await client.http.delete(f"/api/tasks/{answer['task_id']}")
+    assert (await client.http.get(f"/api/tasks/{answer['task_id']}")).status_code == 404
+    assert (await anybody.hear(answer["stream_url"])).audio == audio
+    by_token = await client.http.get(f"/api/generate/stream?task_id={answer['task_id']}", headers={"Accept": EVENTS})
+    assert by_token.status_code == 404
+
+
+async def test_deleting_a_task_cuts_nobody_off(held: Speech, client: Client, anybody: Ears) -> None:
+    async with anybody.open(held.url, Accept=EVENTS) as response:
+        events = read_events(response)
+        heard = Heard(0)
+        heard.take(await anext(events))
+        held.finish()
+        await client.ended(held.task_id)
+        await client.http.delete(f"/api/tasks/{held.task_id}")
+        async for event in events:
+            heard.take(event)
+    assert heard.end
+    assert heard.end["status"] == "completed"
+    assert heard.audio == await client.audio(held.generation_id)
+
+
+async def test_a_generation_that_was_deleted_has_no_stream(
+    completed: tuple[dict[str, str], bytes], client: Client, anybody: Ears
+) -> None:
+    answer, _ = completed
+    await client.http.delete(f"/api/generations/{answer['generation_id']}")
+    for accept in (EVENTS, "audio/*"):
+        assert (await anybody.http.get(answer["stream_url"], headers={"Accept": accept})).status_code == 404
+
+
+# --- slow listeners and those who leave ------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def deaf(gateway: Gateway, url: str, accept: str) -> AsyncIterator[socket.socket]:
+    """A listener that asks and then reads nothing."""
+    parts = urlsplit(gateway.url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, (parts.hostname, parts.port))
+        await loop.sock_sendall(connection, f"GET {url} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+        yield connection
+
+
+async def read_to_the_end(connection: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    whole = b""
+    try:
+        while part := await asyncio.wait_for(loop.sock_recv(connection, 65536), 5.0):
+            whole += part
+    except ConnectionError:
+        pass
+    return whole
+
+
+@pytest.mark.parametrize("accept", [EVENTS, "audio/*"])
+async def test_a_listener_that_reads_nothing_is_cut_and_slows_nobody(
+    client: Client, voice_id: UUID, anybody: Ears, gateway: Gateway, simulator: Simulator, accept: str
+) -> None:
+    simulator.behave("realtime", {"delta_bytes": 65_536, "minimum_bytes": 12_000_000})
+    answer = await client.generate(voice_id)
+    async with deaf(gateway, answer["stream_url"], accept) as connection:
+        heard = await anybody.hear(answer["stream_url"])
+        assert heard.end
+        assert heard.end["status"] == "completed"
+        assert len(heard.audio) >= 12_000_000
+        await anybody.http.aclose()
+        await client.http.get("/api/health")
+        # Nothing of it is left: neither its task nor its connection, although it still reads nothing.
+        await wait_for(lambda: b"utter_active_streams 0.0" in gateway.parts.metrics.exposition(), 5.0)
+        await wait_for(lambda: len(gateway.server.server_state.connections) <= 1, 5.0)
+        assert not (await read_to_the_end(connection)).endswith(b"0\r\n\r\n"), "a part must not look like the whole"
+
+
+@pytest.mark.parametrize("accept", [EVENTS, "audio/*"])
+async def test_a_listener_who_leaves_does_not_stop_the_speech(
+    held: Speech, client: Client, anybody: Ears, gateway: Gateway, accept: str
+) -> None:
+    async with anybody.open(held.url, Accept=accept) as response:
+        await anext(response.aiter_raw())
+    await wait_for(lambda: b"utter_active_streams 0.0" in gateway.parts.metrics.exposition())
+    held.finish()
+    assert (await client.ended(held.task_id))["status"] == "completed"
+
+
+# --- the real programs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_hears_events_and_saves_audio(held: Speech, gateway: Gateway, client: Client, tmp_path: Path) -> None:
+    saved = tmp_path / "speech.mp3"
+    events = await asyncio.create_subprocess_exec(
+        "curl", "-sN", gateway.url + held.url, stdout=asyncio.subprocess.PIPE
+    )
+    audio = await asyncio.create_subprocess_exec("curl", "-sfN", f"{gateway.url}{held.url}&as=audio", "-o", str(saved))
+    await wait_for_followers(client, 2)
+    held.finish()
+    printed, _ = await events.communicate()
+    assert events.returncode == 0
+    assert b"event: response.audio.delta" in printed
+    assert await audio.wait() == 0
+    assert saved.read_bytes() == await client.audio(held.generation_id)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_knows_that_a_part_is_not_the_whole(
+    failing: Speech, gateway: Gateway, client: Client, tmp_path: Path
+) -> None:
+    audio = await asyncio.create_subprocess_exec(
+        "curl", "-sfN", f"{gateway.url}{failing.url}&as=audio", "-o", str(tmp_path / "part.mp3")
+    )
+    await wait_for_followers(client, 1)
+    failing.finish()
+    assert await audio.wait() == 18, "curl: transfer closed with outstanding read data remaining"

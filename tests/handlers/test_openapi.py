@@ -1,0 +1,173 @@
+"""GET /api/openapi.json: a document that is valid, complete, and true of what the server answers."""
+
+import copy
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from server.dev.simulator import Simulator
+from server.handlers.openapi import document
+from tests.gateway import Client, Gateway, insert_voice
+from tests.support import wait_for
+
+# Links are opaque: a client follows what it was given, and what stands in them is nobody's business but ours.
+NOT_DESCRIBED = ("/storage/",)
+
+
+@pytest.fixture
+async def served(client: Client) -> dict[str, Any]:
+    """The document as the server serves it."""
+    response = await client.http.get("/api/openapi.json")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    described: dict[str, Any] = response.json()
+    return described
+
+
+async def test_the_document_is_valid_and_needs_no_token(gateway: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as anybody:
+        response = await anybody.get("/api/openapi.json")
+    assert response.status_code == 200
+    validate(response.json())
+    assert response.json()["openapi"].startswith("3.1")
+
+
+async def test_every_route_is_described_and_nothing_else(gateway: Gateway) -> None:
+    app = gateway.server.config.app
+    routes = {
+        (method.lower(), route.path)
+        for route in app.routes  # type: ignore[union-attr]
+        for method in (route.methods or ()) - {"HEAD", "OPTIONS"}
+        if route.path.startswith("/api/") or route.path == "/metrics"
+    }
+    described = {(method, path) for path, methods in document()["paths"].items() for method in methods}
+    assert routes == described
+    apart = {route.path for route in app.routes if route.path.startswith(NOT_DESCRIBED)}  # type: ignore[union-attr]
+    assert apart == {"/storage/{bucket}/{key:path}"}
+
+
+def test_names_of_operations_are_unique_and_every_one_has_a_summary() -> None:
+    operations = [operation for methods in document()["paths"].values() for operation in methods.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert all(operation["summary"] for operation in operations)
+
+
+async def test_what_needs_a_token_says_so(gateway: Gateway) -> None:
+    """Asked without one, each operation answers 401 exactly where the document says that it needs one."""
+    async with httpx.AsyncClient(base_url=gateway.url) as anybody:
+        for path, methods in document()["paths"].items():
+            for method, operation in methods.items():
+                address = path.replace("{task_id}", str(uuid4())).replace("{generation_id}", str(uuid4()))
+                if (method, path) == ("get", "/api/generate/stream"):
+                    address += f"?task_id={uuid4()}"
+                response = await anybody.request(method, address)
+                assert (response.status_code == 401) == ("security" in operation), (method, path)
+                if response.status_code == 401:
+                    assert "401" in operation["responses"]
+
+
+class Witness:
+    """Sends requests and checks every answer against the document, which may not keep a member to itself."""
+
+    def __init__(self, described: dict[str, Any], http: httpx.AsyncClient) -> None:
+        self._described = copy.deepcopy(described)
+        self._http = http
+        self.seen: set[tuple[str, str, str]] = set()
+        for schema in self._described["components"]["schemas"].values():
+            if "properties" in schema:
+                schema["additionalProperties"] = False
+
+    async def ask(self, method: str, path: str, *, given: str = "", **request: Any) -> httpx.Response:
+        """``given`` is what stands for the path's parameter."""
+        operation = self._described["paths"][path][method.lower()]
+        address = path.replace("{task_id}", given).replace("{generation_id}", given)
+        response = await self._http.request(method, address, **request)
+        status = str(response.status_code)
+        answer = operation["responses"].get(status) or operation["responses"]["default"]
+        self.seen.add((method, path, status if status in operation["responses"] else "default"))
+        content_type = response.headers.get("content-type", "").partition(";")[0]
+        if "content" in answer:
+            assert content_type in answer["content"], (method, path, status, content_type)
+            if content_type == "application/json":
+                schema = answer["content"][content_type]["schema"]
+                whole = {**schema, "components": self._described["components"]}
+                Draft202012Validator(whole, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
+                    response.json()
+                )
+        else:
+            assert not response.content, (method, path, status)
+        for header, described in answer.get("headers", {}).items():
+            assert header in response.headers or not described.get("required")
+        return response
+
+
+async def test_live_answers_are_what_the_document_says(
+    client: Client, served: dict[str, Any], database_url: str, simulator: Simulator
+) -> None:
+    """Successes and problems of every operation, in every state that a task can be in."""
+    simulator.behave("realtime", {"do": "error", "after_deltas": 1}, text_contains="fails")
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1}, text_contains="holds")
+    voice_id = await insert_voice(database_url, client.user_id)
+    await insert_voice(database_url, client.user_id, provider="modal")
+    witness = Witness(served, client.http)
+    tasks: dict[str, dict[str, Any]] = {}
+    for text in ("completes", "fails", "holds"):
+        body = {"voice_id": str(voice_id), "text": text}
+        tasks[text] = (await witness.ask("POST", "/api/generate", json=body)).json()
+    await client.ended(tasks["completes"]["task_id"])
+    await client.ended(tasks["fails"]["task_id"])
+    await held.held()
+    await follow(witness, tasks, {"voice_id": str(voice_id), "text": "another"})
+    for asked in ("/api/health", "/api/languages", "/api/me", "/api/openapi.json", "/metrics"):
+        await witness.ask("GET", asked)
+
+    async def ready() -> bool:
+        return (await witness.ask("GET", "/api/ready")).status_code == 200
+
+    await wait_for(ready)
+    for path in ("/api/voices", "/api/generations"):
+        assert (await witness.ask("GET", path)).status_code == 200
+        assert (await witness.ask("GET", path, params={"page": "0"})).status_code == 400
+    for task in tasks.values():
+        await witness.ask("GET", "/api/generations/{generation_id}/audio", given=task["generation_id"])
+        await witness.ask("POST", "/api/generations/{generation_id}/regenerate", given=task["generation_id"])
+    for task in tasks.values():
+        for _ in range(2):
+            await witness.ask("POST", "/api/tasks/{task_id}/cancel", given=task["task_id"])
+            await witness.ask("GET", "/api/tasks/{task_id}", given=task["task_id"])
+        for _ in range(2):
+            await witness.ask("DELETE", "/api/tasks/{task_id}", given=task["task_id"])
+            await witness.ask("DELETE", "/api/generations/{generation_id}", given=task["generation_id"])
+    held.release()
+    everything = {(method.upper(), path) for path, methods in served["paths"].items() for method in methods}
+    assert {(method, path) for method, path, _ in witness.seen} == everything
+
+
+async def follow(witness: Witness, tasks: dict[str, dict[str, Any]], body: dict[str, str]) -> None:
+    """The stream's addresses, in all the ways in which they may be answered."""
+    for task in tasks.values():
+        path, _, query = task["stream_url"].partition("?")
+        address = httpx.QueryParams(query)
+        await witness.ask("GET", path, params=address, headers={"Last-Event-ID": "end"})
+        await witness.ask("GET", path, params=address, headers={"Last-Event-ID": "x"})
+        await witness.ask("GET", path, params=address, headers={"Accept": "image/png"})
+        await witness.ask("GET", path, params={**address, "ticket": "x"}, headers={"Authorization": ""})
+    for text, kind in (("completes", "events"), ("completes", "audio"), ("fails", "events"), ("fails", "audio")):
+        path, _, query = tasks[text]["stream_url"].partition("?")
+        await witness.ask("GET", path, params={**httpx.QueryParams(query), "as": kind})
+    for accept in ("application/json", "text/event-stream", "audio/*", "image/png"):
+        await witness.ask("POST", "/api/generate/stream", json=body, headers={"Accept": accept})
+    for wrong in ({}, {**body, "voice_id": str(uuid4())}):
+        await witness.ask("POST", "/api/generate/stream", json=wrong)
+        await witness.ask("POST", "/api/generate", json=wrong)
+
+
+def test_requests_are_described_by_the_type_that_reads_them() -> None:
+    schema = document()["components"]["schemas"]["GenerateRequest"]
+    assert set(schema["properties"]) == {"voice_id", "text", "language"}
+    assert schema["required"] == ["voice_id", "text"]
+    assert schema["properties"]["language"]["default"] == "Auto"

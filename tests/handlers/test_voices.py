@@ -1,0 +1,135 @@
+"""GET /api/voices: the library."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from tests.gateway import Client, insert_voice
+from tests.handlers.wire import problem_of
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+async def listed(client: Client, **query: Any) -> list[dict[str, Any]]:
+    response = await client.http.get("/api/voices", params=query)
+    assert response.status_code == 200, response.text
+    voices: list[dict[str, Any]] = response.json()["voices"]
+    return voices
+
+
+async def insert_voices(rows: Rows, user_id: UUID, *names: str, source: str = "uploaded") -> None:
+    """Voices of these names, each a minute older than the one before."""
+    for age, name in enumerate(names):
+        await rows.execute(
+            """INSERT INTO public.voices (user_id, name, source, tts_provider, created_at)
+               VALUES ($1, $2, $3, 'qwen', $4)""",
+            user_id,
+            name,
+            source,
+            datetime(2026, 1, 1, tzinfo=UTC) - timedelta(minutes=age),
+        )
+
+
+async def test_a_voice_has_the_members_of_the_contract(client: Client, voice_id: UUID) -> None:
+    (voice,) = await listed(client)
+    assert voice.pop("created_at").endswith("Z")
+    assert voice.pop("incompatible_reason") is None
+    assert voice == {
+        "id": str(voice_id),
+        "name": "Ada",
+        "reference_transcript": "What the recording says.",
+        "language": "English",
+        "source": "uploaded",
+        "description": None,
+        "tts_provider": "qwen",
+        "provider_voice_id": "qwen-tts-vc-ada-voice-20260101000000000-0001",
+        "provider_target_model": "qwen3-tts-vc-realtime-2026-01-15",
+        "provider_voice_kind": "vc",
+        "compatible": True,
+        "streamable": True,
+    }
+
+
+async def test_voices_of_both_providers_are_listed_and_say_who_can_speak(client: Client, database_url: str) -> None:
+    await insert_voice(database_url, client.user_id, name="Modal", provider="modal")
+    await insert_voice(database_url, client.user_id, name="Half", provider_voice_id=None)
+    await insert_voice(database_url, client.user_id, name="File", model="qwen3-tts-vc-2026-01-22")
+    await insert_voice(database_url, client.user_id, name="Ada")
+    voices = {voice["name"]: voice for voice in await listed(client)}
+    assert {name: voice["compatible"] for name, voice in voices.items()} == {
+        "Modal": False,
+        "Half": False,
+        "File": True,
+        "Ada": True,
+    }
+    assert {name for name, voice in voices.items() if voice["streamable"]} == {"File", "Ada"}
+    assert {name for name, voice in voices.items() if voice["incompatible_reason"]} == {"Modal", "Half"}
+
+
+async def test_the_newest_voice_is_first_and_the_first_page_has_a_hundred(client: Client, rows: Rows) -> None:
+    names = [f"voice {number}" for number in range(103)]
+    await insert_voices(rows, client.user_id, *names)
+    first = (await client.http.get("/api/voices")).json()
+    assert [voice["name"] for voice in first["voices"]] == names[:100]
+    assert first["pagination"] == {"page": 1, "per_page": 100, "total": 103, "pages": 2}
+    second = (await client.http.get("/api/voices?page=2&per_page=20")).json()
+    assert [voice["name"] for voice in second["voices"]] == names[20:40]
+    assert second["pagination"] == {"page": 2, "per_page": 20, "total": 103, "pages": 6}
+
+
+async def test_voices_without_any_are_an_empty_page(client: Client) -> None:
+    assert (await client.http.get("/api/voices")).json() == {
+        "voices": [],
+        "pagination": {"page": 1, "per_page": 100, "total": 0, "pages": 1},
+    }
+
+
+async def test_deleted_and_foreign_voices_are_not_listed(client: Client, voice_id: UUID, rows: Rows) -> None:
+    await insert_voices(rows, uuid4(), "Somebody else's")
+    await insert_voices(rows, client.user_id, "Deleted")
+    await rows.execute("UPDATE public.voices SET deleted_at = now() WHERE name = 'Deleted'")
+    assert [voice["id"] for voice in await listed(client)] == [str(voice_id)]
+    assert (await client.http.get("/api/voices?search=e")).json()["pagination"]["total"] == 0
+
+
+async def test_search_means_the_name_and_its_characters_are_plain(client: Client, rows: Rows) -> None:
+    names = ["100% Ada", "100 Ada", "snake_case", "snakeXcase", "a:b & c+d", "back\\slash", "Ünal", "'; DROP TABLE x"]
+    await insert_voices(rows, client.user_id, *names)
+    for search, found in (
+        ("%", ["100% Ada"]),
+        ("_", ["snake_case"]),
+        ("\\", ["back\\slash"]),
+        ("A:B & C+D", ["a:b & c+d"]),
+        ("ünAL", ["Ünal"]),
+        ("'; drop", ["'; DROP TABLE x"]),
+        ("ada", ["100% Ada", "100 Ada"]),
+        ("  ada  ", ["100% Ada", "100 Ada"]),
+        ("", names),
+        ("nobody", []),
+    ):
+        assert [voice["name"] for voice in await listed(client, search=search)] == found, search
+    plus_is_a_space = (await client.http.get("/api/voices?search=100+Ada")).json()["voices"]
+    assert [voice["name"] for voice in plus_is_a_space] == ["100 Ada"]
+
+
+async def test_source_chooses_between_cloned_and_designed(client: Client, rows: Rows) -> None:
+    await insert_voices(rows, client.user_id, "cloned")
+    await insert_voices(rows, client.user_id, "designed", source="designed")
+    assert [voice["name"] for voice in await listed(client, source="uploaded")] == ["cloned"]
+    assert [voice["name"] for voice in await listed(client, source="designed")] == ["designed"]
+    assert len(await listed(client, source="all")) == len(await listed(client, source="")) == 2
+    response = await client.http.get("/api/voices?source=stolen")
+    problem_of(response, 400, "validation", says="uploaded, designed")
+
+
+async def test_a_voice_of_another_system_is_listed(client: Client, rows: Rows) -> None:
+    """No language, no transcript, no provider's facts: the oldest writers know none of it."""
+    await rows.execute("ALTER TABLE public.voices ALTER COLUMN language DROP NOT NULL")
+    await rows.execute(
+        "INSERT INTO public.voices (user_id, name, source, language) VALUES ($1, 'Old', 'uploaded', NULL)",
+        client.user_id,
+    )
+    (voice,) = await listed(client)
+    assert (voice["language"], voice["tts_provider"], voice["compatible"]) == ("Auto", "modal", False)

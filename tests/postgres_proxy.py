@@ -1,0 +1,142 @@
+"""A door between a server and PostgreSQL that tests can shut, hold, or open only for some messages."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+_NOTIFICATION, _READY = b"A", b"Z"
+
+
+class PostgresProxy:
+    """Passes everything on, until told otherwise.
+
+    Attributes:
+        url: The database behind it, as its users reach it through the door.
+        notifications: False keeps every notification back; nobody is told that one is missing.
+        refused: How many connections were turned away.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        self._upstream = Path(query["host"]) / f".s.PGSQL.{query['port']}"
+        self._socket = folder / self._upstream.name
+        self.url = parts._replace(query=urlencode({**query, "host": str(folder)}, safe="/")).geturl()
+        self.notifications = True
+        self.refused = 0
+        self._shut = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._lost_marker: bytes | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lost = asyncio.Event()
+
+    # --- what a test does -----------------------------------------------------------------------------------------
+
+    def shut(self) -> None:
+        """An outage: every connection breaks, and new ones are refused."""
+        self._shut = True
+        for task in self._tasks:
+            task.cancel()
+
+    def open(self) -> None:
+        """The outage is over."""
+        self._shut = False
+
+    def hold(self) -> None:
+        """Let nothing through in either direction, and break nothing: a process that is cut off, or paused."""
+        self._flowing.clear()
+
+    def go_on(self) -> None:
+        self._flowing.set()
+
+    def lose_the_answer_to(self, marker: bytes) -> None:
+        """Break the connection after PostgreSQL has carried out the next message that holds ``marker``, unanswered."""
+        self._lost_marker = marker
+        self._lost.clear()
+
+    async def lost_the_answer(self, timeout_seconds: float = 10.0) -> None:
+        """Wait until that has happened."""
+        async with asyncio.timeout(timeout_seconds):
+            await self._lost.wait()
+
+    # --- what it does with connections ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["PostgresProxy"]:
+        server = await asyncio.start_unix_server(self._connected, self._socket)
+        try:
+            yield self
+        finally:
+            server.close()
+            self.shut()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._shut:
+            self.refused += 1
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        try:
+            await self._pass_on(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # either side has gone, or a test broke it off
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._upstream)
+        losing = asyncio.Event()
+        try:
+            pumps = {
+                asyncio.create_task(self._ask(reader, upstream_writer, losing)),
+                asyncio.create_task(self._answer(upstream_reader, writer, losing)),
+            }
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        finally:
+            upstream_writer.transport.abort()
+
+    async def _ask(self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while data := await reader.read(256 * 1024):
+            await self._flowing.wait()
+            if self._lost_marker and self._lost_marker in data:
+                self._lost_marker = None
+                losing.set()
+            upstream.write(data)
+            await upstream.drain()
+
+    async def _answer(self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while True:
+            head = await upstream.readexactly(5)  # type, and the length of what follows with itself
+            message = head + await upstream.readexactly(int.from_bytes(head[1:]) - 4)
+            await self._flowing.wait()
+            if losing.is_set():
+                if head[:1] == _READY:
+                    self._lost.set()
+                    return
+            elif self.notifications or head[:1] != _NOTIFICATION:
+                writer.write(message)
+                await writer.drain()
+
+
+@asynccontextmanager
+async def postgres_proxy(url: str) -> AsyncIterator[PostgresProxy]:
+    """A door to this database, open at first."""
+    with contextlib.ExitStack() as stack:
+        # Not pytest's own folder: the path of a Unix socket has at most 107 letters.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="utter-")))
+        async with PostgresProxy(url, folder).listening() as proxy:
+            yield proxy

@@ -1,0 +1,329 @@
+"""The durable copy of growing audio: nothing twice, nothing missing, nobody waited for, nobody else's."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from server import spool
+from server.announce import LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
+from server.audio import MP3
+from server.database import Database
+from server.live import AudioLog
+from server.metrics import Metrics
+from server.spool import SpoolWriter, read_spool
+from tests.postgres_proxy import PostgresProxy, postgres_proxy
+from tests.support import wait_for
+
+Rows = "asyncpg.Connection[asyncpg.Record]"
+
+
+@dataclass
+class Speech:
+    """One synthesis of this process as the writer sees it."""
+
+    log: AudioLog
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class World:
+    """A writer at work on a database that can be reached through a door."""
+
+    proxy: PostgresProxy
+    database: Database
+    writer: SpoolWriter
+    rows: Rows
+    speeches: contextlib.ExitStack
+
+    async def speech(self, state: str = "speaking", attempt: int = 1) -> Speech:
+        """A run that speaks, and its log under this writer's care."""
+        task_id = uuid4()
+        await self.rows.execute(
+            "INSERT INTO internal.runs (task_id, job_name, state, attempt, owner) VALUES ($1, 'synthesize', $2, $3, $4)",
+            task_id,
+            state,
+            attempt,
+            uuid4(),
+        )
+        speech = Speech(AudioLog(task_id=task_id, attempt=1, audio_format=MP3, sample_rate_hz=24_000))
+        self.speeches.enter_context(self.writer.writing(speech.log, speech.lost.set))
+        return speech
+
+    def say(self, speech: Speech, *deltas: bytes) -> None:
+        for delta in deltas:
+            speech.log.append(delta)
+            self.writer.grew(speech.log)
+
+    async def kept(self, speech: Speech) -> bytes:
+        """What the spool holds, after checking that its rows are without gap and overlap and as long as the run says."""
+        found = await self.rows.fetch(
+            "SELECT byte_offset, bytes FROM internal.spool WHERE task_id = $1 ORDER BY byte_offset", speech.log.task_id
+        )
+        whole = b""
+        for row in found:
+            assert row["byte_offset"] == len(whole)
+            whole += row["bytes"]
+        length = await self.rows.fetchval(
+            "SELECT byte_length FROM internal.runs WHERE task_id = $1", speech.log.task_id
+        )
+        assert length is None or length == len(whole)
+        return whole
+
+
+@pytest.fixture
+async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
+    """A spool without a row, and a writer that runs."""
+    async with postgres_proxy(database_url) as proxy, Database.open(proxy.url, size=3) as database:
+        announcer = Announcer(database)
+        writer = SpoolWriter(database, announcer, Metrics())
+        tasks = [asyncio.create_task(writer.run()), asyncio.create_task(announcer.run())]
+        with contextlib.ExitStack() as speeches:
+            yield World(proxy, database, writer, rows, speeches)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def within(seconds: float, work: Awaitable[None]) -> None:
+    async with asyncio.timeout(seconds):
+        await work
+
+
+async def test_many_speeches_are_kept_byte_for_byte(world: World) -> None:
+    speeches = [await world.speech() for _ in range(30)]
+    for number in range(20):
+        for speech in speeches:
+            world.say(speech, os.urandom(50 + number))
+        await asyncio.sleep(0)
+    await asyncio.gather(*[world.writer.flush(speech.log) for speech in speeches])
+    for speech in speeches:
+        assert await world.kept(speech) == speech.log.read(0, speech.log.length)
+        assert speech.log.durable == speech.log.length
+        assert not speech.lost.is_set()
+
+
+async def test_a_speech_larger_than_a_statement_is_kept_whole(world: World) -> None:
+    speech = await world.speech()
+    world.say(speech, *[os.urandom(1024 * 1024) for _ in range(6)])
+    await world.writer.flush(speech.log)
+    assert await world.kept(speech) == speech.log.read(0, speech.log.length)
+
+
+async def test_the_first_delta_does_not_wait_for_the_tick(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears it before it is durable, so it is the one that must not wait; the later ones must, to be cheap."""
+    monkeypatch.setattr(spool, "TICK_SECONDS", 60.0)
+    speech = await world.speech()
+    world.say(speech, b"first")
+    await wait_for(lambda: speech.log.durable == 5, 5.0)
+    world.say(speech, b"second")
+    other = await world.speech()
+    world.say(other, b"first of another")
+    await wait_for(lambda: other.log.durable, 5.0)
+    world.say(speech, b"third")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert speech.log.durable < speech.log.length
+    await within(5.0, world.writer.flush(speech.log))
+    assert await world.kept(speech) == b"firstsecondthird"
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_kept_twice(world: World) -> None:
+    """The batch is repeated as it was, refused, and the run's length tells that it had arrived."""
+    speech = await world.speech()
+    world.say(speech, b"heard by all")
+    await world.writer.flush(speech.log)
+    world.proxy.lose_the_answer_to(b"the marker")
+    world.say(speech, b"the marker")
+    await world.proxy.lost_the_answer()
+    assert await world.kept(speech) == b"heard by allthe marker"
+    assert speech.log.durable == len(b"heard by all")
+    world.say(speech, b" and more")
+    await within(5.0, world.writer.flush(speech.log))
+    assert await world.kept(speech) == b"heard by allthe marker and more"
+    assert not speech.lost.is_set()
+
+
+async def test_what_was_said_while_an_answer_was_lost_comes_in_its_place(world: World) -> None:
+    """New bytes must not slip into the repeated batch: the database would refuse them with it, or keep half."""
+    first, second = await world.speech(), await world.speech()
+    world.proxy.lose_the_answer_to(b"the marker")
+    world.say(first, b"the marker")
+    for _ in range(50):
+        world.say(first, os.urandom(100))
+        world.say(second, os.urandom(100))
+        await asyncio.sleep(0.001)
+    await world.proxy.lost_the_answer()
+    await within(5.0, world.writer.flush(first.log))
+    await within(5.0, world.writer.flush(second.log))
+    for speech in (first, second):
+        assert await world.kept(speech) == speech.log.read(0, speech.log.length)
+
+
+async def test_bytes_that_are_already_kept_are_not_kept_again(world: World) -> None:
+    """However the writer came to forget them, the run's length is the truth."""
+    speech = await world.speech()
+    await world.rows.execute("UPDATE internal.runs SET byte_length = 4 WHERE task_id = $1", speech.log.task_id)
+    await world.rows.execute("INSERT INTO internal.spool VALUES ($1, 1, 0, 'kept')", speech.log.task_id)
+    world.say(speech, b"kept already")
+    await within(5.0, world.writer.flush(speech.log))
+    assert await world.kept(speech) == b"kept already"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM internal.runs WHERE task_id = $1",
+        "UPDATE internal.runs SET attempt = attempt + 1 WHERE task_id = $1",
+        "UPDATE internal.runs SET state = 'spoken', byte_length = 5 WHERE task_id = $1",
+    ],
+    ids=["cancelled", "taken over", "spoken"],
+)
+async def test_a_run_that_is_no_longer_ours_drops_out_alone(world: World, change: str) -> None:
+    """In one and the same batch another speech is kept; the lost one writes nothing and is told."""
+    ours, theirs = await world.speech(), await world.speech()
+    world.say(ours, b"hello")
+    world.say(theirs, b"hello")
+    await world.writer.flush(ours.log)
+    await world.writer.flush(theirs.log)
+    await world.rows.execute(change, theirs.log.task_id)
+    world.say(theirs, b" world")
+    world.say(ours, b" world")
+    await within(5.0, world.writer.flush(ours.log))
+    await within(5.0, wait_until(theirs.lost))
+    assert await world.kept(ours) == b"hello world"
+    found = await world.rows.fetch("SELECT bytes FROM internal.spool WHERE task_id = $1", theirs.log.task_id)
+    assert [row["bytes"] for row in found] == [b"hello"]
+    assert not ours.lost.is_set()
+
+
+async def wait_until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def test_nobody_waits_for_a_row_that_somebody_holds(world: World) -> None:
+    held, free = await world.speech(), await world.speech()
+    transaction = world.rows.transaction()
+    await transaction.start()
+    await world.rows.execute("SELECT 1 FROM internal.runs WHERE task_id = $1 FOR UPDATE", held.log.task_id)
+    world.say(held, b"held")
+    world.say(free, b"free")
+    await within(2.0, world.writer.flush(free.log))
+    assert (held.log.durable, held.log.visible) == (0, 0)
+    await transaction.rollback()
+    await within(2.0, world.writer.flush(held.log))
+    assert await world.kept(held) == b"held"
+    assert not held.lost.is_set()
+
+
+async def test_no_row_appears_after_a_cancel_has_deleted_them(world: World, database_url: str) -> None:
+    """Cancels and appends race; whoever comes second finds nothing to write to."""
+    other = await asyncpg.connect(database_url)
+    try:
+        for _ in range(40):
+            speech = await world.speech()
+            world.say(speech, b"some audio")
+            if os.urandom(1)[0] & 1:
+                await asyncio.sleep(0.003)
+            async with other.transaction():
+                await other.execute("DELETE FROM internal.runs WHERE task_id = $1", speech.log.task_id)
+                await other.execute("DELETE FROM internal.spool WHERE task_id = $1", speech.log.task_id)
+            world.say(speech, b"more audio")
+            await within(5.0, wait_until(speech.lost))
+    finally:
+        await other.close()
+    assert await world.rows.fetchval("SELECT count(*) FROM internal.spool") == 0
+
+
+async def test_an_outage_loses_nothing(world: World) -> None:
+    speeches = [await world.speech() for _ in range(5)]
+    for speech in speeches:
+        world.say(speech, os.urandom(100))
+        await world.writer.flush(speech.log)
+    world.proxy.shut()
+    for _ in range(20):
+        for speech in speeches:
+            world.say(speech, os.urandom(100))
+    await wait_for(lambda: world.proxy.refused)
+    for speech in speeches:
+        assert speech.log.visible == 2100, "followers of this process go on hearing"
+        assert speech.log.durable == 100
+    world.proxy.open()
+    for speech in speeches:
+        await within(5.0, world.writer.flush(speech.log))
+        assert await world.kept(speech) == speech.log.read(0, 2100)
+
+
+async def test_a_log_that_is_put_away_is_not_written_any_more(world: World) -> None:
+    speech = await world.speech()
+    world.speeches.close()
+    speech.log.append(b"nobody's")
+    other = await world.speech()
+    world.say(other, b"somebody's")
+    await within(5.0, world.writer.flush(other.log))
+    assert await world.kept(speech) == b""
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 8, 9])
+async def test_the_spool_is_read_from_any_byte(world: World, start: int) -> None:
+    speech = await world.speech()
+    for delta in (b"abc", b"d", b"efgh"):
+        world.say(speech, delta)
+        await world.writer.flush(speech.log)
+    parts = [part async for part in read_spool(world.database, speech.log.task_id, 1, start=start)]
+    assert b"".join(parts) == b"abcdefgh"[start:]
+
+
+async def test_the_spool_is_read_over_many_rows(world: World) -> None:
+    speech = await world.speech()
+    for number in range(40):
+        world.say(speech, b"%04d" % number)
+        await world.writer.flush(speech.log)
+    parts = [part async for part in read_spool(world.database, speech.log.task_id, 1)]
+    assert b"".join(parts) == b"".join(b"%04d" % number for number in range(40))
+
+
+# --- telling others ---------------------------------------------------------------------------------------------------
+
+
+async def listen(database_url: str, heard: Callable[[str], None]) -> "asyncpg.Connection[asyncpg.Record]":
+    connection = await asyncpg.connect(database_url)
+    await connection.add_listener(LIVE_CHANNEL, lambda *arguments: heard(str(arguments[3])))
+    return connection
+
+
+async def test_other_processes_are_told_which_speeches_grew(world: World, database_url: str) -> None:
+    payloads: list[str] = []
+    connection = await listen(database_url, payloads.append)
+    try:
+        speech = await world.speech()
+        world.say(speech, b"audio")
+        await wait_for(lambda: payloads)
+        assert names(payloads[0]) == {speech.log.task_id}
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(("count", "named"), [(NAMES_AT_MOST, True), (NAMES_AT_MOST + 1, False), (1000, False)])
+async def test_more_names_than_a_notification_holds_become_none(
+    world: World, database_url: str, count: int, named: bool
+) -> None:
+    """An empty payload means: look at everything. 243 names would be refused altogether."""
+    payloads: list[str] = []
+    connection = await listen(database_url, payloads.append)
+    task_ids: set[UUID] = {uuid4() for _ in range(count)}
+    announcer = Announcer(world.database)
+    announcing = asyncio.create_task(announcer.run())
+    try:
+        announcer.changed(*task_ids)
+        await wait_for(lambda: payloads)
+        assert names(payloads[0]) == (task_ids if named else None)
+    finally:
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
+        await connection.close()
