@@ -83,10 +83,10 @@ class Stream(asyncio.Protocol):
         stamp = decode_stamp(bytes(self._held[at : at + STAMP_LETTERS]))
         self._seen.sent_ns.append(stamp.sent_ns)
         self._seen.received_ns.append(now)
-        if stamp.index != self._next_index:
-            self._problem(f"expected delta {self._next_index}, got {stamp.index}")
-        self._next_index = stamp.index + 1
-        if not stamp.index:
+        if stamp.delta != self._next_index:
+            self._problem(f"expected delta {self._next_index}, got {stamp.delta}")
+        self._next_index = stamp.delta + 1
+        if not stamp.delta:
             if self._timed:
                 self._seen.first_audio_ns.append(now - self._started_ns)
             self.has_audio.set()

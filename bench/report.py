@@ -95,7 +95,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> list[str]:
         """Everything that was not as it should be, whatever its speed."""
-        return [problem for part in (*self.points, *self.polls) for problem in part.problems]
+        parts: list[Point | Polls] = [*self.points, *self.polls]
+        return [problem for part in parts for problem in part.problems]
 
     def floor_of(self, point: Point) -> Point | None:
         """The bare relay at the same number of streams."""

@@ -20,10 +20,10 @@ AUDIO_REST = base64.b64encode(bytes(DELTA_BYTES - _STAMP.size))
 
 
 class Stamp(NamedTuple):
-    """When a delta was sent (``time.monotonic_ns``) and which one of its session it is, from 0."""
+    """When a delta was sent (``time.monotonic_ns``) and which delta of its session it is, from 0."""
 
     sent_ns: int
-    index: int
+    delta: int
 
 
 def encode_stamp(stamp: Stamp) -> bytes:

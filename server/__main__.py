@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--user", type=UUID, required=True, metavar="UUID")
     token.add_argument("--days", type=float, default=365.0)
     token.set_defaults(run=_token)
+
+    reconcile = commands.add_parser("reconcile", help="list what was left behind")
+    reconcile.add_argument("--json", action="store_true", help="as JSON")
+    reconcile.add_argument("--store", action="store_true", help="complete speech that could not be stored")
+    reconcile.add_argument("--delete", action="store_true", help="remove objects that no row shows")
+    reconcile.set_defaults(run=_reconcile)
     return parser
 
 
@@ -106,6 +112,13 @@ def _token(options: argparse.Namespace) -> int:
     audience = os.environ.get("AUTH_JWT_AUDIENCE", "").strip() or "authenticated"
     print(mint_bearer(options.user, days=options.days, secret=secret, audience=audience))
     return 0
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    from server.reconcile import run
+
+    settings = Settings.from_environ(os.environ)
+    return run(settings, as_json=options.json, store=options.store, delete=options.delete)
 
 
 if __name__ == "__main__":

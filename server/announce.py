@@ -7,7 +7,7 @@ later anyway. It is sent on its own after the commit, because NOTIFY inside a tr
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from server.database import REFUSED, Database
 
@@ -15,24 +15,29 @@ logger = logging.getLogger(__name__)
 
 LIVE_CHANNEL = "utter_live"
 CANCEL_CHANNEL = "utter_cancel"
-# PostgreSQL refuses a payload of 8000 bytes; 243 ids would pass it. An empty payload means: look at everything.
+# PostgreSQL refuses a payload of 8000 bytes; 242 names and a sender would pass it. No name means: look at everything.
 NAMES_AT_MOST = 200
 GATHER_SECONDS = 0.02
 
 
 def names(payload: str) -> set[UUID] | None:
     """The tasks that a payload names; None for "anything may have changed"."""
+    listed = payload.rpartition(":")[2]
     try:
-        return {UUID(hex=name) for name in payload.split(",")} if payload else None
+        return {UUID(hex=name) for name in listed.split(",")} if listed else None
     except ValueError:
         return None
 
 
 class Announcer:
-    """Gathers names for a moment, then tells this process directly and the others through PostgreSQL."""
+    """Gathers names for a moment, then tells this process directly and the others through PostgreSQL.
+
+    A payload says who sent it, then what changed: ``<process>:<task>,<task>…``, all in hex.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sender = uuid4().hex
         self._due: set[UUID] = set()
         self._wake = asyncio.Event()
         self._heard_here: Callable[[set[UUID]], None] = lambda _task_ids: None
@@ -46,6 +51,10 @@ class Announcer:
         self._heard_here(set(task_ids))
         self.spread(task_ids)
 
+    def is_ours(self, payload: str) -> bool:
+        """Whether this process sent it: PostgreSQL tells its senders as well."""
+        return payload.startswith(self._sender)
+
     def spread(self, task_ids: Iterable[UUID]) -> None:
         """As ``changed``, but for the other processes alone."""
         self._due.update(task_ids)
@@ -58,7 +67,8 @@ class Announcer:
             await asyncio.sleep(GATHER_SECONDS)
             self._wake.clear()
             due, self._due = self._due, set()
-            payload = ",".join(task_id.hex for task_id in due) if len(due) <= NAMES_AT_MOST else ""
+            listed = ",".join(task_id.hex for task_id in due) if len(due) <= NAMES_AT_MOST else ""
+            payload = f"{self._sender}:{listed}"
             try:
                 async with self._database.connection() as connection:
                     await connection.execute("SELECT pg_notify($1, $2)", LIVE_CHANNEL, payload)

@@ -16,11 +16,12 @@ from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import REFUSED, Database, Listener
 from server.following import Following
-from server.handlers import generate, generations, openapi, service, stream, tasks, voices
+from server.handlers import clone, design, generate, generations, openapi, service, stream, tasks, voices
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
 from server.handlers.requests import parts_of
+from server.jobs.design import make_preview
 from server.jobs.finalize import finalize
 from server.jobs.modal import cancel_modal, watch_modal
 from server.jobs.remove import remove
@@ -31,6 +32,8 @@ from server.metrics import Metrics
 from server.parts import Parts
 from server.providers.modal import Modal
 from server.providers.pacing import Pacer
+from server.providers.qwen_customization import QwenCustomization
+from server.providers.qwen_http import QwenHttp
 from server.providers.qwen_realtime import QwenRealtime
 from server.providers.resolver import Providers
 from server.queue import DEFAULT, DEFAULT_CONCURRENCY, DRAIN_SECONDS, SYNTHESIS, Queue
@@ -38,6 +41,7 @@ from server.records.speech import (
     CANCEL_MODAL_JOB,
     COLLECT_MODAL_JOB,
     FINALIZE_JOB,
+    PREVIEW_JOB,
     REMOVE_JOB,
     SYNTHESIZE_JOB,
     WATCH_MODAL_JOB,
@@ -61,7 +65,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with running(settings) as parts:
+        async with assembled(settings) as parts, working(parts):
             app.state.parts = parts
             app.state.authenticator = parts.authenticator
             yield
@@ -79,6 +83,12 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/generations/{generation_id}/audio", generations.get_audio, methods=["GET"]),
             Route("/api/generations/{generation_id}/regenerate", generations.regenerate, methods=["POST"]),
             Route("/api/voices", voices.list_voices, methods=["GET"]),
+            Route("/api/voices/design", design.save, methods=["POST"]),
+            Route("/api/voices/design/preview", design.preview, methods=["POST"]),
+            Route("/api/voices/{voice_id}", voices.delete_voice, methods=["DELETE"]),
+            Route("/api/voices/{voice_id}/preview", voices.get_preview, methods=["GET"]),
+            Route("/api/clone/upload-url", clone.upload_url, methods=["POST"]),
+            Route("/api/clone/finalize", clone.finalize, methods=["POST"]),
             Route("/api/health", service.health, methods=["GET"]),
             Route("/api/ready", service.ready, methods=["GET"]),
             Route("/api/languages", service.languages, methods=["GET"]),
@@ -98,8 +108,8 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Parts]:
-    """Open everything in order, work, and close it in the reverse order; speeches that run are given their grace."""
+async def assembled(settings: Settings) -> AsyncIterator[Parts]:
+    """Open everything in order, and close it in the reverse order. Nothing is done by itself yet."""
     metrics = Metrics()
     tickets = Tickets.from_settings(settings)
     async with (
@@ -117,8 +127,9 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         queue = Queue(database, listener)
         announcer = Announcer(database)
         live = LiveAudio()
+        pacer = Pacer(settings.qwen_starts_per_minute)
         leases = Leases(database, listener, settings.deadlines)
-        parts = Parts(
+        yield Parts(
             settings=settings,
             database=database,
             listener=listener,
@@ -131,31 +142,40 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
             storage=storage,
             providers=Providers(
                 settings,
-                realtime=QwenRealtime(settings, Pacer(settings.qwen_starts_per_minute)),
+                realtime=QwenRealtime(settings, pacer),
                 modal=Modal(settings, modal_http),
+                customization=QwenCustomization(settings, http),
+                pieces=QwenHttp(settings, http, pacer),
             ),
             authenticator=Authenticator.from_settings(settings, http),
             tickets=tickets,
             metrics=metrics,
         )
-        sweeper = Sweeper(database, queue, announcer, metrics, settings.deadlines)
-        queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
-        queue.register(FINALIZE_JOB, partial(finalize, parts))
-        queue.register(REMOVE_JOB, partial(remove, parts))
-        queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
-        queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
-        queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
-        async with (
-            background(listener.run, announcer.run, parts.spool.run, parts.following.run, leases.run),
-            background(sweeper.run),
-            asyncio.TaskGroup() as group,
-        ):
-            synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
-            default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
-            try:
-                yield parts
-            finally:
-                await _drain(parts, synthesis, default)
+
+
+@contextlib.asynccontextmanager
+async def working(parts: Parts) -> AsyncIterator[None]:
+    """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
+    queue, settings = parts.queue, parts.settings
+    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.metrics, settings.deadlines)
+    queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
+    queue.register(FINALIZE_JOB, partial(finalize, parts))
+    queue.register(REMOVE_JOB, partial(remove, parts))
+    queue.register(PREVIEW_JOB, partial(make_preview, parts))
+    queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
+    queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
+    queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
+    async with (
+        background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
+        background(sweeper.run),
+        asyncio.TaskGroup() as group,
+    ):
+        synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
+        default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
+        try:
+            yield
+        finally:
+            await _drain(parts, synthesis, default)
 
 
 async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.Task[None]) -> None:

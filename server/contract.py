@@ -4,10 +4,10 @@ An attribute that may be absent on the wire is ``UNSET`` by default; one that ma
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from server.errors import Category
 
@@ -130,6 +130,70 @@ class RegenerateAnswer(Struct, frozen=True):
     text: str
     language: str
     redirect_url: str
+
+
+# --- clone and design -------------------------------------------------------------------------------------------------
+
+VoiceName = Annotated[str, Meta(min_length=1, max_length=100)]
+Transcript = Annotated[str, Meta(max_length=2000)]
+Description = Annotated[str, Meta(max_length=2000)]
+
+
+class CloneUploadRequest(Struct, frozen=True, kw_only=True):
+    name: VoiceName
+    language: str = "Auto"
+    transcript: Transcript = ""
+    description: Description | None = None
+
+
+class CloneUploadAnswer(Struct, frozen=True, kw_only=True):
+    voice_id: UUID
+    upload_url: str
+    object_key: str
+
+
+class CloneFinalizeRequest(Struct, frozen=True, kw_only=True):
+    voice_id: UUID
+    name: VoiceName
+    language: str = "Auto"
+    transcript: Transcript = ""
+    description: Description | None = None
+
+
+class CloneFinalizeAnswer(Struct, frozen=True):
+    id: UUID
+    name: str
+
+
+DesignText = Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class DesignPreviewRequest(Struct, frozen=True, kw_only=True):
+    text: DesignText
+    language: str = "Auto"
+    instruct: DesignText
+
+
+class DesignPreviewAnswer(Struct, frozen=True):
+    task_id: UUID
+    status: TaskStatus = "pending"
+
+
+class DesignSaveRequest(Struct, frozen=True, kw_only=True):
+    name: VoiceName
+    text: DesignText
+    language: str = "Auto"
+    instruct: DesignText
+    task_id: UUID | None = None
+
+
+class DesignSaveAnswer(Struct, frozen=True, kw_only=True):
+    id: UUID
+    name: str
+    description: str | None
+    language: str
+    source: str
+    preview_url: str
 
 
 # --- voices -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ by notifications and, should they all be lost, by a clock.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
 
 from server.announce import LIVE_CHANNEL, Announcer, names
@@ -76,6 +76,7 @@ class Following:
         self._database = database
         self._listener = listener
         self._live = live
+        self._announcer = announcer
         self._feeds: dict[UUID, Feed] = {}
         self._dirty: set[UUID] = set()
         self._wake = asyncio.Event()
@@ -108,16 +109,23 @@ class Following:
             feed.wake()
 
     def _notified(self, payload: str) -> None:
-        self._changed(names(payload))
+        # What this process says it has told itself at once, and its own speech grows in its own logs: a look at every
+        # tick of its own spool would find nothing new, at a tenth of all that streaming costs.
+        if not self._announcer.is_ours(payload):
+            self._changed(names(payload))
 
     async def run(self) -> None:
         """Look until cancelled."""
+        clock = asyncio.get_running_loop().time
+        everything_at = clock() + LOOK_EVERY_SECONDS
         with self._listener.on(LIVE_CHANNEL, self._notified):
             while True:
-                try:
-                    async with asyncio.timeout(LOOK_EVERY_SECONDS):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(everything_at):
                         await self._wake.wait()
-                except TimeoutError:
+                # By the clock, however much is being told about some: of another the one notification may be lost.
+                if clock() >= everything_at:
+                    everything_at = clock() + LOOK_EVERY_SECONDS
                     self._dirty |= self._feeds.keys()
                 self._wake.clear()
                 dirty, self._dirty = self._dirty, set()

@@ -13,7 +13,17 @@ from typing import IO, Final, Literal
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # They log whole URLs (signed ones too), arguments of jobs, or every frame; what matters of it we say ourselves.
-_QUIET: Final = ("httpx", "httpcore", "procrastinate", "websockets", "botocore", "boto3", "aiobotocore", "asyncio")
+_QUIET: Final = (
+    "httpx",
+    "httpcore",
+    "procrastinate",
+    "websockets",
+    "sse_starlette",
+    "botocore",
+    "boto3",
+    "aiobotocore",
+    "asyncio",
+)
 
 # What a record is born with (logging.LogRecord); anything else came with ``extra``.
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}

@@ -118,7 +118,9 @@ class PostgresProxy:
             upstream.write(data)
             await upstream.drain()
 
-    async def _answer(self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _answer(
+        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
+    ) -> None:
         while True:
             head = await upstream.readexactly(5)  # type, and the length of what follows with itself
             message = head + await upstream.readexactly(int.from_bytes(head[1:]) - 4)

@@ -139,10 +139,9 @@ def test_the_end_of_the_audio_wakes_followers() -> None:
     wake = asyncio.Event()
     log.wakes.add(wake)
     with live.speaking(log):
-        assert live.get(log.task_id) is log
-        assert not log.ended
-    assert live.get(log.task_id) is None
-    assert log.ended
+        while_speaking = live.get(log.task_id), log.ended
+    assert while_speaking == (log, False)
+    assert (live.get(log.task_id), log.ended) == (None, True)
     assert wake.is_set()
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -20,7 +21,7 @@ from server.spool import SpoolWriter, read_spool
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
 
-Rows = "asyncpg.Connection[asyncpg.Record]"
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @dataclass
@@ -45,7 +46,8 @@ class World:
         """A run that speaks, and its log under this writer's care."""
         task_id = uuid4()
         await self.rows.execute(
-            "INSERT INTO internal.runs (task_id, job_name, state, attempt, owner) VALUES ($1, 'synthesize', $2, $3, $4)",
+            """INSERT INTO internal.runs (task_id, job_name, state, attempt, owner)
+               VALUES ($1, 'synthesize', $2, $3, $4)""",
             task_id,
             state,
             attempt,
@@ -61,7 +63,7 @@ class World:
             self.writer.grew(speech.log)
 
     async def kept(self, speech: Speech) -> bytes:
-        """What the spool holds, after checking that its rows are without gap and overlap and as long as the run says."""
+        """What the spool holds: rows without gap or overlap, together as long as the run says."""
         found = await self.rows.fetch(
             "SELECT byte_offset, bytes FROM internal.spool WHERE task_id = $1 ORDER BY byte_offset", speech.log.task_id
         )

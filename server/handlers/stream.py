@@ -226,7 +226,6 @@ def _events_response(parts: Parts, walk: _Walk) -> EventSourceResponse:
         headers=_about(walk.task),
         ping=parts.settings.deadlines.heartbeat_seconds,
         ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
-        send_timeout=parts.settings.deadlines.follower_stalled_seconds,
         sep="\n",
     )
 
@@ -305,13 +304,11 @@ class RawAudio(Response):
 
     async def _send(self, send: Send) -> bool:
         """Whether everything was sent."""
-        stalled_after = self._parts.settings.deadlines.follower_stalled_seconds
         try:
             async with aclosing(_raw(self._walk)) as slices:
                 async for audio in slices:
-                    async with asyncio.timeout(stalled_after):
-                        await send({"type": "http.response.body", "body": audio, "more_body": True})
-        except (TimeoutError, OSError, NotFound, StorageUnavailable):
+                    await send({"type": "http.response.body", "body": audio, "more_body": True})
+        except (OSError, NotFound, StorageUnavailable):
             return False
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
 

@@ -3,10 +3,23 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.contract import Pagination, VoicesAnswer
+from server.contract import Ok, Pagination, VoicesAnswer
+from server.errors import NotFound
 from server.handlers.present import voice_entry
-from server.handlers.requests import bearer, json_response, page_query, parts_of, query_choice, query_text
+from server.handlers.requests import (
+    bearer,
+    json_response,
+    page_query,
+    parts_of,
+    path_uuid,
+    query_choice,
+    query_text,
+    redirect,
+)
 from server.records import voices
+from server.storage import Bucket
+
+LINK_SECONDS = 3600
 
 
 async def list_voices(request: Request) -> Response:
@@ -28,3 +41,29 @@ async def list_voices(request: Request) -> Response:
             Pagination.of(page=asked.page, per_page=asked.per_page, total=total),
         )
     )
+
+
+async def get_preview(request: Request) -> Response:
+    """302 to the recording that the voice was made from."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    voice_id = path_uuid(request, "voice_id")
+    async with parts.database.connection() as connection:
+        voice = await voices.find(connection, voice_id, user_id)
+    if voice is None:
+        raise NotFound("This voice does not exist.")
+    key = voice.reference_object_key
+    if not key or await parts.storage.head(Bucket.REFERENCES, key) is None:
+        raise NotFound("This voice has no recording.")
+    name = f"utter-voice-{voice.id}.wav"
+    return redirect(await parts.storage.signed_get(Bucket.REFERENCES, key, expires_seconds=LINK_SECONDS, filename=name))
+
+
+async def delete_voice(request: Request) -> Response:
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    voice_id = path_uuid(request, "voice_id")
+    async with parts.database.connection() as connection:
+        if not await voices.delete(connection, voice_id, user_id):
+            raise NotFound("This voice does not exist.")
+    return json_response(Ok())

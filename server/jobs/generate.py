@@ -12,8 +12,7 @@ from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
 from server.parts import Parts
-from server.records import idempotency, speech, voices
-from server.records import modal as modal_records
+from server.records import idempotency, purchases, speech, voices
 from server.records.speech import NewSpeech, SpeechTask
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     parts.providers.check(voice)
     takes_jobs = parts.providers.abilities.takes_jobs
     reference = await modal.fetch_reference(parts, voice) if takes_jobs else None
-    audio_format = parts.providers.abilities.audio_format
+    audio_format = parts.providers.audio_format(voice)
     generation_id = uuid4()
     wanted = NewSpeech(
         task_id=uuid4(),
@@ -105,8 +104,13 @@ async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash
             raise Overloaded
         await speech.create(connection, parts.queue, wanted)
         if wanted.job_name == speech.WATCH_MODAL_JOB:
-            lease = parts.settings.deadlines.modal_no_id_seconds
-            await modal_records.claim_submission(connection, wanted.task_id, wanted.user_id, lease_seconds=lease)
+            await purchases.claim(
+                connection,
+                wanted.task_id,
+                kind="modal",
+                user_id=wanted.user_id,
+                lease_seconds=parts.settings.deadlines.modal_no_id_seconds,
+            )
         return await speech.get_task(connection, wanted.task_id)
 
 

@@ -25,7 +25,7 @@ from server.jobs.cancel import find_own_task
 from server.parts import Parts
 from server.providers.modal import NOT_CONFIGURED, NOT_CONNECTED, JobLook
 from server.providers.speech import may_start_again, pause_before_start
-from server.records import idempotency, modal, speech
+from server.records import idempotency, modal, purchases, speech
 from server.records.speech import SpeechTask
 from server.records.voices import Voice
 from server.storage import Bucket
@@ -141,8 +141,12 @@ async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> 
             category=exc.category,
             facts={"error": exc.diagnostics},
         )
-        await modal.settle_submission(
-            connection, task.id, "unknown" if unknown else "refused", outcome={"error": exc.diagnostics}
+        await purchases.decide(
+            connection,
+            task.id,
+            "unknown" if unknown else "refused",
+            attempt=modal.SUBMISSION,
+            outcome={"error": exc.diagnostics},
         )
         await idempotency.forget(connection, task.id)
         return ended.here
@@ -295,7 +299,7 @@ async def _end(
     error = {"code": code or category, **({"message": message[:300]} if message else {})}
 
     async def end(connection: "Connection") -> bool:
-        await modal.settle_submission(connection, task_id, "unknown")
+        await purchases.decide(connection, task_id, "unknown", attempt=modal.SUBMISSION)
         return await modal.end_watched(
             connection, parts.queue, task_id, detail=detail, category=category, facts={"error": error}, status=status
         )

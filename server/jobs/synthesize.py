@@ -15,11 +15,13 @@ import anyio
 from server.audio import format_named
 from server.database import REFUSED
 from server.errors import Category, ProviderError, UtterError, VoiceGone
+from server.jobs.pieces import InPieces
 from server.live import AudioLog
 from server.parts import Parts
 from server.providers.speech import (
     AudioDelta,
     SpeechEnd,
+    SpeechProvider,
     SpeechRequest,
     SpeechStatus,
     may_start_again,
@@ -158,7 +160,7 @@ class _Synthesis:
             response_format=self._log.audio_format.provider_format,
             job=assignment.job,
         )
-        source = self._parts.providers.source(assignment.provider, assignment.provider_target_model)
+        source = self._source()
         first_failed_at: float | None = None  # waiting for our own pace is not the provider's failing
         while True:
             spoken = source.speak(request)
@@ -174,6 +176,13 @@ class _Synthesis:
                 if not again or len(self._starts) >= deadlines.starts or not in_time:
                     raise
                 await asyncio.sleep(pause)
+
+    def _source(self) -> SpeechProvider:
+        """Who speaks this: the voice's lane decides, and the non-streaming one buys its pieces one by one."""
+        assignment, providers = self._assignment, self._parts.providers
+        if providers.speaks_in_pieces(assignment.provider, assignment.provider_target_model):
+            return InPieces(self._parts, assignment)
+        return providers.source(assignment.provider, assignment.provider_target_model)
 
     async def _relay(self, spoken: Any) -> dict[str, Any]:
         """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""

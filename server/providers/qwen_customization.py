@@ -93,7 +93,7 @@ class QwenCustomization:
         self,
         *,
         preferred_name: str,
-        recording: bytes,
+        recording: bytes | str,
         mime: str,
         target_model: str,
         transcript: str = "",
@@ -103,7 +103,8 @@ class QwenCustomization:
 
         Args:
             preferred_name: Up to 16 of ``[A-Za-z0-9_]``; becomes part of the voice's id.
-            recording: WAV (16-bit), MP3 or M4A; mono, 24 kHz or more, 3 to 60 s.
+            recording: WAV (16-bit), MP3 or M4A; mono, 24 kHz or more, 3 to 60 s. The bytes themselves, or an address
+                that the provider can fetch them from.
             mime: ``audio/wav``, ``audio/mpeg`` or ``audio/mp4``.
             transcript: What the recording says, if known.
             language: A v1 name; with ``Auto`` the provider finds out itself.
@@ -186,20 +187,24 @@ class QwenCustomization:
 
 
 def _clone_body(
-    preferred_name: str, recording: bytes, mime: str, target_model: str, transcript: str, language: str | None
+    preferred_name: str, recording: bytes | str, mime: str, target_model: str, transcript: str, language: str | None
 ) -> bytes:
     """Milliseconds of work for megabytes of recording: for a thread."""
     given: dict[str, Any] = {
         "action": "create",
         "target_model": target_model,
         "preferred_name": preferred_name,
-        "audio": {"data": f"data:{mime};base64,{base64.b64encode(recording).decode()}"},
+        "audio": {"data": recording if isinstance(recording, str) else data_url(recording, mime)},
     }
     if transcript:
         given["text"] = transcript
     if language is not None:
         given["language"] = language
     return msgspec.json.encode({"model": _CLONE, "input": given})
+
+
+def data_url(recording: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(recording).decode()}"
 
 
 def _created(created: _Created, target_model: str) -> CreatedVoice:

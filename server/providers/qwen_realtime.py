@@ -26,6 +26,8 @@ from server.settings import Deadlines, Settings
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 # How long a polite close may take before the socket is cut. Nothing waits for a provider that we have left.
 CLOSE_SECONDS = 0.2
+# How soon a deadline that passed while the listener was busy elsewhere is looked at again.
+_LOOK_AGAIN_SECONDS = 0.01
 
 # At DEBUG the library prints headers, and so the key; this logger never reaches that level.
 _wire_log = logging.getLogger(f"{__name__}.wire")
@@ -84,6 +86,9 @@ class RealtimeSpeech:
         self._over = False
         self._session_ends_at = 0.0
         self._first_delta_by: float | None = None
+        self._waiting_since: float | None = None
+        self._clock: asyncio.TimerHandle | None = None
+        self._overdue: ProviderError | None = None
 
     @property
     def text_sent(self) -> bool:
@@ -106,6 +111,8 @@ class RealtimeSpeech:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over = True
+        if self._clock:
+            self._clock.cancel()
         socket, self._socket = self._socket, None
         if socket is None:
             return
@@ -155,6 +162,7 @@ class RealtimeSpeech:
         self._socket = await self._connect()
         per_char = self._deadlines.session_seconds_per_char * len(self._request.text)
         self._session_ends_at = loop.time() + self._deadlines.session_seconds + per_char
+        self._look_at_the_clock(self._socket)
         await self._send(self._socket, self._dialogue.frames_to_send())
 
     async def _connect(self) -> ClientConnection:
@@ -205,6 +213,7 @@ class RealtimeSpeech:
     async def _send(self, socket: ClientConnection, frames: list[str]) -> None:
         if self.text_sent and self._first_delta_by is None:
             self._first_delta_by = asyncio.get_running_loop().time() + self._deadlines.first_delta_seconds
+            self._look_at_the_clock(socket)
         try:
             async with asyncio.timeout(self._deadlines.silence_seconds):
                 for frame in frames:
@@ -216,18 +225,39 @@ class RealtimeSpeech:
 
     async def _frame(self, socket: ClientConnection) -> bytes:
         """The next frame, within the nearest of the three deadlines."""
-        until = min(asyncio.get_running_loop().time() + self._deadlines.silence_seconds, self._session_ends_at)
-        what = "silence" if until < self._session_ends_at else "session_too_long"
+        self._waiting_since = asyncio.get_running_loop().time()
+        try:
+            return await socket.recv(decode=False)
+        except ConnectionClosed as exc:
+            raise (self._overdue or _closed(socket)) from exc
+        finally:
+            self._waiting_since = None
+
+    def _look_at_the_clock(self, socket: ClientConnection) -> None:
+        """Break the connection off if a deadline has passed while we waited; else look again when the next one does.
+
+        One timer for the whole session: one for every frame, set and cleared, costs as much as taking the frame apart.
+        """
+        if self._clock:
+            self._clock.cancel()
+        loop = asyncio.get_running_loop()
+        now, since = loop.time(), self._waiting_since
+        until, what = self._nearest_deadline(now if since is None else since)
+        if since is None or now < until:
+            # Nobody is kept waiting who is not waiting: what has come meanwhile is read first.
+            self._clock = loop.call_at(max(until, now + _LOOK_AGAIN_SECONDS), self._look_at_the_clock, socket)
+            return
+        # A provider that said goodbye and keeps the line open has closed, for our purposes.
+        self._overdue = _closed(socket) if socket.close_code is not None else self._too_late(what)
+        socket.transport.abort()
+
+    def _nearest_deadline(self, waiting_since: float) -> tuple[float, str]:
+        until, what = waiting_since + self._deadlines.silence_seconds, "silence"
+        if self._session_ends_at <= until:
+            until, what = self._session_ends_at, "session_too_long"
         if self._first_delta_by is not None and not self._dialogue.audio_bytes and self._first_delta_by < until:
             until, what = self._first_delta_by, "no_first_delta"
-        try:
-            async with asyncio.timeout_at(until):
-                return await socket.recv(decode=False)
-        except TimeoutError as exc:
-            # A provider that said goodbye and keeps the line open has closed, for our purposes.
-            raise (_closed(socket) if socket.close_code is not None else self._too_late(what)) from exc
-        except ConnectionClosed as exc:
-            raise _closed(socket) from exc
+        return until, what
 
     def _too_late(self, what: str) -> ProviderError:
         """Before the text has left us, nothing happened; after that, nobody knows what did."""

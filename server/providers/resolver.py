@@ -12,6 +12,8 @@ from server.errors import Conflict, Invalid, ProviderRejected, ProviderUnavailab
 from server.providers.languages import AUTO, LANGUAGES
 from server.providers.modal import Modal
 from server.providers.modal_speech import ModalSpeech
+from server.providers.qwen_customization import QwenCustomization
+from server.providers.qwen_http import QwenHttp
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, model_family
 
@@ -44,15 +46,26 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
         streams: Its speech can be followed while it is spoken.
         takes_jobs: A speech is a job there, submitted with the voice's recording before the request is answered, and
             looked at until it is done.
-        audio_format: What its speech is stored as.
+        enrolls: A voice is something that the provider makes, keeps and bills; elsewhere the recording is the voice.
+        audio_format: What its speech is stored as, unless the voice's lane says otherwise (``Providers.audio_format``).
         languages: The names that clients may send, ``Auto`` first.
     """
 
     provider: ProviderMode
     streams: bool
     takes_jobs: bool
+    enrolls: bool
     audio_format: AudioFormat
     languages: tuple[str, ...] = (AUTO, *LANGUAGES)
+
+
+class DesignedPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """A preview as a WAV file, and what the provider keeps of the voice, if anything."""
+
+    audio: bytes
+    voice_id: str | None = None
+    target_model: str | None = None
+    request_id: str = ""
 
 
 class Providers:
@@ -60,20 +73,33 @@ class Providers:
 
     Attributes:
         abilities: Those of the active mode, for new work.
+        customization: Where Qwen's voices are made and found.
+        pieces: Qwen's non-streaming lane, a piece of text at a time.
     """
 
-    def __init__(self, settings: Settings, *, realtime: SpeechProvider, modal: Modal) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        realtime: SpeechProvider,
+        modal: Modal,
+        customization: QwenCustomization,
+        pieces: QwenHttp,
+    ) -> None:
         self._settings = settings
         self._realtime = realtime
         self.modal = modal
+        self.customization = customization
+        self.pieces = pieces
         self._abilities = {
             "qwen": Abilities(
                 provider="qwen",
                 streams=True,
                 takes_jobs=False,
+                enrolls=True,
                 audio_format=format_named(settings.qwen_default_response_format),
             ),
-            "modal": Abilities(provider="modal", streams=False, takes_jobs=True, audio_format=WAV),
+            "modal": Abilities(provider="modal", streams=False, takes_jobs=True, enrolls=False, audio_format=WAV),
         }
         self.abilities = self._abilities[settings.tts_provider_mode]
 
@@ -98,6 +124,38 @@ class Providers:
         if model and is_realtime(model):
             return self._realtime
         raise ProviderRejected("This server cannot speak with this voice.")
+
+    def speaks_in_pieces(self, provider: str, model: str | None) -> bool:
+        """Whether a voice's lane is the non-streaming one."""
+        return self.abilities_of(provider).enrolls and model is not None and not is_realtime(model)
+
+    def audio_format(self, voice: VoiceFacts) -> AudioFormat:
+        """What new speech with a voice is stored as: the non-streaming lane hands out WAV, whatever one asks."""
+        if voice.provider_target_model and not is_realtime(voice.provider_target_model):
+            return WAV
+        return self.abilities.audio_format
+
+    async def design(self, provider: str, *, name: str, text: str, language: str, instruct: str) -> DesignedPreview:
+        """Have a voice designed by the provider that a preview's row names.
+
+        Raises:
+            ProviderError: Also where this server was not told how to reach it.
+        """
+        if not self.abilities_of(provider).enrolls:
+            return DesignedPreview(audio=await self.modal.design(text=text, language=language, instruct=instruct))
+        created = await self.customization.design(
+            preferred_name=name,
+            instruct=instruct,
+            preview_text=text,
+            target_model=self._settings.qwen_vd_target_model,
+            language=language,
+        )
+        return DesignedPreview(
+            audio=created.preview,
+            voice_id=created.voice_id,
+            target_model=created.target_model,
+            request_id=created.request_id,
+        )
 
     def objection(self, voice: VoiceFacts) -> str | None:
         """Why the active provider cannot speak with a voice, with guidance; None where it can."""

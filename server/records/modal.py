@@ -13,7 +13,7 @@ import msgspec
 
 from server.errors import Category
 from server.queue import Queue
-from server.records import speech
+from server.records import purchases, speech
 from server.records.speech import COLLECT_MODAL_JOB, WATCH_MODAL_JOB
 
 if TYPE_CHECKING:
@@ -21,48 +21,16 @@ if TYPE_CHECKING:
 
 # A job may be called failed for a moment; whoever looks again no sooner than this decides (protocols.md §5).
 SECOND_LOOK_SECONDS = 1.0
-PURCHASE = "modal"
+# A job is bought once: its purchase has one attempt.
+SUBMISSION = 1
 
 
 # --- the submission ---------------------------------------------------------------------------------------------------
 
 
-async def claim_submission(connection: "Connection", task_id: UUID, user_id: UUID, *, lease_seconds: float) -> None:
-    """Say that a job is about to be bought. Commits with the task's rows, before the call leaves."""
-    await connection.execute(
-        """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until)
-           VALUES ($1, $2, $3, 'calling', now() + make_interval(secs => $4))""",
-        task_id,
-        PURCHASE,
-        user_id,
-        lease_seconds,
-    )
-
-
-async def settle_submission(
-    connection: "Connection",
-    task_id: UUID,
-    state: Literal["done", "refused", "unknown"],
-    *,
-    job: str | None = None,
-    outcome: dict[str, Any] | None = None,
-) -> None:
-    """Say what became of it. What is settled stays as it is."""
-    await connection.execute(
-        """UPDATE internal.purchases
-              SET state = $3, provider_name = $4, outcome = $5, updated_at = now()
-            WHERE subject = $1 AND kind = $2 AND (state = 'calling' OR (state = 'unknown' AND $3 = 'done'))""",
-        task_id,
-        PURCHASE,
-        state,
-        job,
-        outcome,
-    )
-
-
 async def note_submitted(connection: "Connection", queue: Queue, task_id: UUID, job: str) -> bool:
     """The provider has taken the job. False when nobody wants it any more; it is cancelled there then."""
-    await settle_submission(connection, task_id, "done", job=job)
+    await purchases.decide(connection, task_id, "done", attempt=SUBMISSION, request_id=job)
     wanted = await connection.fetchval(
         """UPDATE public.tasks SET modal_job_id = $2, provider_job_id = $2, provider_status = 'submitted'
             WHERE id = $1 AND status IN ('pending', 'processing') AND modal_job_id IS NULL RETURNING true""",
@@ -138,8 +106,8 @@ async def watch_again(
     # A statement of its own: it has to see what the one before us committed while we waited for the row.
     if watched and not await connection.fetchval(
         """SELECT EXISTS (SELECT 1 FROM internal.procrastinate_jobs
-                           WHERE status = 'todo' AND task_name = $2 AND args ->> 'task_id' = $1::text)""",
-        task_id,
+                           WHERE status = 'todo' AND task_name = $2 AND args ->> 'task_id' = $1)""",
+        str(task_id),
         WATCH_MODAL_JOB,
     ):
         await speech.start_job(connection, queue, WATCH_MODAL_JOB, task_id, attempt, in_seconds=in_seconds)

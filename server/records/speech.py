@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 ACTIVE = ("pending", "processing")
 
-SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB = "synthesize", "finalize", "remove"
+SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB, PREVIEW_JOB = "synthesize", "finalize", "remove", "preview"
 # A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
 WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
-_SPEAKING_JOBS = (SYNTHESIZE_JOB, COLLECT_MODAL_JOB)
+# What waits on a provider for minutes has a queue of its own, so that storing never waits behind it.
+_SPEAKING_JOBS = (SYNTHESIZE_JOB, COLLECT_MODAL_JOB, PREVIEW_JOB)
 
 CANCELLED_BY_USER = "Cancelled by user"
 
@@ -92,7 +93,7 @@ _TASK_COLUMNS = """
     t.provider_poll_count, t.provider_job_id, t.modal_job_id, t.modal_poll_count,
     coalesce(t.metadata, '{}') AS metadata,
     g.output_format AS format_name, g.audio_object_key AS object_key, g.duration_seconds::float8 AS duration_seconds,
-    g.provider_metadata ->> 'request_id' AS request_id,
+    coalesce(g.provider_metadata ->> 'request_id', t.metadata ->> 'request_id') AS request_id,
     r.attempt, r.state AS run_state,
     coalesce(r.byte_length, (g.provider_metadata #>> '{audio,bytes}')::bigint, 0) AS byte_length,
     coalesce(r.sample_rate_hz, (g.provider_metadata #>> '{audio,sample_rate}')::int, 24000) AS sample_rate_hz,

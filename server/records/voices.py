@@ -1,7 +1,7 @@
 """Voices as rows: the library of one user."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -73,6 +73,74 @@ async def find(connection: "Connection", voice_id: UUID, user_id: UUID) -> Voice
         f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2 AND v.deleted_at IS NULL", voice_id, user_id
     )
     return Voice(**dict(row)) if row else None
+
+
+class NewVoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A voice to be stored, with everything that the provider said of it."""
+
+    id: UUID
+    user_id: UUID
+    name: str
+    reference_object_key: str
+    reference_transcript: str
+    language: str
+    source: Literal["uploaded", "designed"]
+    description: str | None
+    tts_provider: str
+    provider_voice_id: str | None = None
+    provider_target_model: str | None = None
+    provider_voice_kind: str | None = None
+    provider_region: str | None = None
+    provider_request_id: str | None = None
+    provider_metadata: dict[str, Any] = {}
+    preview_task_id: UUID | None = None
+
+
+async def insert(connection: "Connection", voice: NewVoice) -> Voice | None:
+    """Store a voice. One that is there already (under this id, or from this preview) stays as it is.
+
+    Returns:
+        The voice under the id or from the preview; None where it belongs to somebody else.
+    """
+    await connection.execute(
+        """INSERT INTO public.voices (id, user_id, name, reference_object_key, reference_transcript, language, source,
+                description, tts_provider, provider_voice_id, provider_target_model, provider_voice_kind,
+                provider_region, provider_request_id, provider_metadata, preview_task_id)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING""",
+        *(getattr(voice, field) for field in NewVoice.__struct_fields__),
+    )
+    row = await connection.fetchrow(
+        f"{_VOICE} WHERE v.user_id = $3 AND (v.id = $1 OR v.preview_task_id = $2)",
+        voice.id,
+        voice.preview_task_id,
+        voice.user_id,
+    )
+    return Voice(**dict(row)) if row else None
+
+
+async def find_any(connection: "Connection", voice_id: UUID, user_id: UUID) -> Voice | None:
+    """A voice, deleted or not; None where it does not exist or belongs to somebody else."""
+    row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2", voice_id, user_id)
+    return Voice(**dict(row)) if row else None
+
+
+async def saved_from(connection: "Connection", preview_task_id: UUID, user_id: UUID) -> Voice | None:
+    """The voice that was saved from a preview, deleted or not."""
+    row = await connection.fetchrow(
+        f"{_VOICE} WHERE v.preview_task_id = $1 AND v.user_id = $2", preview_task_id, user_id
+    )
+    return Voice(**dict(row)) if row else None
+
+
+async def delete(connection: "Connection", voice_id: UUID, user_id: UUID) -> bool:
+    """Hide a voice everywhere but in the history. Its reference stays, and so does what is being spoken with it."""
+    deleted = await connection.fetchval(
+        """UPDATE public.voices SET deleted_at = now()
+            WHERE id = $1 AND user_id = $2 AND deleted_at IS NULL RETURNING true""",
+        voice_id,
+        user_id,
+    )
+    return bool(deleted)
 
 
 async def mark_gone(connection: "Connection", voice_id: UUID) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from server.dev.simulator import Planned, Simulator
 from tests.gateway import Event, read_events
 
 DELTA_BYTES = 1000
+EVENTS = {"Accept": "text/event-stream"}
+AUDIO = {"Accept": "audio/*"}
 
 
 @dataclass
@@ -59,12 +61,14 @@ class Ears:
         await self.http.aclose()
 
     @contextlib.asynccontextmanager
-    async def open(self, url: str, **headers: str) -> AsyncIterator[httpx.Response]:
+    async def open(self, url: str, headers: Mapping[str, str] = EVENTS) -> AsyncIterator[httpx.Response]:
         """The response as soon as its headers are here; broken off at the end of the block."""
         async with self.http.stream("GET", url, headers=headers) as response:
             yield response
 
-    async def hear(self, url: str, *, start: int = 0, until: int | None = None, **headers: str) -> Heard:
+    async def hear(
+        self, url: str, headers: Mapping[str, str] = EVENTS, *, start: int = 0, until: int | None = None
+    ) -> Heard:
         """Follow as an EventSource.
 
         Args:
@@ -74,7 +78,7 @@ class Ears:
         heard = Heard(start)
         if until is not None and until <= start:
             return heard
-        async with self.open(url, **{"Accept": "text/event-stream", **headers}) as response:
+        async with self.open(url, {**EVENTS, **headers}) as response:
             assert response.status_code == 200, (await response.aread()).decode()
             assert response.headers["content-type"].startswith("text/event-stream")
             async for event in read_events(response):
@@ -83,26 +87,19 @@ class Ears:
                     break
         return heard
 
-    async def hear_audio(self, url: str, *, until: int | None = None, **headers: str) -> tuple[bytes, bool]:
+    async def hear_audio(self, url: str) -> tuple[bytes, bool]:
         """Follow as an audio element: the bytes, and whether the body ended properly."""
-        audio = b""
+        audio = bytearray()
         try:
-            async with self.open(url, **{"Accept": "audio/*", **headers}) as response:
+            async with self.open(url, AUDIO) as response:
                 assert response.status_code == 200, (await response.aread()).decode()
                 async for part in response.aiter_raw():
                     audio += part
-                    if until is not None and len(audio) >= until:
-                        return audio, False
         except httpx.RemoteProtocolError as exc:
-            assert "incomplete chunked read" in str(exc)
-            return audio, False
-        return audio, True
-
-
-@contextlib.asynccontextmanager
-async def ears(url: str) -> AsyncIterator[Ears]:
-    async with Ears(url) as somebody:
-        yield somebody
+            if "incomplete chunked read" not in str(exc):
+                raise
+            return bytes(audio), False
+        return bytes(audio), True
 
 
 def hold_after(simulator: Simulator, deltas: int, *, then: dict[str, Any] | None = None, **behaviour: Any) -> Planned:

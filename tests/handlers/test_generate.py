@@ -268,7 +268,8 @@ async def test_too_much_that_waits_is_503_and_says_when_to_come_back(
         speaking = (await client.http.post("/api/generate", json=body)).json()
 
         async def is_speaking() -> bool:
-            return (await client.task(speaking["task_id"]))["provider_status"] == "streaming"
+            task = await client.task(speaking["task_id"])
+            return bool(task["provider_status"] == "streaming")
 
         await wait_for(is_speaking)
         for _ in range(2):

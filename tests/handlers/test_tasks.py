@@ -1,5 +1,6 @@
 """/api/tasks/:id: what clients poll, cancel and put away."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -38,9 +39,11 @@ MEMBERS = {
 
 
 @pytest.fixture
-def held(simulator: Simulator) -> Planned:
-    """The next speech stops after its first delta until it is released, or cancelled."""
-    return simulator.behave("realtime", {"do": "hold", "after_deltas": 1, "delta_bytes": 1000})
+def held(simulator: Simulator, client: Client) -> Iterator[Planned]:
+    """The next speech stops after its first delta until it is released, or cancelled, or the test is over."""
+    planned = simulator.behave("realtime", {"do": "hold", "after_deltas": 1, "delta_bytes": 1000})
+    yield planned
+    planned.release()
 
 
 async def streaming(client: Client, task_id: str) -> dict[str, Any]:

@@ -1,0 +1,358 @@
+"""Designing a voice: a preview that is bought once, and the voice that is saved from it.
+
+The provider creates the voice together with its preview, so the preview is the purchase; saving only gives it a name.
+What a saved voice needs stands in the purchase, which outlives the preview's task: the page deletes that before it
+saves (existing page, "Tasks").
+"""
+
+import asyncio
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4, uuid5
+
+import anyio
+import msgspec
+
+from server.audio import identify
+from server.contract import DesignPreviewRequest, DesignSaveRequest
+from server.errors import (
+    Category,
+    Conflict,
+    Invalid,
+    NotFound,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    UtterError,
+)
+from server.jobs.clone import LOOK_EVERY_SECONDS, checked_name, reference_key, settle, written
+from server.jobs.generate import checked_language
+from server.jobs.synthesize import RESTARTED
+from server.parts import Parts
+from server.providers.resolver import DesignedPreview
+from server.records import idempotency, previews, purchases, speech, voices
+from server.records.previews import Preview
+from server.records.speech import Fenced, SpeechTask
+from server.records.voices import NewVoice, Voice
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
+_VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
+
+
+# --- the preview ------------------------------------------------------------------------------------------------------
+
+
+async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequest, key: str | None) -> UUID:
+    """Start a preview, or find the one that the same request has started before; its task's id.
+
+    Raises:
+        Invalid, Conflict, Overloaded: Nothing was created then.
+    """
+    text, instruct = request.text.strip(), request.instruct.strip()
+    if not text or not instruct:
+        raise Invalid("Please enter a text to preview and a description of the voice.")
+    language = checked_language(parts, request.language)
+    request_hash = hashlib.sha256(type(request).__name__.encode() + msgspec.json.encode(request)).digest()
+    task_id = uuid4()
+    async with parts.database.transaction() as connection:
+        if key and (first := await idempotency.remember(connection, user_id, key, request_hash, task_id)):
+            first_hash, first_id = first
+            if first_hash != request_hash:
+                raise Conflict("This Idempotency-Key was used for a different request.")
+            return first_id
+        limit = parts.settings.queue_limit
+        if await speech.waiting(connection, speech.PREVIEW_JOB, limit) >= limit:
+            raise Overloaded
+        await previews.create(
+            connection,
+            parts.queue,
+            task_id=task_id,
+            user_id=user_id,
+            provider=parts.providers.abilities.provider,
+            text=text,
+            language=language,
+            instruct=instruct,
+        )
+    return task_id
+
+
+async def make_preview(parts: Parts, *, task_id: UUID, attempt: int) -> None:
+    """Make one preview, if it is still wanted (a job)."""
+
+    async def claim(connection: "Connection") -> Preview | None:
+        return await previews.claim(connection, task_id, attempt, parts.leases.owner)
+
+    preview = await parts.database.patiently(claim)
+    if preview is None:
+        return
+    scope = anyio.CancelScope()
+    with parts.leases.hold(task_id, attempt, scope.cancel), parts.metrics.session(preview.provider):
+        try:
+            with scope:
+                await _make(parts, preview)
+        except UtterError as exc:
+            await _fail(parts, preview, exc)
+        except Exception:
+            logger.exception("preview failed", extra={"task_id": str(task_id)})
+            await _fail(parts, preview, UtterError())
+        if scope.cancelled_caught and parts.leases.released:
+            await _leave(parts, preview)
+
+
+async def _make(parts: Parts, preview: Preview) -> None:
+    buys = parts.providers.abilities_of(preview.provider).enrolls
+    bought = await _bought(parts, preview) if buys else 0
+    if bought is None:
+        return
+    await _show(parts, preview, "provider_synthesizing")
+    try:
+        designed = await parts.providers.design(
+            preview.provider,
+            name=purchases.provider_name(preview.task_id),
+            text=preview.text,
+            language=preview.language,
+            instruct=preview.instruct,
+        )
+    except ProviderError as exc:
+        if buys:
+            await settle(parts, preview.task_id, bought, exc)
+        raise
+    except asyncio.CancelledError:
+        # The call has left; whether it was carried out nobody will know. Reconciliation lists it.
+        if buys:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(3.0):
+                await settle(parts, preview.task_id, bought, ProviderTimeout(diagnostics={"code": "cancelled"}))
+        raise
+    # What has been paid for is kept, whatever happens to the task from here on.
+    with anyio.CancelScope(shield=True):
+        await _keep(parts, preview, designed, bought)
+
+
+async def _bought(parts: Parts, preview: Preview) -> int | None:
+    """The purchase's attempt, once it is ours; None where an earlier one has brought all that is needed.
+
+    Raises:
+        ProviderTimeout: An earlier attempt may have bought a voice whose preview nobody has.
+    """
+    while True:
+        async with parts.database.transaction() as connection:
+            attempt = await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id)
+            known = await purchases.find(connection, preview.task_id)
+        if attempt == 1:
+            return attempt
+        if attempt is not None:
+            name = purchases.provider_name(preview.task_id)
+            found = await parts.providers.customization.find("vd", name)
+            if found is None:
+                return attempt
+            # Its preview cannot be had again: the task fails, and the purchase stays for reconciliation.
+            lost = ProviderTimeout(diagnostics={"code": "preview_lost", "voice": found.voice_id})
+            await settle(parts, preview.task_id, attempt, lost)
+            raise lost
+        if known is not None and known.state == "done":
+            await _complete(parts, preview, known.outcome or {}, attempt=None)
+            return None
+        await asyncio.sleep(LOOK_EVERY_SECONDS)  # until the lease of whoever died with it has lapsed
+
+
+async def _keep(parts: Parts, preview: Preview, designed: DesignedPreview, attempt: int) -> None:
+    await _show(parts, preview, "provider_persisting")
+    await parts.storage.put(
+        Bucket.GENERATIONS, preview.object_key, designed.audio, content_type="audio/wav", size=len(designed.audio)
+    )
+    outcome = {
+        "voice": designed.voice_id,
+        "target_model": designed.target_model,
+        "region": parts.settings.dashscope_region,
+        "request_id": designed.request_id,
+        "object_key": preview.object_key,
+        "text": preview.text,
+        "language": preview.language,
+        "instruct": preview.instruct,
+    }
+    await _complete(parts, preview, outcome, attempt=attempt or None)
+
+
+async def _complete(parts: Parts, preview: Preview, outcome: dict[str, Any], *, attempt: int | None) -> None:
+    async def complete(connection: "Connection") -> bool:
+        if attempt is not None:
+            await purchases.decide(
+                connection,
+                preview.task_id,
+                "done",
+                attempt=attempt,
+                request_id=outcome.get("request_id") or None,
+                outcome=outcome,
+            )
+        if await previews.complete(connection, preview, request_id=outcome.get("request_id") or None):
+            return True
+        # Cancelled meanwhile: the voice stays bought, its preview is not shown.
+        await speech.remove_object(
+            connection, parts.queue, parts.generations_bucket, preview.object_key, reason="preview cancelled"
+        )
+        return False
+
+    facts = {"task_id": str(preview.task_id), "voice": outcome.get("voice"), "request_id": outcome.get("request_id")}
+    if await written(parts, complete, facts):
+        parts.metrics.task_ended(preview.provider, "completed", "")
+    parts.announcer.changed(preview.task_id)
+
+
+async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
+    async def show(connection: "Connection") -> None:
+        await speech.progress(connection, preview.task_id, preview.attempt, provider_status)
+
+    await parts.database.patiently(show)
+
+
+async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:
+    facts = {"error": exc.diagnostics} if isinstance(exc, ProviderError) else {}
+    await _end(parts, preview, exc.detail, exc.category, facts)
+
+
+async def _leave(parts: Parts, preview: Preview) -> None:
+    """This process is leaving in the middle of a call: it cannot be asked again without paying again."""
+    await _end(parts, preview, RESTARTED, "internal", {})
+
+
+async def _end(parts: Parts, preview: Preview, detail: str, category: Category, facts: dict[str, Any]) -> None:
+    async def end(connection: "Connection") -> bool:
+        ended = await speech.end(
+            connection,
+            preview.task_id,
+            status="failed",
+            detail=detail,
+            category=category,
+            attempt=preview.attempt,
+            facts=facts,
+        )
+        return ended.here
+
+    try:
+        if await parts.database.patiently(end, for_seconds=30.0):
+            parts.metrics.task_ended(preview.provider, "failed", category)
+    except Fenced:
+        pass
+    parts.announcer.changed(preview.task_id)
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: bytes | None) -> Voice:
+    """The voice of a finished preview, under the name that its user gives it. Never calls a provider.
+
+    Args:
+        audio: The preview as the client sent it back. Only a provider that keeps no voices needs it.
+
+    Raises:
+        Invalid, NotFound, Conflict: There is no such preview, or it is not (or will not be) finished.
+    """
+    name, language = checked_name(request.name), checked_language(parts, request.language)
+    if not parts.providers.abilities.enrolls:
+        return await _save_recording(parts, user_id, request, name, language, audio)
+    async with parts.database.connection() as connection:
+        if request.task_id is None:
+            purchase = await purchases.newest_preview(
+                connection,
+                user_id,
+                text=request.text.strip(),
+                language=language,
+                instruct=request.instruct.strip(),
+            )
+            if purchase is None:
+                raise Invalid("There is no finished preview of this design. Please make the preview again.")
+        else:
+            purchase = await purchases.find(connection, request.task_id)
+            task = await speech.find_task(connection, request.task_id, user_id)
+            if purchase is None or purchase.user_id != user_id or purchase.kind != "design":
+                raise _unfinished(task)
+            if purchase.state != "done":
+                raise _unfinished(task)
+        known = await voices.saved_from(connection, purchase.subject, user_id)
+    if known is not None:
+        return known
+    outcome = purchase.outcome or {}
+    voice_id = uuid5(_VOICES, str(purchase.subject))
+    preview = await _preview_audio(parts, outcome.get("object_key"))
+    # A recording of its own, so that the voice survives its preview, and a provider that clones can be fed with it.
+    key = reference_key(user_id, voice_id)
+    await parts.storage.put(Bucket.REFERENCES, key, preview, content_type="audio/wav", size=len(preview))
+    return await _insert(
+        parts,
+        NewVoice(
+            id=voice_id,
+            user_id=user_id,
+            name=name,
+            reference_object_key=key,
+            reference_transcript=str(outcome.get("text", "")),
+            language=str(outcome.get("language", language)),
+            source="designed",
+            description=str(outcome.get("instruct", "")),
+            tts_provider="qwen",
+            provider_voice_id=outcome.get("voice"),
+            provider_target_model=outcome.get("target_model"),
+            provider_voice_kind="vd",
+            provider_region=outcome.get("region"),
+            provider_request_id=outcome.get("request_id") or None,
+            preview_task_id=purchase.subject,
+        ),
+    )
+
+
+async def _save_recording(
+    parts: Parts, user_id: UUID, request: DesignSaveRequest, name: str, language: str, audio: bytes | None
+) -> Voice:
+    """Where the provider keeps no voices, the preview itself is the voice: its recording and what it says."""
+    if not audio or identify(audio) != "wav":
+        raise Invalid("Please send the preview's audio along, as a WAV file.")
+    voice_id = uuid4()
+    key = reference_key(user_id, voice_id)
+    await parts.storage.put(Bucket.REFERENCES, key, audio, content_type="audio/wav", size=len(audio))
+    return await _insert(
+        parts,
+        NewVoice(
+            id=voice_id,
+            user_id=user_id,
+            name=name,
+            reference_object_key=key,
+            reference_transcript=request.text.strip(),
+            language=language,
+            source="designed",
+            description=request.instruct.strip(),
+            tts_provider=parts.providers.abilities.provider,
+        ),
+    )
+
+
+async def _insert(parts: Parts, voice: NewVoice) -> Voice:
+    async with parts.database.transaction() as connection:
+        stored = await voices.insert(connection, voice)
+    if stored is None:
+        raise NotFound("This preview does not exist.")
+    return stored
+
+
+async def _preview_audio(parts: Parts, object_key: object) -> bytes:
+    if not isinstance(object_key, str):
+        raise Conflict("This preview has no audio. Please make it again.")
+    try:
+        return await parts.storage.read(Bucket.GENERATIONS, object_key, limit=LARGEST_PREVIEW_BYTES)
+    except NotFound as exc:
+        raise Conflict("This preview's audio no longer exists. Please make it again.") from exc
+
+
+def _unfinished(task: SpeechTask | None) -> UtterError:
+    """Why there is nothing to save."""
+    if task is None or task.type != "design_preview":
+        return NotFound("This preview does not exist.")
+    if not task.terminal:
+        return Conflict("This preview is not finished yet. Please wait until you can hear it.")
+    return Conflict("This preview did not succeed, so it cannot be saved. Please make it again.")

@@ -1,0 +1,162 @@
+"""Speech on the non-streaming lane: a text in pieces, each of them bought, fetched whole, and heard at once.
+
+To the pipeline it is a source like any other. What is its own is that every piece is a purchase, claimed before the
+call leaves: whether an unanswered one was billed nobody knows, so it is never sent twice (design §6).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from server.audio import AudioError, parse_wav, to_mono_pcm16
+from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
+from server.jobs.clone import settle
+from server.parts import Parts
+from server.providers.qwen_http import SpokenPiece
+from server.providers.speech import (
+    AudioDelta,
+    SpeechEnd,
+    SpeechEvent,
+    SpeechRequest,
+    SpeechStatus,
+    may_start_again,
+    pause_before_start,
+)
+from server.providers.text import split_text
+from server.records import purchases
+from server.records.speech import Assignment
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+_DELTA_BYTES = 16 * 1024
+
+
+class InPieces:
+    """The non-streaming lane as a source of one assignment's speech."""
+
+    def __init__(self, parts: Parts, assignment: Assignment) -> None:
+        self._parts = parts
+        self._assignment = assignment
+
+    def speak(self, request: SpeechRequest) -> "_Speech":
+        return _Speech(self._parts, self._assignment, request)
+
+
+class _Speech:
+    """One text on its way, piece by piece."""
+
+    def __init__(self, parts: Parts, assignment: Assignment, request: SpeechRequest) -> None:
+        self._parts = parts
+        self._assignment = assignment
+        self._request = request
+        self._events = self._speak()
+        self._facts: dict[str, Any] = {"pieces": []}
+        self.audio_bytes = 0
+        self.text_sent = False
+
+    def facts(self) -> dict[str, Any]:
+        usage: dict[str, int] = {}
+        for piece in self._facts["pieces"]:
+            for name, count in piece.get("usage", {}).items():
+                usage[name] = usage.get(name, 0) + count
+        last = self._facts["pieces"][-1] if self._facts["pieces"] else {}
+        named = {name: last[name] for name in ("request_id", "audio_id", "expires_at") if name in last}
+        return {**self._facts, **named, "usage": usage, "audio_bytes": self.audio_bytes}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        return await anext(self._events)
+
+    async def _speak(self) -> AsyncGenerator[SpeechEvent, None]:
+        rate: int | None = None
+        for part, text in enumerate(split_text(self._request.text)):
+            yield SpeechStatus("provider_synthesizing")
+            piece = await self._bought(part, text)
+            yield SpeechStatus("provider_downloading")
+            fetched = await self._parts.providers.pieces.download(piece)
+            self._facts["pieces"].append({**piece.facts(), "download": fetched.facts})
+            try:
+                wav = parse_wav(fetched.wav)
+                samples = await asyncio.to_thread(to_mono_pcm16, wav)
+            except AudioError as exc:
+                raise ProviderUnavailable(diagnostics={"code": "unreadable_audio"}) from exc
+            if not samples or (rate is not None and rate != wav.sample_rate_hz):
+                # Joining is appending: a piece of another rate would be heard at the wrong speed.
+                raise ProviderUnavailable(
+                    "The speech provider handed out audio that does not fit together. Please try again.",
+                    diagnostics={"code": "unfit_audio"},
+                )
+            rate = wav.sample_rate_hz
+            yield SpeechStatus("provider_persisting", rate)
+            for start in range(0, len(samples), _DELTA_BYTES):
+                audio = samples[start : start + _DELTA_BYTES]
+                self.audio_bytes += len(audio)
+                yield AudioDelta(audio)
+        yield SpeechEnd(self.facts())
+
+    async def _bought(self, part: int, text: str) -> SpokenPiece:
+        """One piece, spoken. After the first piece a start is tried again here, since others have heard the rest."""
+        starts = 0
+        while True:
+            try:
+                return await self._buy(part, text)
+            except ProviderError as exc:
+                starts += 1
+                self.text_sent = bool(exc.diagnostics.get("text_sent", True))
+                again = part > 0 and may_start_again(exc, text_sent=self.text_sent, bytes_heard=0)
+                if not again or starts >= self._parts.settings.deadlines.starts:
+                    raise
+                await asyncio.sleep(pause_before_start(starts, throttled=exc.throttled))
+
+    async def _buy(self, part: int, text: str) -> SpokenPiece:
+        subject, user_id = self._assignment.task_id, self._assignment.user_id
+
+        async def claim(connection: "Connection") -> int | None:
+            return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)
+
+        attempt = await self._parts.database.patiently(claim)
+        if attempt is None:
+            raise ProviderTimeout(
+                "An earlier try to speak this did not come to an end. Please try again.",
+                diagnostics={"code": "piece_undecided", "part": part},
+            )
+        try:
+            piece = await self._parts.providers.pieces.synthesize(
+                text=text, voice=self._request.voice, model=self._request.model, language=self._request.language
+            )
+        except ProviderError as exc:
+            await settle(self._parts, subject, attempt, exc, part=part)
+            raise
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(3.0):
+                left = ProviderTimeout(diagnostics={"code": "cancelled"})
+                await settle(self._parts, subject, attempt, left, part=part)
+            raise
+
+        async def done(connection: "Connection") -> bool:
+            return await purchases.decide(
+                connection,
+                subject,
+                "done",
+                attempt=attempt,
+                part=part,
+                request_id=piece.request_id or None,
+                outcome=piece.facts(),
+            )
+
+        await self._parts.database.patiently(done)
+        return piece

@@ -1,0 +1,153 @@
+"""What was left behind: bought and not kept, stored and not shown, spoken and not stored.
+
+A report for the operator; nothing is changed without ``--store`` (complete what could not be stored) or ``--delete``
+(remove objects that no row shows). Provider voices are only listed: deleting one cannot be undone.
+"""
+
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+
+from server.errors import ProviderError, StorageUnavailable
+from server.jobs.finalize import store
+from server.parts import Parts
+from server.records import leftovers, purchases, speech
+from server.records.purchases import Purchase
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+logger = logging.getLogger(__name__)
+
+# Younger objects may belong to rows that are about to be written.
+OLD_ENOUGH = timedelta(hours=1)
+# Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
+_OURS = re.compile(r"(^|-)u[0-9a-f]{15}(-|$)")
+
+
+class Leftovers(msgspec.Struct, kw_only=True):
+    """Everything that was found, and what was done about it.
+
+    Attributes:
+        purchases: Calls whose end nobody knows.
+        provider_voices: Voices that the provider keeps under our names and no row knows.
+        objects: Stored objects that no row shows, as ``bucket``, ``key`` and ``size``.
+        removals: Objects that are to be removed and are still there.
+        unstored: Speeches that were paid for and could not be stored.
+        problems: What could not be looked at.
+    """
+
+    purchases: list[dict[str, Any]] = []
+    provider_voices: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    removals: list[dict[str, Any]] = []
+    unstored: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+
+async def reconcile(parts: Parts, *, store_audio: bool = False, delete_objects: bool = False) -> Leftovers:
+    """Look everywhere, and mend what was asked for."""
+    found = Leftovers()
+    async with parts.database.connection() as connection:
+        found.purchases = [_shown(purchase) for purchase in await purchases.undecided(connection)]
+        found.removals = await leftovers.removals(connection)
+        unstored = await leftovers.unstored(connection)
+    for run in unstored:
+        stored = store_audio and await _store(parts, run, found)
+        found.unstored.append({**run, "stored": stored})
+    await _provider_voices(parts, found)
+    for bucket in Bucket:
+        await _objects(parts, bucket, found, delete_objects)
+    return found
+
+
+def _shown(purchase: Purchase) -> dict[str, Any]:
+    return {
+        "kind": purchase.kind,
+        "subject": purchase.subject,
+        "user_id": purchase.user_id,
+        "state": purchase.state,
+        "provider_name": purchase.provider_name,
+        "request_id": purchase.request_id,
+        "since": purchase.updated_at,
+    }
+
+
+async def _store(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
+    task_id: UUID = run["task_id"]
+
+    async def take(connection: "Connection") -> speech.Storable | None:
+        return await speech.take_spoken(connection, task_id, parts.leases.owner, "unstored")
+
+    storable = await parts.database.patiently(take, for_seconds=10.0)
+    if storable is None:
+        return False
+    try:
+        return await store(parts, storable, run["object_key"], late=True)
+    except StorageUnavailable as exc:
+        found.problems.append(f"The audio of task {task_id} could not be stored: {exc.detail}")
+        return False
+
+
+async def _provider_voices(parts: Parts, found: Leftovers) -> None:
+    if not parts.settings.dashscope_api_key:
+        return
+    async with parts.database.connection() as connection:
+        known = await leftovers.provider_voice_ids(connection)
+    for kind in ("vc", "vd"):
+        try:
+            async for voice in parts.providers.customization.voices(kind):
+                if _OURS.search(voice.voice_id) and voice.voice_id not in known:
+                    entry = {"kind": kind, "voice": voice.voice_id, "target_model": voice.target_model}
+                    found.provider_voices.append({**entry, "created_at": voice.created_at})
+        except ProviderError as exc:
+            found.problems.append(f"The provider's {kind} voices could not be listed: {exc.detail}")
+
+
+async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool) -> None:
+    try:
+        batch: dict[str, int] = {}
+        async for stored in parts.storage.list(bucket):
+            if datetime.now(UTC) - stored.modified > OLD_ENOUGH:
+                batch[stored.key] = stored.size
+            if len(batch) >= 1000:
+                await _judge(parts, bucket, batch, found, delete)
+                batch = {}
+        await _judge(parts, bucket, batch, found, delete)
+    except StorageUnavailable as exc:
+        found.problems.append(f"The bucket of {bucket.value} could not be read: {exc.detail}")
+
+
+async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Leftovers, delete: bool) -> None:
+    async with parts.database.connection() as connection:
+        wanted = await leftovers.wanted_keys(connection, list(batch))
+    for key, size in batch.items():
+        if key in wanted:
+            continue
+        if delete:
+            await parts.storage.delete(bucket, key)
+        found.objects.append({"bucket": bucket.value, "key": key, "size": size, "deleted": delete})
+
+
+def table(found: Leftovers) -> str:
+    """The report as a person reads it."""
+    sections = [
+        ("bought, with an unknown end", found.purchases),
+        ("provider voices without a row", found.provider_voices),
+        ("objects without a row", found.objects),
+        ("objects still to be removed", found.removals),
+        ("spoken, but not stored", found.unstored),
+    ]
+    lines: list[str] = []
+    for title, entries in sections:
+        lines.append(f"{title}: {len(entries) or 'none'}")
+        lines += [
+            "  " + "  ".join(f"{name}={value}" for name, value in entry.items() if value is not None)
+            for entry in entries
+        ]
+    return "\n".join([*lines, *(f"! {problem}" for problem in found.problems)])

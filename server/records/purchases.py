@@ -1,0 +1,148 @@
+"""What costs money and is no stream: who is buying it at the moment, and what became of it.
+
+A purchase is claimed by one statement that commits before the call leaves, and no connection is held while it is under
+way. The table is the record that reconciliation reads: whatever was begun and never decided still stands in it.
+"""
+
+from datetime import datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+import msgspec
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+Kind = Literal["clone", "design", "http", "modal"]
+State = Literal["calling", "done", "refused", "unknown"]
+
+LEASE_SECONDS = 120.0
+
+
+class Purchase(msgspec.Struct, frozen=True, kw_only=True):
+    """One purchase.
+
+    Attributes:
+        subject: The voice, the preview's task, or the speech's task.
+        provider_name: By which a repeated call finds at the provider what an earlier one has made.
+        outcome: What it brought (for ``done``), or the refusal's ``detail``, ``status`` and diagnostics.
+        lapsed: Its buyer has been silent for longer than its lease: whoever comes next may take over.
+    """
+
+    subject: UUID
+    part: int
+    kind: Kind
+    user_id: UUID
+    state: State
+    attempt: int
+    provider_name: str | None
+    request_id: str | None
+    outcome: dict[str, Any] | None
+    lapsed: bool
+    updated_at: datetime
+
+
+_PURCHASE = """
+SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, outcome,
+       state = 'calling' AND lease_until < now() AS lapsed, updated_at
+  FROM internal.purchases
+"""
+
+
+def provider_name(subject: UUID) -> str:
+    """The 16 characters under which the provider knows what is bought for ``subject``; always the same."""
+    return f"u{sha256(subject.bytes).hexdigest()[:15]}"
+
+
+async def claim(
+    connection: "Connection",
+    subject: UUID,
+    *,
+    kind: Kind,
+    user_id: UUID,
+    part: int = 0,
+    lease_seconds: float = LEASE_SECONDS,
+) -> int | None:
+    """Become the one who buys, for the time of a lease. Let it commit before the call leaves.
+
+    Returns:
+        Which attempt this is (from 1 on); None where somebody else is buying, or where it is decided. Of a piece of
+        speech and a job an unknown outcome is decided, too: they cannot be found again at the provider.
+    """
+    attempt: int | None = await connection.fetchval(
+        """INSERT INTO internal.purchases AS p (subject, part, kind, user_id, state, lease_until, provider_name)
+           VALUES ($1, $2, $3, $4, 'calling', now() + make_interval(secs => $5), $6)
+           ON CONFLICT (subject, part) DO UPDATE
+              SET state = 'calling', attempt = p.attempt + 1, lease_until = excluded.lease_until, updated_at = now()
+            WHERE p.user_id = excluded.user_id AND p.kind = excluded.kind
+              AND (p.state = 'refused' OR (p.kind IN ('clone', 'design')
+                   AND (p.state = 'unknown' OR (p.state = 'calling' AND p.lease_until < now()))))
+        RETURNING attempt""",
+        subject,
+        part,
+        kind,
+        user_id,
+        lease_seconds,
+        provider_name(subject),
+    )
+    return attempt
+
+
+async def decide(
+    connection: "Connection",
+    subject: UUID,
+    state: Literal["done", "refused", "unknown"],
+    *,
+    attempt: int,
+    part: int = 0,
+    request_id: str | None = None,
+    outcome: dict[str, Any] | None = None,
+) -> bool:
+    """Say what became of a purchase. False when another attempt has taken over meanwhile.
+
+    An answer that comes after its buyer was given up still counts.
+    """
+    decided = await connection.fetchval(
+        """UPDATE internal.purchases
+              SET state = $3, request_id = coalesce($4, request_id), outcome = $5, updated_at = now()
+            WHERE subject = $1 AND part = $2 AND attempt = $6
+              AND (state = 'calling' OR (state = 'unknown' AND $3 = 'done')) RETURNING true""",
+        subject,
+        part,
+        state,
+        request_id,
+        outcome,
+        attempt,
+    )
+    return bool(decided)
+
+
+async def find(connection: "Connection", subject: UUID, part: int = 0) -> Purchase | None:
+    row = await connection.fetchrow(f"{_PURCHASE} WHERE subject = $1 AND part = $2", subject, part)
+    return Purchase(**dict(row)) if row else None
+
+
+async def newest_preview(
+    connection: "Connection", user_id: UUID, *, text: str, language: str, instruct: str
+) -> Purchase | None:
+    """The user's own newest finished preview of exactly this design."""
+    row = await connection.fetchrow(
+        f"""{_PURCHASE}
+            WHERE user_id = $1 AND kind = 'design' AND state = 'done' AND outcome ->> 'text' = $2
+              AND outcome ->> 'language' = $3 AND outcome ->> 'instruct' = $4
+            ORDER BY updated_at DESC LIMIT 1""",
+        user_id,
+        text,
+        language,
+        instruct,
+    )
+    return Purchase(**dict(row)) if row else None
+
+
+async def undecided(connection: "Connection") -> list[Purchase]:
+    """Everything that may have been paid for and came to nothing here."""
+    rows = await connection.fetch(
+        f"{_PURCHASE} WHERE state = 'unknown' OR (state = 'calling' AND lease_until < now()) ORDER BY updated_at"
+    )
+    return [Purchase(**dict(row)) for row in rows]
