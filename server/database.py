@@ -44,6 +44,16 @@ LOST: tuple[type[BaseException], ...] = (
 # The same, and every refusal that the server put into words.
 REFUSED: tuple[type[BaseException], ...] = (*LOST, asyncpg.PostgresError)
 
+# SQLSTATE classes, and one code, that are not about the statement: no connection, no such role or database, read-only
+# after a failover, deadlocks, no memory or disk left, not accepting connections, a lock or a time limit, the system.
+_TROUBLE = frozenset({"08", "28", "3D", "25006", "40", "53", "55", "57", "58"})
+
+
+def is_away(exc: BaseException) -> bool:
+    """Whether the database is gone, or answered with trouble of its own; the same statement may work later."""
+    state: str = (isinstance(exc, asyncpg.PostgresError) and exc.sqlstate) or ""
+    return isinstance(exc, LOST) or state in _TROUBLE or state[:2] in _TROUBLE
+
 
 def _encode_jsonb(value: Any) -> bytes:
     # Format version 1, then the text. Binary, because asyncpg refuses text codecs inside the queue's composite type.

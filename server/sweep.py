@@ -7,7 +7,12 @@ clock counts.
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
+
+import asyncpg
 
 from server.announce import Announcer
 from server.database import REFUSED, Database
@@ -18,14 +23,27 @@ from server.queue import Queue
 from server.records import modal, removals, speech
 from server.settings import Deadlines
 
+if TYPE_CHECKING:
+    from server.database import Connection
+
 logger = logging.getLogger(__name__)
 
 # A worker that died before the first byte is replaced once (design §7); after that the text itself is suspect.
 ATTEMPTS = 2
 # A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
 COLLECT_ATTEMPTS = 5
+NOBODY_FREE = "Nobody was free to speak this in time. Please try again."
 HOUSEKEEPING_EVERY = 12
 REMOVAL_OVERDUE_SECONDS = 60.0
+
+
+@contextmanager
+def _somebody_holds_it(task_id: UUID) -> Iterator[None]:
+    """Leave a run whose row is locked to the next look."""
+    try:
+        yield
+    except asyncpg.LockNotAvailableError:
+        logger.warning("run not swept, somebody holds its row", extra={"task_id": str(task_id)})
 
 
 class Sweeper:
@@ -55,9 +73,11 @@ class Sweeper:
     async def sweep(self) -> None:
         """One look at every run that should have moved."""
         for task_id, attempt, may_be_repeated in await self._lost():
-            await self._take_from_the_dead(task_id, attempt, may_be_repeated)
-        for task_id in await self._waited_too_long():
-            await self._end(task_id, "Nobody was free to speak this in time. Please try again.", "provider_unavailable")
+            with _somebody_holds_it(task_id):
+                await self._take_from_the_dead(task_id, attempt, may_be_repeated)
+        for task_id, attempt in await self._waited_too_long():
+            with _somebody_holds_it(task_id):
+                await self._end(task_id, attempt, NOBODY_FREE, "provider_unavailable", state="queued")
         await self._restart_jobs()
         async with self._database.transaction() as connection:
             self._metrics.queue_depth(await self._queue.depth(connection))
@@ -80,28 +100,62 @@ class Sweeper:
 
     async def _take_from_the_dead(self, task_id: UUID, attempt: int, may_be_repeated: bool) -> None:
         if may_be_repeated:
-            async with self._database.transaction() as connection:
-                back = await speech.put_back(connection, self._queue, task_id, attempt, reason="its process died")
-            logger.warning("run taken from a dead process", extra={"task_id": str(task_id), "put_back": back})
-            self._announcer.changed(task_id)
+            async with self._impatient_transaction() as connection:
+                back = await speech.put_back(
+                    connection,
+                    self._queue,
+                    task_id,
+                    attempt,
+                    reason="its process died",
+                    silent_for_seconds=self._deadlines.lost_after_seconds,
+                )
+            if back:
+                logger.warning("run taken from a dead process", extra={"task_id": str(task_id)})
+                self._announcer.changed(task_id)
         else:
-            await self._end(task_id, RESTARTED, "internal", attempt=attempt)
+            await self._end(
+                task_id, attempt, RESTARTED, "internal", silent_for_seconds=self._deadlines.lost_after_seconds
+            )
 
-    async def _waited_too_long(self) -> list[UUID]:
+    async def _waited_too_long(self) -> list[tuple[UUID, int]]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """SELECT task_id FROM internal.runs
+                """SELECT task_id, attempt FROM internal.runs
                     WHERE state = 'queued' AND job_name = $2 AND created_at < now() - make_interval(secs => $1)""",
                 self._deadlines.queue_seconds,
                 speech.SYNTHESIZE_JOB,
             )
-        return [row["task_id"] for row in rows]
+        return [(row["task_id"], row["attempt"]) for row in rows]
 
-    async def _end(self, task_id: UUID, detail: str, category: Category, *, attempt: int | None = None) -> None:
+    @asynccontextmanager
+    async def _impatient_transaction(self) -> "AsyncIterator[Connection]":
+        """For one run. A process that is paused inside a transaction must not keep us from all the others."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SET LOCAL lock_timeout = '1s'")
+            yield connection
+
+    async def _end(
+        self,
+        task_id: UUID,
+        attempt: int,
+        detail: str,
+        category: Category,
+        *,
+        state: Literal["queued", "speaking"] = "speaking",
+        silent_for_seconds: float | None = None,
+    ) -> None:
+        """End a run, unless it has moved on since it was looked at: its owner may have been paused, not dead."""
         try:
-            async with self._database.transaction() as connection:
+            async with self._impatient_transaction() as connection:
                 ended = await speech.end(
-                    connection, task_id, status="failed", detail=detail, category=category, attempt=attempt
+                    connection,
+                    task_id,
+                    status="failed",
+                    detail=detail,
+                    category=category,
+                    attempt=attempt,
+                    state=state,
+                    silent_for_seconds=silent_for_seconds,
                 )
         except speech.Fenced:
             return
@@ -142,11 +196,14 @@ class Sweeper:
         """Tasks of the older system, which nobody watches, get a watcher: they end without being polled, too."""
         async with self._database.connection() as connection:
             task_ids = await modal.unwatched(connection, older_than_seconds=self._deadlines.modal_no_id_seconds)
+            abandoned = await modal.abandoned(connection, older_than_seconds=self._deadlines.modal_job_seconds)
         for task_id in task_ids:
             async with self._database.transaction() as connection:
                 if await modal.adopt(connection, task_id):
                     logger.info("task of the older system is watched now", extra={"task_id": str(task_id)})
                     await speech.start_job(connection, self._queue, speech.WATCH_MODAL_JOB, task_id, 1)
+        for task_id in abandoned:
+            await self._end(task_id, "The speech provider did not finish in time. Please try again.", "timeout")
 
     def _housekeeping(self) -> list[tuple[str, tuple[float, ...]]]:
         deadlines = self._deadlines

@@ -91,7 +91,7 @@ RULES = [
 KNOWN_ONLY_BY = {
     "server.providers": {"server.providers", "server.jobs", "server.parts", "server.app", "server.__main__"},
     "server.dev": {"server.dev", "server.__main__"},
-    "server.app": {"server.serve", "server.dev", "server.__main__"},
+    "server.app": {"server.serve", "server.reconcile", "server.dev", "server.__main__"},
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Final
 from uuid import uuid4
 
-import asyncpg
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.contract import Problem
-from server.database import LOST
+from server.database import is_away
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, UtterError
 from server.settings import Settings
 from server.storage.links import PREFIX
@@ -32,10 +31,6 @@ _EXPOSED_HEADERS: Final = "X-Utter-Provider, X-Utter-Generation-Id, X-Utter-Task
 _ALLOWED_METHODS: Final = "GET, POST, DELETE, PUT, HEAD, OPTIONS"
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
-
-# SQLSTATE classes, and one code: no connection, no such role or database, read-only after a failover, deadlocks, no
-# memory or disk left, not accepting connections, a lock or a time limit, the operating system.
-_TROUBLE: Final = frozenset({"08", "28", "3D", "25006", "40", "53", "55", "57", "58"})
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -171,15 +166,9 @@ def _named(exc: Exception) -> UtterError:
         return exc
     if isinstance(exc, HTTPException):
         return _of_the_router(exc)
-    if isinstance(exc, LOST) or _is_the_databases_trouble(exc):
+    if is_away(exc):
         return DatabaseUnavailable()
     return UtterError()
-
-
-def _is_the_databases_trouble(exc: Exception) -> bool:
-    """Whether PostgreSQL answered, but with nothing that is about this request."""
-    state: str = (isinstance(exc, asyncpg.PostgresError) and exc.sqlstate) or ""
-    return state in _TROUBLE or state[:2] in _TROUBLE
 
 
 def _of_the_router(exc: HTTPException) -> UtterError:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server.settings import Settings, StorageSettings
+from server.settings import Settings
 
 FOLDER = Path(__file__).parent.parent / "page"
 
@@ -30,7 +30,7 @@ def page_routes(settings: Settings) -> list[Route]:
     """
     if not settings.serve_page:
         return []
-    policy = content_security_policy(settings.storage)
+    policy = content_security_policy(settings)
     routes: list[Route] = []
     for path in sorted(FOLDER.iterdir()):
         if path.suffix not in CONTENT_TYPES:
@@ -66,9 +66,9 @@ class _File:
         await response(scope, receive, send)
 
 
-def content_security_policy(storage: StorageSettings) -> str:
+def content_security_policy(settings: Settings) -> str:
     """What the page may load: its own files, audio that it made itself, and the store that signed links point at."""
-    elsewhere = " ".join(_origins(storage))
+    elsewhere = " ".join(_origins(settings))
     return "; ".join(
         directive.strip()
         for directive in (
@@ -85,13 +85,17 @@ def content_security_policy(storage: StorageSettings) -> str:
     )
 
 
-def _origins(storage: StorageSettings) -> list[str]:
-    """Where a browser meets the object store: buckets may stand in the path or in front of the host name."""
-    if storage.kind != "s3":
-        return []
-    if not storage.endpoint:
+def _origins(settings: Settings) -> list[str]:
+    """Where signed links lead: to ourselves under our public name, or to an object store.
+
+    A store may have its buckets in the path or in front of the host name.
+    """
+    if settings.storage.kind != "s3":
+        public = urlsplit(settings.public_base_url or "")
+        return [f"{public.scheme}://{public.netloc}"] if public.netloc else []
+    if not settings.storage.endpoint:
         return ["https://*.amazonaws.com"]
-    endpoint = urlsplit(storage.endpoint)
+    endpoint = urlsplit(settings.storage.endpoint)
     host = endpoint.netloc.rpartition("@")[2]
-    is_name = re.search(r"[a-zA-Z]", endpoint.hostname or "") and ":" not in (endpoint.hostname or "")
-    return [f"{endpoint.scheme}://{host}", *([f"{endpoint.scheme}://*.{host}"] if is_name else [])]
+    has_name = endpoint.hostname is not None and re.search(r"[g-z]", endpoint.hostname)  # and no bare address
+    return [f"{endpoint.scheme}://{host}", *([f"{endpoint.scheme}://*.{host}"] if has_name else [])]

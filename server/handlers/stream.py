@@ -203,9 +203,11 @@ class _Walk:
 
     async def stored(self) -> AsyncGenerator[bytes, None]:
         """The stored object from this follower's offset on, in slices as large as one delta may be."""
+        if not self.task.object_key:
+            raise NotFound("This generation was deleted.")
         start = self.offset + _header_bytes(self.task)
         held = bytearray()
-        async with self.parts.storage.open(Bucket.GENERATIONS, self.task.object_key or "", start=start) as slices:
+        async with self.parts.storage.open(Bucket.GENERATIONS, self.task.object_key, start=start) as slices:
             async for part in slices:
                 held += part
                 while len(held) >= DELTA_BYTES:

@@ -1,15 +1,11 @@
 """Ending a speech because its user says so: committed first, then told to whoever is speaking."""
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from server.errors import NotFound
 from server.parts import Parts
 from server.records import history, speech
 from server.records.speech import SpeechTask
-
-if TYPE_CHECKING:
-    pass
 
 
 async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask:
@@ -29,17 +25,16 @@ async def cancel(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[bool, Spee
     """End the task, if it has not ended by itself.
 
     Returns:
-        Whether this call ended it, and the task as it stands now.
+        Whether this call ended it, and the task as it stood before, or as whoever ended it left it.
     """
     task = await find_own_task(parts, user_id, task_id)
     if task.terminal:
         return False, task
     async with parts.database.transaction() as connection:
         here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
-    if here:
-        parts.metrics.task_ended(task.provider, "cancelled", "cancelled")
-    await _tell(parts, task_id)
-    return here, await find_own_task(parts, user_id, task_id)
+    await _told(parts, task, here)
+    # What was committed is answered, whatever becomes of the row by then.
+    return here, task if here else await find_own_task(parts, user_id, task_id)
 
 
 async def hide_task(parts: Parts, user_id: UUID, task_id: UUID) -> None:
@@ -47,8 +42,8 @@ async def hide_task(parts: Parts, user_id: UUID, task_id: UUID) -> None:
     task = await find_own_task(parts, user_id, task_id)
     if not task.terminal:
         async with parts.database.transaction() as connection:
-            await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
-        await _tell(parts, task_id)
+            here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
+        await _told(parts, task, here)
     async with parts.database.connection() as connection:
         await speech.hide(connection, task_id)
 
@@ -65,6 +60,12 @@ async def delete_generation(parts: Parts, user_id: UUID, generation_id: UUID) ->
         raise NotFound("This generation does not exist.")
     for task_id in deleted.task_ids:
         await _tell(parts, task_id)
+
+
+async def _told(parts: Parts, task: SpeechTask, here: bool) -> None:
+    if here:
+        parts.metrics.task_ended(task.provider, "cancelled", "cancelled")
+    await _tell(parts, task.id)
 
 
 async def _tell(parts: Parts, task_id: UUID) -> None:

@@ -218,8 +218,16 @@ async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:
 
 
 async def _leave(parts: Parts, preview: Preview) -> None:
-    """This process is leaving in the middle of a call: it cannot be asked again without paying again."""
-    await _end(parts, preview, RESTARTED, "internal", {})
+    """This process is leaving in the middle of a call. One that bought a voice cannot be made without paying again."""
+
+    async def put_back(connection: "Connection") -> bool:
+        return await speech.put_back(
+            connection, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
+        )
+
+    buys = parts.providers.abilities_of(preview.provider).enrolls
+    if buys or not await parts.database.patiently(put_back, for_seconds=3.0):
+        await _end(parts, preview, RESTARTED, "internal", {})
 
 
 async def _end(parts: Parts, preview: Preview, detail: str, category: Category, facts: dict[str, Any]) -> None:
@@ -311,6 +319,12 @@ async def _save_recording(
     parts: Parts, user_id: UUID, request: DesignSaveRequest, name: str, language: str, audio: bytes | None
 ) -> Voice:
     """Where the provider keeps no voices, the preview itself is the voice: its recording and what it says."""
+    if audio is None and request.task_id is not None:
+        async with parts.database.connection() as connection:
+            task = await speech.find_task(connection, request.task_id, user_id)
+        if task is None or task.type != "design_preview" or task.status != "completed":
+            raise _unfinished(task)
+        audio = await _preview_audio(parts, (task.result or {}).get("object_key"))
     if not audio or identify(audio) != "wav":
         raise Invalid("Please send the preview's audio along, as a WAV file.")
     voice_id = uuid4()

@@ -129,6 +129,7 @@ class _Synthesis:
         )
         self._started_at = time.monotonic()
         self._starts: list[dict[str, Any]] = []
+        self._said = "streaming"  # the provider's last word; each lane has its own
 
     async def run(self) -> None:
         parts, assignment, log = self._parts, self._assignment, self._log
@@ -196,6 +197,7 @@ class _Synthesis:
                 if first:
                     await self._first_delta(event.audio)
             elif type(event) is SpeechStatus:
+                self._said = event.provider_status
                 if event.sample_rate_hz:
                     log.sample_rate_hz = event.sample_rate_hz
                 if event.provider_status != "streaming":  # said together with what the first delta tells
@@ -213,7 +215,11 @@ class _Synthesis:
 
         async def note(connection: "Connection") -> None:
             await speech.note_audio(
-                connection, self._assignment, sample_rate_hz=self._log.sample_rate_hz, bits_per_second=rate
+                connection,
+                self._assignment,
+                provider_status=self._said,
+                sample_rate_hz=self._log.sample_rate_hz,
+                bits_per_second=rate,
             )
 
         await self._try(note)
@@ -238,16 +244,36 @@ class _Synthesis:
         if self._starts:
             facts = {**facts, "attempts": self._starts}
 
+        parts, assignment, log = self._parts, self._assignment, self._log
+
         async def mark(connection: "Connection") -> bool:
-            return await speech.mark_spoken(
-                connection, self._parts.queue, self._assignment, byte_length=self._log.length, facts=facts
+            if await speech.mark_spoken(
+                connection,
+                parts.queue,
+                assignment,
+                provider_status=self._said,
+                byte_length=log.length,
+                sample_rate_hz=log.sample_rate_hz,
+                facts=facts,
+            ):
+                return False
+            # Its row is gone (a browser may delete it past us) or has ended: as good as cancelled.
+            ended = await speech.end(
+                connection,
+                assignment.task_id,
+                status="cancelled",
+                detail=speech.CANCELLED_BY_USER,
+                category="cancelled",
+                attempt=assignment.attempt,
             )
+            return ended.here
 
         try:
-            await self._parts.database.patiently(mark)
+            if await parts.database.patiently(mark):
+                parts.metrics.task_ended(assignment.provider, "cancelled", "cancelled")
         except Fenced:
-            logger.info("speech was taken over or cancelled", extra={"task_id": str(self._assignment.task_id)})
-        self._parts.announcer.changed(self._assignment.task_id)
+            logger.info("speech was taken over or cancelled", extra={"task_id": str(assignment.task_id)})
+        parts.announcer.changed(assignment.task_id)
 
     async def _failed(self, exc: UtterError) -> None:
         facts: dict[str, Any] = {"attempts": self._starts} if len(self._starts) > 1 else {}

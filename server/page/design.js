@@ -3,6 +3,7 @@
  */
 import { $, attempt, h, toast } from "./dom.js";
 import { Mini } from "./mini.js";
+import { persist, randomKey } from "./requests.js";
 import { VOICE_IDEAS, passageFor } from "./words.js";
 
 const POLL_MS = 700;
@@ -61,7 +62,8 @@ export class DesignDialog {
     if (!fields.text) throw new Error("Give it something to say.");
     this.#show(null);
     $("design-state").textContent = "Imagining the voice…";
-    const { task_id } = await utter.call("POST", "/api/voices/design/preview", { body: fields, signal, timeout: 60_000 });
+    const request = { body: fields, headers: { "Idempotency-Key": randomKey() }, signal };
+    const { task_id } = await persist(() => utter.call("POST", "/api/voices/design/preview", request), { signal });
     this.#taskId = task_id;
     const task = await this.#finished(task_id, signal);
     if (task.status !== "completed") throw new Error(task.error ?? "That did not work. Please try again.");

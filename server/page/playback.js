@@ -102,11 +102,6 @@ export class MediaSourcePlayer extends ElementPlayer {
     this.#pump();
   }
 
-  seek(seconds) {
-    const { buffered } = this.element;
-    if (buffered.length) super.seek(Math.min(seconds, buffered.end(buffered.length - 1)));
-  }
-
   #pump() {
     if (!this.#buffer || this.#buffer.updating || this.#source.readyState !== "open") return;
     try {

@@ -84,3 +84,9 @@ function within(milliseconds, signal) {
   const tooLong = AbortSignal.timeout(milliseconds);
   return signal && AbortSignal.any ? AbortSignal.any([signal, tooLong]) : signal ?? tooLong;
 }
+
+/** A name for a request, by which the server knows it again when it is repeated. */
+export function randomKey() {
+  // crypto.randomUUID is there on secure origins alone.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -29,7 +29,7 @@
  *           blocked   the browser wants a click: play()    stored      the stored audio is here
  *           end       state is completed, failed or cancelled, and nothing more will come
  */
-import { Client, persist } from "./requests.js";
+import { Client, persist, randomKey } from "./requests.js";
 import { REMEMBERED, Speech } from "./speech.js";
 
 export { UtterError } from "./requests.js";
@@ -68,8 +68,4 @@ export class Utter extends Client {
     const { task_id, heard, paused } = JSON.parse(sessionStorage.getItem(REMEMBERED) ?? "{}");
     return task_id ? this.follow(task_id, { from: heard, autoplay: !paused, ...options }) : null;
   }
-}
-
-function randomKey() { // crypto.randomUUID is there on secure origins alone
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -114,20 +114,31 @@ class Providers:
             ProviderRejected: Nothing here can speak it.
             ProviderUnavailable: This server was not told how to reach who could.
         """
-        if provider == "modal":
+        if self.abilities_of(provider).takes_jobs:
             return ModalSpeech(self.modal)
-        if not self._settings.dashscope_api_key:
-            raise ProviderUnavailable(
-                "This server is not set up for the speech provider of this voice. Please ask its operator.",
-                diagnostics={"code": "not_configured"},
-            )
+        self._check_key()
         if model and is_realtime(model):
             return self._realtime
         raise ProviderRejected("This server cannot speak with this voice.")
 
     def speaks_in_pieces(self, provider: str, model: str | None) -> bool:
-        """Whether a voice's lane is the non-streaming one."""
-        return self.abilities_of(provider).enrolls and model is not None and not is_realtime(model)
+        """Whether a voice's lane is the non-streaming one.
+
+        Raises:
+            ProviderUnavailable: It is, and this server was not told how to reach it.
+        """
+        in_pieces = self.abilities_of(provider).enrolls and model is not None and not is_realtime(model)
+        if in_pieces:
+            self._check_key()
+        return in_pieces
+
+    def _check_key(self) -> None:
+        """A server in the other mode may lack Qwen's key; what is under way there must say so, not fail by chance."""
+        if not self._settings.dashscope_api_key:
+            raise ProviderUnavailable(
+                "This server is not set up for the speech provider of this voice. Please ask its operator.",
+                diagnostics={"code": "not_configured"},
+            )
 
     def audio_format(self, voice: VoiceFacts) -> AudioFormat:
         """What new speech with a voice is stored as: the non-streaming lane hands out WAV, whatever one asks."""
@@ -143,6 +154,7 @@ class Providers:
         """
         if not self.abilities_of(provider).enrolls:
             return DesignedPreview(audio=await self.modal.design(text=text, language=language, instruct=instruct))
+        self._check_key()
         created = await self.customization.design(
             preferred_name=name,
             instruct=instruct,

@@ -202,6 +202,19 @@ async def unwatched(connection: "Connection", *, older_than_seconds: float, at_m
     return [row["id"] for row in rows]
 
 
+async def abandoned(connection: "Connection", *, older_than_seconds: float) -> list[UUID]:
+    """Active tasks of the older system that are no speech: what worked on them went with it."""
+    rows = await connection.fetch(
+        """SELECT t.id FROM public.tasks t
+            WHERE t.status IN ('pending', 'processing') AND t.provider = 'modal' AND t.type <> 'generate'
+              AND t.created_at < now() - make_interval(secs => $1)
+              AND NOT EXISTS (SELECT 1 FROM internal.runs r WHERE r.task_id = t.id)
+            ORDER BY t.created_at LIMIT 100""",
+        older_than_seconds,
+    )
+    return [row["id"] for row in rows]
+
+
 async def adopt(connection: "Connection", task_id: UUID) -> bool:
     """Give an active task without a run one that is watched; a task whose generation has ended, or is gone, ends too.
 

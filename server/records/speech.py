@@ -331,19 +331,27 @@ async def progress(connection: "Connection", task_id: UUID, attempt: int, provid
 
 
 async def note_audio(
-    connection: "Connection", assignment: Assignment, *, sample_rate_hz: int, bits_per_second: int
+    connection: "Connection",
+    assignment: Assignment,
+    *,
+    provider_status: str,
+    sample_rate_hz: int,
+    bits_per_second: int,
 ) -> None:
     """Keep what the first delta told about the audio, for progress and for other processes."""
     await connection.execute(
         """UPDATE public.generations
               SET provider_metadata = coalesce(provider_metadata, '{}')
                   || jsonb_build_object('audio', jsonb_build_object('sample_rate', $2::int, 'bits_per_second', $3::int))
-            WHERE id = $1 AND status IN ('pending', 'processing')""",
+            WHERE id = $1 AND status IN ('pending', 'processing')
+              AND EXISTS (SELECT 1 FROM internal.runs WHERE task_id = $4 AND attempt = $5)""",
         assignment.generation_id,
         sample_rate_hz,
         bits_per_second,
+        assignment.task_id,
+        assignment.attempt,
     )
-    await progress(connection, assignment.task_id, assignment.attempt, "streaming")
+    await progress(connection, assignment.task_id, assignment.attempt, provider_status)
     await connection.execute(
         "UPDATE internal.runs SET sample_rate_hz = $3 WHERE task_id = $1 AND attempt = $2",
         assignment.task_id,
@@ -353,7 +361,14 @@ async def note_audio(
 
 
 async def mark_spoken(
-    connection: "Connection", queue: Queue, assignment: Assignment, *, byte_length: int, facts: dict[str, Any]
+    connection: "Connection",
+    queue: Queue,
+    assignment: Assignment,
+    *,
+    provider_status: str,
+    byte_length: int,
+    sample_rate_hz: int,
+    facts: dict[str, Any],
 ) -> bool:
     """The provider has finished and every byte is in the spool: from here on only storing is left.
 
@@ -368,13 +383,14 @@ async def mark_spoken(
     )
     if not active:
         return False
-    await progress(connection, assignment.task_id, assignment.attempt, "finalizing")
+    await progress(connection, assignment.task_id, assignment.attempt, provider_status)
     spoken = await connection.fetchval(
-        """UPDATE internal.runs SET state = 'spoken', spoken_at = now(), beat_at = now()
+        """UPDATE internal.runs SET state = 'spoken', spoken_at = now(), beat_at = now(), sample_rate_hz = $4
             WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND byte_length = $3 RETURNING true""",
         assignment.task_id,
         assignment.attempt,
         byte_length,
+        sample_rate_hz,
     )
     if not spoken:
         raise Fenced
@@ -389,10 +405,21 @@ async def defer_finalize(
     await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
 
 
-async def put_back(connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, reason: str) -> bool:
+async def put_back(
+    connection: "Connection",
+    queue: Queue,
+    task_id: UUID,
+    attempt: int,
+    *,
+    reason: str,
+    silent_for_seconds: float | None = None,
+) -> bool:
     """Let somebody else speak a run of which nobody has heard a byte: a new attempt, and a new job for it.
 
     What is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
+
+    Args:
+        silent_for_seconds: Only if its owner still has not said for so long that it lives.
     """
     generation_id = await connection.fetchval(
         """SELECT g.id FROM public.generations g JOIN internal.runs r ON r.generation_id = g.id
@@ -403,10 +430,12 @@ async def put_back(connection: "Connection", queue: Queue, task_id: UUID, attemp
         """UPDATE internal.runs
               SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0
             WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
+              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
         RETURNING job_name""",
         task_id,
         attempt,
         COLLECT_MODAL_JOB,
+        silent_for_seconds,
     )
     if job_name is None:
         return False
@@ -554,12 +583,15 @@ async def end(
     detail: str,
     category: Category,
     attempt: int | None = None,
+    state: Literal["queued", "speaking"] = "speaking",
+    silent_for_seconds: float | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Ended:
     """End a speech that will not be completed, in one transaction: both rows, its run and its spool.
 
     Args:
-        attempt: Only if this attempt still speaks; None for whoever may always end it (the user, the sweep).
+        attempt: Only if this attempt is still in ``state``; None for whoever may always end it (the user).
+        silent_for_seconds: Only if its owner still has not said for so long that it lives.
         facts: Diagnostics for ``generations.provider_metadata``.
 
     Raises:
@@ -578,10 +610,13 @@ async def end(
     )
     run = await connection.fetchrow(
         """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored'
-              AND ($2::int IS NULL OR (attempt = $2 AND state = 'speaking'))
+              AND ($2::int IS NULL OR (attempt = $2 AND state = $3))
+              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
            RETURNING state, object_key""",
         task_id,
         attempt,
+        state,
+        silent_for_seconds,
     )
     if run is None:
         if here and attempt is not None:

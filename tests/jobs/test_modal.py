@@ -358,6 +358,19 @@ async def test_older_tasks_that_came_to_nothing_are_ended(
     assert [row["status"] for row in states] == ["failed", "failed", "failed", "processing"]
 
 
+async def test_older_previews_that_nobody_makes_are_ended(gateway: Gateway, client: Client, rows: Rows) -> None:
+    for age in ("31 minutes", "1 minute"):
+        await rows.execute(
+            """INSERT INTO public.tasks (user_id, type, status, created_at)
+               VALUES ($1, 'design_preview', 'pending', now() - $2::text::interval)""",
+            client.user_id,
+            age,
+        )
+    await sweeper(gateway).clean()
+    states = await rows.fetch("SELECT status, error_category FROM public.tasks ORDER BY created_at")
+    assert [tuple(row) for row in states] == [("failed", "timeout"), ("pending", None)]
+
+
 async def test_an_older_task_follows_its_generation(
     gateway: Gateway, client: Client, settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:

@@ -1,0 +1,116 @@
+"""Everything that was ever spoken: found, played, kept, used again, deleted."""
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+
+from server.dev.simulator import Simulator
+from tests.gateway import Client
+from tests.page.browser import Tab
+from tests.page.conftest import Opener
+
+TEXTS = ["The first thing that was said.", "A second sentence, about 100% of nothing.", "Third and last."]
+
+
+@pytest.fixture
+async def spoken(client: Client, voice_id: UUID) -> list[str]:
+    """Ids of three stored generations, in the order of TEXTS."""
+    answers = [await client.generate(voice_id, text) for text in TEXTS]
+    for answer in answers:
+        await client.ended(answer["task_id"])
+    return [answer["generation_id"] for answer in answers]
+
+
+@pytest.fixture
+async def history(spoken: list[str], opened: Opener) -> AsyncIterator[Tab]:
+    """The page of a user who has spoken three texts."""
+    async with opened() as tab:
+        await tab.ready()
+        await tab.until("document.querySelectorAll('#entries li').length === 3")
+        yield tab
+
+
+def entry(tab: Tab, text: str):  # type: ignore[no-untyped-def]
+    return tab.page.locator("#entries li", has_text=text)
+
+
+async def test_history_is_newest_first_and_can_be_searched(history: Tab) -> None:
+    assert await history.page.locator("#entries .said").all_inner_texts() == TEXTS[::-1]
+    await history.page.fill("#history-search", "100%")
+    await history.until("document.querySelectorAll('#entries li').length === 1")
+    assert await history.page.locator("#entries .said").all_inner_texts() == [TEXTS[1]]
+    await history.page.fill("#history-search", "nobody said this")
+    await history.until("document.querySelector('#history-note').textContent === 'Nothing found.'")
+
+
+async def test_an_entry_is_played_paused_and_sought(history: Tab, client: Client) -> None:
+    row = entry(history, TEXTS[1])
+    await row.get_by_role("button", name="Play").click()
+    await history.heard(0.4)
+    assert (await history.ear)["loudest"] > 0.02
+    assert await history.page.inner_text("#stage-title") == TEXTS[1]
+    await row.get_by_role("button", name="Pause").click()
+    await row.get_by_role("button", name="Play").wait_for()
+    stored = (await client.http.get("/api/generations?search=100%25")).json()["generations"][0]
+    assert await history.seconds == pytest.approx(stored["duration_seconds"], abs=0.1)
+    peaks = await history.js("document.querySelector('#seek').max")
+    assert float(peaks) > 1
+    await history.page.evaluate(
+        "s => { const e = document.querySelector('#seek'); e.value = s; e.dispatchEvent(new Event('input'));"
+        " e.dispatchEvent(new Event('change')) }",
+        stored["duration_seconds"] - 0.6,
+    )
+    await row.get_by_role("button", name="Play").click()
+    await history.until("document.querySelector('#play').getAttribute('aria-label') === 'Play'")
+    assert (await history.ear)["audibleSeconds"] < stored["duration_seconds"]
+
+
+async def test_an_entry_is_downloaded(history: Tab, client: Client, spoken: list[str]) -> None:
+    async with history.page.expect_download() as downloading:
+        await entry(history, TEXTS[0]).get_by_role("button", name="Download").click()
+    download = await downloading.value
+    assert download.suggested_filename == "utter-The-first-thing-that-was-said.mp3"
+    assert (await download.path()).read_bytes() == await client.audio(spoken[0])
+
+
+async def test_an_entry_is_used_again(history: Tab) -> None:
+    await entry(history, TEXTS[0]).get_by_role("button", name="Use again").click()
+    await history.until(f"document.querySelector('#text').value === {TEXTS[0]!r}")
+    await history.page.keyboard.press("Control+Enter")
+    await history.finished()
+    await history.until("document.querySelectorAll('#entries li').length === 4")
+
+
+async def test_the_address_of_a_regeneration_fills_the_form(opened: Opener, client: Client, voice_id: UUID) -> None:
+    answer = await client.generate(voice_id, "Fish & chips, 50% off?", language="English")
+    await client.ended(answer["task_id"])
+    url = (await client.http.post(f"/api/generations/{answer['generation_id']}/regenerate")).json()["redirect_url"]
+    async with opened(client.url + url) as tab:
+        await tab.ready()
+        await tab.until("document.querySelector('#text').value === 'Fish & chips, 50% off?'")
+        assert await tab.page.input_value("#language") == "English"
+
+
+async def test_an_entry_is_deleted_after_a_second_thought(history: Tab, client: Client) -> None:
+    row = entry(history, TEXTS[1])
+    await row.get_by_role("button", name="Play").click()
+    await history.heard(0.1)
+    await row.get_by_role("button", name="Delete", exact=True).click()
+    await row.get_by_role("button", name="press again").click()
+    await history.until("document.querySelectorAll('#entries li').length === 2")
+    assert await history.page.get_attribute("#stage", "data-state") == "empty"
+    assert (await client.http.get("/api/generations")).json()["pagination"]["total"] == 2
+
+
+async def test_what_is_being_spoken_elsewhere_arrives_by_itself(
+    history: Tab, simulator: Simulator, client: Client, voice_id: UUID
+) -> None:
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1})
+    await client.generate(voice_id, "Spoken by another window.")
+    await history.page.fill("#history-search", "another window")
+    row = entry(history, "Spoken by another window.")
+    await row.get_by_text("being spoken").wait_for()
+    assert await row.get_by_role("button", name="Play").is_disabled()
+    held.release()
+    await row.get_by_role("button", name="Download").wait_for()

@@ -1,0 +1,152 @@
+"""What costs money is bought by one caller at a time, and remembered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from server.database import prepare
+from server.records import purchases
+from server.records.purchases import Kind, provider_name
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+SOMEBODY = uuid4()
+
+
+async def claim(rows: Rows, subject: UUID, kind: Kind = "clone", user_id: UUID = SOMEBODY, part: int = 0) -> int | None:
+    return await purchases.claim(rows, subject, kind=kind, user_id=user_id, part=part)
+
+
+async def lapse(rows: Rows, subject: UUID) -> None:
+    await rows.execute(
+        "UPDATE internal.purchases SET lease_until = now() - interval '1 second' WHERE subject = $1", subject
+    )
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
+    async with asyncpg.create_pool(database_url, min_size=10, max_size=10, init=prepare) as opened:
+        yield opened
+
+
+async def test_of_fifty_at_once_one_buys(pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    subject = uuid4()
+
+    async def try_once() -> int | None:
+        async with pool.acquire() as connection, connection.transaction():
+            return await purchases.claim(connection, subject, kind="clone", user_id=SOMEBODY)
+
+    attempts = await asyncio.gather(*(try_once() for _ in range(50)))
+    assert sorted(attempts, key=lambda attempt: attempt or 0) == [None] * 49 + [1]
+
+
+async def test_of_fifty_at_once_one_takes_over_what_has_lapsed(
+    pool: "asyncpg.Pool[asyncpg.Record]", rows: Rows
+) -> None:
+    subject = uuid4()
+    await claim(rows, subject)
+    await lapse(rows, subject)
+
+    async def try_once() -> int | None:
+        async with pool.acquire() as connection, connection.transaction():
+            return await purchases.claim(connection, subject, kind="clone", user_id=SOMEBODY)
+
+    attempts = await asyncio.gather(*(try_once() for _ in range(50)))
+    assert sorted(attempts, key=lambda attempt: attempt or 0) == [None] * 49 + [2]
+
+
+@pytest.mark.parametrize("kind", ["clone", "design"])
+async def test_a_lapsed_or_unknown_voice_may_be_tried_again(rows: Rows, kind: Kind) -> None:
+    subject = uuid4()
+    assert await claim(rows, subject, kind) == 1
+    assert await claim(rows, subject, kind) is None, "its lease holds"
+    await lapse(rows, subject)
+    assert await claim(rows, subject, kind) == 2
+    assert await purchases.decide(rows, subject, "unknown", attempt=2)
+    assert await claim(rows, subject, kind) == 3
+
+
+@pytest.mark.parametrize("kind", ["http", "modal"])
+async def test_a_lapsed_or_unknown_piece_or_job_is_never_sent_again(rows: Rows, kind: Kind) -> None:
+    lapsed, unknown = uuid4(), uuid4()
+    assert await claim(rows, lapsed, kind) == await claim(rows, unknown, kind) == 1
+    await lapse(rows, lapsed)
+    await purchases.decide(rows, unknown, "unknown", attempt=1)
+    assert await claim(rows, lapsed, kind) is None
+    assert await claim(rows, unknown, kind) is None
+
+
+@pytest.mark.parametrize("kind", ["clone", "design", "http", "modal"])
+async def test_what_was_refused_may_be_tried_again_and_what_is_done_never(rows: Rows, kind: Kind) -> None:
+    subject = uuid4()
+    assert await claim(rows, subject, kind) == 1
+    assert await purchases.decide(rows, subject, "refused", attempt=1)
+    assert await claim(rows, subject, kind) == 2
+    assert await purchases.decide(rows, subject, "done", attempt=2)
+    await lapse(rows, subject)
+    assert await claim(rows, subject, kind) is None
+
+
+@pytest.mark.parametrize("state", ["refused", "unknown"])
+async def test_nobody_else_and_no_other_kind_may_take_a_purchase_over(rows: Rows, state: str) -> None:
+    subject = uuid4()
+    await claim(rows, subject)
+    await rows.execute("UPDATE internal.purchases SET state = $2 WHERE subject = $1", subject, state)
+    assert await claim(rows, subject, user_id=uuid4()) is None
+    assert await claim(rows, subject, "design") is None
+    assert await claim(rows, subject) == 2
+
+
+async def test_pieces_of_one_speech_are_bought_one_by_one(rows: Rows) -> None:
+    subject = uuid4()
+    assert await claim(rows, subject, "http", part=0) == await claim(rows, subject, "http", part=1) == 1
+    assert await purchases.decide(rows, subject, "done", attempt=1, part=1, outcome={"usage": {"characters": 3}})
+    first, second = await purchases.find(rows, subject, 0), await purchases.find(rows, subject, 1)
+    assert first is not None
+    assert second is not None
+    assert (first.state, second.state, second.outcome) == ("calling", "done", {"usage": {"characters": 3}})
+
+
+async def test_an_attempt_that_was_taken_over_has_nothing_to_say(rows: Rows) -> None:
+    subject = uuid4()
+    await claim(rows, subject)
+    await lapse(rows, subject)
+    await claim(rows, subject)
+    assert not await purchases.decide(rows, subject, "done", attempt=1, outcome={"voice": "lost"})
+    assert await purchases.decide(rows, subject, "done", attempt=2, request_id="second", outcome={"voice": "kept"})
+    assert not await purchases.decide(rows, subject, "unknown", attempt=2), "done is for ever"
+    found = await purchases.find(rows, subject)
+    assert found is not None
+    assert (found.state, found.request_id, found.outcome) == ("done", "second", {"voice": "kept"})
+
+
+async def test_an_answer_that_comes_after_its_buyer_was_given_up_still_counts(rows: Rows) -> None:
+    subject = uuid4()
+    await claim(rows, subject)
+    await purchases.decide(rows, subject, "unknown", attempt=1)
+    assert not await purchases.decide(rows, subject, "refused", attempt=1)
+    assert await purchases.decide(rows, subject, "done", attempt=1)
+
+
+async def test_the_name_at_the_provider_is_always_the_same_and_fits_it() -> None:
+    subject = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")
+    assert provider_name(subject) == "u296b6729a3b87aa"
+    assert len(provider_name(subject)) == 16
+    assert provider_name(subject).isalnum()
+    assert len({provider_name(uuid4()) for _ in range(1000)}) == 1000
+
+
+async def test_only_what_may_have_been_paid_for_in_vain_is_left_open(rows: Rows) -> None:
+    calling, lapsed, unknown, refused, done = subjects = [uuid4() for _ in range(5)]
+    for subject in subjects:
+        await claim(rows, subject)
+    await lapse(rows, lapsed)
+    await purchases.decide(rows, unknown, "unknown", attempt=1)
+    await purchases.decide(rows, refused, "refused", attempt=1)
+    await purchases.decide(rows, done, "done", attempt=1)
+    assert {purchase.subject for purchase in await purchases.undecided(rows)} == {lapsed, unknown}
+    assert calling not in {purchase.subject for purchase in await purchases.undecided(rows)}
