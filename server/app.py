@@ -36,7 +36,15 @@ from server.providers.qwen_customization import QwenCustomization
 from server.providers.qwen_http import QwenHttp
 from server.providers.qwen_realtime import QwenRealtime
 from server.providers.resolver import Providers
-from server.queue import DEFAULT, DEFAULT_CONCURRENCY, DRAIN_SECONDS, SYNTHESIS, Queue
+from server.queue import (
+    DEFAULT,
+    DEFAULT_CONCURRENCY,
+    DRAIN_SECONDS,
+    SYNTHESIS,
+    WATCHING,
+    WATCHING_CONCURRENCY,
+    Queue,
+)
 from server.records.speech import (
     CANCEL_MODAL_JOB,
     COLLECT_MODAL_JOB,
@@ -172,22 +180,20 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     ):
         synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
         default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
+        watching = group.create_task(queue.work(WATCHING, concurrency=WATCHING_CONCURRENCY))
         try:
             yield
         finally:
             await _drain(parts, synthesis, default)
+            watching.cancel()
 
 
 async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.Task[None]) -> None:
     """Let what speaks finish within its grace, then store what is there to be stored."""
     stop(parts)
     started = time.monotonic()
-    _, unfinished = await asyncio.wait({synthesis}, timeout=parts.settings.shutdown_grace_seconds)
-    if unfinished:
-        logger.warning("speeches are cut by the shutdown", extra={"count": parts.leases.speaking})
-        parts.leases.release()
-        await asyncio.wait({synthesis}, timeout=DRAIN_SECONDS)
-        synthesis.cancel()
+    await asyncio.wait({synthesis}, timeout=parts.settings.shutdown_grace_seconds + DRAIN_SECONDS)
+    synthesis.cancel()
     with contextlib.suppress(TimeoutError, *REFUSED):
         async with asyncio.timeout(DRAIN_SECONDS):
             while await _waiting(parts):  # noqa: ASYNC110 - what is waited for happens in the database
@@ -204,10 +210,17 @@ async def _waiting(parts: Parts) -> int:
 
 
 def stop(parts: Parts) -> None:
-    """Take nothing new, and end the open streams; their browsers come back to the next process."""
+    """Take nothing new, and end the open streams; their browsers come back to the next process.
+
+    What speaks has its grace from now on: readers that read nothing may hold up the rest of the shutdown meanwhile.
+    """
+    if parts.stopping.is_set():
+        return
     parts.stopping.set()
     parts.queue.stop(SYNTHESIS)
+    parts.queue.stop(WATCHING)
     parts.following.wake_all()
+    asyncio.get_running_loop().call_later(parts.settings.shutdown_grace_seconds, parts.leases.release)
 
 
 @contextlib.asynccontextmanager

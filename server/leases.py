@@ -80,6 +80,8 @@ class Leases:
     def release(self) -> None:
         """Let go of every run that still speaks; whoever holds one puts it back or ends it."""
         self.released = True
+        if count := self.speaking:
+            logger.warning("speeches are cut by the shutdown", extra={"count": count})
         for held in list(self._held.values()):
             if held.lost:
                 held.lost()

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SYNTHESIS, DEFAULT = "synthesis", "default"
+SYNTHESIS, DEFAULT, WATCHING = "synthesis", "default", "watching"
 DEFAULT_CONCURRENCY = 20
+# Looks at a provider that does not answer take seconds each; storing must not wait behind them, nor speaking.
+WATCHING_CONCURRENCY = 50
 DRAIN_SECONDS = 5.0
 
 # A worker that is merely paused must not be pruned by another process (its next fetch would die on a foreign key),
@@ -104,7 +106,7 @@ class AsyncpgConnector(BaseAsyncConnector):
             return await self._rows(connection, query, arguments)
 
         with _library_errors():
-            return await self._database.patiently(work)
+            return await self._database.patiently(work, one_statement=True)
 
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         await self._patient_rows(query, arguments)
@@ -199,7 +201,7 @@ class Queue:
             schedule_in={"seconds": in_seconds} if in_seconds > 0 else None,
         ).defer_async(**{key: str(value) if isinstance(value, UUID) else value for key, value in arguments.items()})
 
-    def up(self, queues: Iterable[str] = (SYNTHESIS, DEFAULT)) -> bool:
+    def up(self, queues: Iterable[str] = (SYNTHESIS, DEFAULT, WATCHING)) -> bool:
         """Whether every worker of ``queues`` is there and fetching."""
         return all(name in self._workers for name in queues)
 

@@ -6,6 +6,7 @@ for more audio would hold it up for ever. So the parts hear of the stop first (d
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -132,6 +133,18 @@ async def startup_problems(settings: Settings) -> list[str]:
             connection.terminate()
 
 
+def calm_the_collector() -> None:
+    """Take what start-up made, and what lives as long as the process, out of the garbage collector's rounds.
+
+    Measured at 200 live streams: as Python comes, each full round walks everything that was ever imported and stops
+    every stream for 30 to 120 ms, and the rounds cost a fifth of all CPU time. Speech itself leaves few cycles (about
+    a hundred small objects each), so rounds may be rarer: a full one after some 2500 speeches.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 5)
+
+
 async def serve(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     problems = await startup_problems(settings)
@@ -139,7 +152,7 @@ async def serve(settings: Settings) -> int:
         for problem in problems:
             print(problem, file=sys.stderr)
         return 1
-    server = Server(create_app(settings), settings)
+    server = Server(create_app(settings), settings, started=calm_the_collector)
     await server.serve()
     return 0 if server.started else 1
 

@@ -7,9 +7,10 @@ clock counts.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -33,6 +34,8 @@ ATTEMPTS = 2
 # A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
 COLLECT_ATTEMPTS = 5
 NOBODY_FREE = "Nobody was free to speak this in time. Please try again."
+# How many renewals after an outage of the database a process that lives has certainly got through.
+BEATS_MISSED = 5
 HOUSEKEEPING_EVERY = 12
 REMOVAL_OVERDUE_SECONDS = 60.0
 
@@ -57,6 +60,7 @@ class Sweeper:
         self._announcer = announcer
         self._metrics = metrics
         self._deadlines = deadlines
+        self._trusts_beats_at = 0.0
 
     async def run(self) -> None:
         rounds = 0
@@ -68,13 +72,16 @@ class Sweeper:
                 rounds += 1
             except REFUSED as exc:
                 logger.warning("sweep failed", extra={"reason": repr(exc)})
+                self._trusts_beats_at = time.monotonic() + BEATS_MISSED * self._deadlines.renew_every_seconds
             await asyncio.sleep(self._deadlines.sweep_every_seconds * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def sweep(self) -> None:
         """One look at every run that should have moved."""
-        for task_id, attempt, may_be_repeated in await self._lost():
-            with _somebody_holds_it(task_id):
-                await self._take_from_the_dead(task_id, attempt, may_be_repeated)
+        # An outage ages everybody's beat; first let those who live say so.
+        if time.monotonic() >= self._trusts_beats_at:
+            for task_id, attempt, may_be_repeated in await self._lost():
+                with _somebody_holds_it(task_id):
+                    await self._take_from_the_dead(task_id, attempt, may_be_repeated)
         for task_id, attempt in await self._waited_too_long():
             with _somebody_holds_it(task_id):
                 await self._end(task_id, attempt, NOBODY_FREE, "provider_unavailable", state="queued")
@@ -114,7 +121,12 @@ class Sweeper:
                 self._announcer.changed(task_id)
         else:
             await self._end(
-                task_id, attempt, RESTARTED, "internal", silent_for_seconds=self._deadlines.lost_after_seconds
+                task_id,
+                attempt,
+                RESTARTED,
+                "internal",
+                silent_for_seconds=self._deadlines.lost_after_seconds,
+                facts={"error": {"code": "process_died", "attempt": attempt}},
             )
 
     async def _waited_too_long(self) -> list[tuple[UUID, int]]:
@@ -137,14 +149,19 @@ class Sweeper:
     async def _end(
         self,
         task_id: UUID,
-        attempt: int,
+        attempt: int | None,
         detail: str,
         category: Category,
         *,
         state: Literal["queued", "speaking"] = "speaking",
         silent_for_seconds: float | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
-        """End a run, unless it has moved on since it was looked at: its owner may have been paused, not dead."""
+        """End a run, unless it has moved on since it was looked at: its owner may have been paused, not dead.
+
+        Args:
+            attempt: None for a task that never had a run.
+        """
         try:
             async with self._impatient_transaction() as connection:
                 ended = await speech.end(
@@ -156,6 +173,7 @@ class Sweeper:
                     attempt=attempt,
                     state=state,
                     silent_for_seconds=silent_for_seconds,
+                    facts=facts,
                 )
         except speech.Fenced:
             return
@@ -203,7 +221,7 @@ class Sweeper:
                     logger.info("task of the older system is watched now", extra={"task_id": str(task_id)})
                     await speech.start_job(connection, self._queue, speech.WATCH_MODAL_JOB, task_id, 1)
         for task_id in abandoned:
-            await self._end(task_id, "The speech provider did not finish in time. Please try again.", "timeout")
+            await self._end(task_id, None, "The speech provider did not finish in time. Please try again.", "timeout")
 
     def _housekeeping(self) -> list[tuple[str, tuple[float, ...]]]:
         deadlines = self._deadlines

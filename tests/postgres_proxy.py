@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -47,12 +47,14 @@ class PostgresProxy:
         """The outage is over."""
         self._shut = False
 
-    def hold(self) -> None:
-        """Let nothing through in either direction, and break nothing: a process that is cut off, or paused."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nothing through in either direction while the block lasts, and break nothing."""
         self._flowing.clear()
-
-    def go_on(self) -> None:
-        self._flowing.set()
+        try:
+            yield
+        finally:
+            self._flowing.set()
 
     def lose_the_answer_to(self, marker: bytes) -> None:
         """Break the connection after PostgreSQL has carried out the next message that holds ``marker``, unanswered."""

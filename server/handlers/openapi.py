@@ -61,7 +61,7 @@ OPERATIONS = (
         "Speak a text; poll the task, or follow stream_url",
         {200: contract.GenerateAnswer},
         body=contract.GenerateRequest,
-        problems=(400, 401, 404, 409, 413, 503),
+        problems=(400, 401, 404, 409, 413, 502, 503),
         headers=("Idempotency-Key",),
     ),
     Operation(

@@ -80,13 +80,19 @@ def audio_address(generation_id: object) -> str:
 def _result(task: SpeechTask) -> dict[str, object] | UnsetType:
     if task.status != "completed":
         return UNSET
+    # The column takes any JSON, and other systems have written it.
+    result: object = task.result
+    known: dict[str, object] = result if isinstance(result, dict) else {}
     if task.type == "generate" and task.generation_id:
-        return {**(task.result or {}), "audio_url": audio_address(task.generation_id)}
-    return task.result or UNSET
+        return {**known, "audio_url": audio_address(task.generation_id)}
+    return known or UNSET
 
 
 def _audio(task: SpeechTask) -> TaskAudio | UnsetType:
-    audio_format = task.audio_format
+    try:
+        audio_format = task.audio_format
+    except KeyError:  # another system stored it, in a format that is none of ours
+        return UNSET
     if task.type != "generate" or audio_format is None:
         return UNSET
     rate = task.sample_rate_hz * BITS_PER_SAMPLE if audio_format.header_bytes else task.bits_per_second

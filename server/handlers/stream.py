@@ -6,14 +6,12 @@ client is ahead. They differ in how a slice is written and in how the walk ends.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal
 from uuid import UUID
 
 import msgspec
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -30,9 +28,6 @@ from server.parts import Parts
 from server.records import speech
 from server.records.speech import SpeechTask
 from server.storage import Bucket
-
-# Its own drain would cut every stream without a closing chunk; ours ends them cleanly (design §9).
-AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 Kind = Literal["events", "audio", "json"]
 END = "end"
@@ -168,7 +163,7 @@ async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, 
     if request.method == "HEAD":
         return Response(media_type="text/event-stream" if kind == "events" else _mime(task), headers=_about(task))
     walk = _Walk(parts, task, offset)
-    return _events_response(parts, walk) if kind == "events" else RawAudio(parts, walk)
+    return Events(parts, walk) if kind == "events" else RawAudio(parts, walk)
 
 
 def _mime(task: SpeechTask) -> str:
@@ -219,73 +214,16 @@ class _Walk:
             yield bytes(held)
 
 
-# --- as events --------------------------------------------------------------------------------------------------------
+class Growing(Response):
+    """A chunked body that is sent as it comes to be, until it ends or the client leaves.
 
+    Our own rather than a library's, since it is on the way of every delta to every follower: what sse-starlette puts
+    around each send costs as much as serialising the event.
+    """
 
-def _events_response(parts: Parts, walk: _Walk) -> EventSourceResponse:
-    return EventSourceResponse(
-        _events(walk),
-        headers=_about(walk.task),
-        ping=parts.settings.deadlines.heartbeat_seconds,
-        ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
-        sep="\n",
-    )
-
-
-async def _events(walk: _Walk) -> AsyncIterator[bytes]:
-    """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
-    parts = walk.parts
-    wake = asyncio.Event()
-    with parts.metrics.stream():
-        # Spread what comes back at once after a restart.
-        yield b"retry: %d\n\n" % random.randint(1000, 3000)  # noqa: S311
-        async with parts.following.follow(walk.task) as feed:
-            with feed.followed_by(wake):
-                shown: tuple[str, str | None] | None = None
-                while not parts.stopping.is_set() and not feed.gone:
-                    wake.clear()
-                    walk.task = task = feed.task
-                    if (task.status, task.provider_status) != shown and not (shown and task.terminal):
-                        shown = task.status, task.provider_status
-                        if task.status not in ("failed", "cancelled"):
-                            yield _task_event(parts, task)
-                    log = feed.log
-                    if log and walk.offset < log.visible:
-                        batch, walk.offset = log.events(walk.offset)
-                        yield batch
-                    elif task.terminal:
-                        break
-                    else:
-                        await wake.wait()
-        if not walk.task.terminal:
-            return
-        if walk.task.status == "completed":
-            try:
-                async with aclosing(walk.stored()) as slices:
-                    async for audio in slices:
-                        walk.offset += len(audio)
-                        yield delta_event(audio, walk.offset)
-            except (NotFound, StorageUnavailable):
-                return
-            if parts.stopping.is_set():
-                return
-        yield _task_event(parts, walk.task, last=True)
-
-
-def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:
-    data = msgspec.json.encode(task_answer(parts, task))
-    return b"event: task\n%bdata: %b\n\n" % (b"id: end\n" if last else b"", data)
-
-
-# --- as raw audio -----------------------------------------------------------------------------------------------------
-
-
-class RawAudio(Response):
-    """The audio itself, chunked. Its body ends properly only when the task completed and every byte was sent."""
-
-    def __init__(self, parts: Parts, walk: _Walk) -> None:
+    def __init__(self, parts: Parts, walk: _Walk, media_type: str) -> None:
         super().__init__(
-            media_type=_mime(walk.task),
+            media_type=media_type,
             headers={**_about(walk.task), "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         del self.headers["content-length"]
@@ -297,12 +235,101 @@ class RawAudio(Response):
         with self._parts.metrics.stream():
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send(send))
-                watcher = group.create_task(_until_gone(receive, sender))
+                beside = [group.create_task(_until_gone(receive, sender)), group.create_task(self._beside(send))]
                 await asyncio.wait({sender})
-                watcher.cancel()
+                for task in beside:
+                    task.cancel()
         if not sender.cancelled() and sender.result():
             await send({"type": "http.response.body", "body": b""})
         # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
+
+    async def _send(self, send: Send) -> bool:
+        """Send everything; whether the body may be ended properly."""
+        raise NotImplementedError
+
+    async def _beside(self, send: Send) -> None:
+        """What else is to be sent meanwhile."""
+
+
+async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    sender.cancel()
+
+
+# --- as events --------------------------------------------------------------------------------------------------------
+
+
+class Events(Growing):
+    """Serialised events, and a comment line now and then, so that no proxy takes the connection for dead."""
+
+    def __init__(self, parts: Parts, walk: _Walk) -> None:
+        super().__init__(parts, walk, "text/event-stream")
+
+    async def _send(self, send: Send) -> bool:
+        async with aclosing(_events(self._walk)) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        return True
+
+    async def _beside(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self._parts.settings.deadlines.heartbeat_seconds)
+            await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+
+
+async def _events(walk: _Walk) -> AsyncGenerator[bytes, None]:
+    """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
+    parts = walk.parts
+    wake = asyncio.Event()
+    # Spread what comes back at once after a restart.
+    yield b"retry: %d\n\n" % random.randint(1000, 3000)  # noqa: S311
+    async with parts.following.follow(walk.task) as feed:
+        with feed.followed_by(wake):
+            shown: tuple[str, str | None] | None = None
+            while not parts.stopping.is_set() and not feed.gone:
+                wake.clear()
+                walk.task = task = feed.task
+                if (task.status, task.provider_status) != shown and not (shown and task.terminal):
+                    shown = task.status, task.provider_status
+                    if task.status not in ("failed", "cancelled"):
+                        yield _task_event(parts, task)
+                log = feed.log
+                if log and walk.offset < log.visible:
+                    batch, walk.offset = log.events(walk.offset)
+                    yield batch
+                elif task.terminal:
+                    break
+                else:
+                    await wake.wait()
+    if not walk.task.terminal:
+        return
+    if walk.task.status == "completed":
+        try:
+            async with aclosing(walk.stored()) as slices:
+                async for audio in slices:
+                    walk.offset += len(audio)
+                    yield delta_event(audio, walk.offset)
+        except (NotFound, StorageUnavailable):
+            return
+        if parts.stopping.is_set():
+            return
+    yield _task_event(parts, walk.task, last=True)
+
+
+def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:
+    data = msgspec.json.encode(task_answer(parts, task))
+    return b"event: task\n%bdata: %b\n\n" % (b"id: end\n" if last else b"", data)
+
+
+# --- as raw audio -----------------------------------------------------------------------------------------------------
+
+
+class RawAudio(Growing):
+    """The audio itself, chunked. Its body ends properly only when the task completed and every byte was sent."""
+
+    def __init__(self, parts: Parts, walk: _Walk) -> None:
+        super().__init__(parts, walk, _mime(walk.task))
 
     async def _send(self, send: Send) -> bool:
         """Whether everything was sent."""
@@ -313,12 +340,6 @@ class RawAudio(Response):
         except (OSError, NotFound, StorageUnavailable):
             return False
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
-
-
-async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    sender.cancel()
 
 
 async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:

@@ -304,7 +304,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
             language=str(outcome.get("language", language)),
             source="designed",
             description=str(outcome.get("instruct", "")),
-            tts_provider="qwen",
+            tts_provider=parts.providers.abilities.provider,
             provider_voice_id=outcome.get("voice"),
             provider_target_model=outcome.get("target_model"),
             provider_voice_kind="vd",

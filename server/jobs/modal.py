@@ -328,8 +328,6 @@ async def cancel_modal(parts: Parts, *, job: str, tries: int) -> None:
         if tries + 1 < CANCEL_TRIES:
 
             async def again(connection: "Connection") -> None:
-                await parts.queue.defer(
-                    connection, speech.CANCEL_MODAL_JOB, in_seconds=2.0 * (tries + 1), job=job, tries=tries + 1
-                )
+                await speech.defer_cancel(connection, parts.queue, job, tries=tries + 1, in_seconds=2.0 * (tries + 1))
 
             await parts.database.patiently(again)

@@ -74,7 +74,8 @@ async def _give_back(parts: Parts, assignment: Assignment) -> None:
         )
 
     if not await parts.database.patiently(give_back, for_seconds=3.0):
-        await fail(parts, assignment, detail=RESTARTED, category="internal", facts={}, for_seconds=3.0)
+        facts = {"error": {"code": "server_restarted"}}
+        await fail(parts, assignment, detail=RESTARTED, category="internal", facts=facts, for_seconds=3.0)
 
 
 async def fail(
@@ -195,7 +196,7 @@ class _Synthesis:
                 log.append(event.audio, event.encoded)
                 spool.grew(log)
                 if first:
-                    await self._first_delta(event.audio)
+                    await self._first_delta(event.audio, spoken.facts())
             elif type(event) is SpeechStatus:
                 self._said = event.provider_status
                 if event.sample_rate_hz:
@@ -206,7 +207,7 @@ class _Synthesis:
                 facts = event.facts
         return facts
 
-    async def _first_delta(self, audio: bytes) -> None:
+    async def _first_delta(self, audio: bytes, facts: dict[str, Any]) -> None:
         waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
         self._parts.metrics.first_audio(self._assignment.provider, waited)
         clock = self._log.audio_format.clock(self._log.sample_rate_hz)
@@ -220,6 +221,8 @@ class _Synthesis:
                 provider_status=self._said,
                 sample_rate_hz=self._log.sample_rate_hz,
                 bits_per_second=rate,
+                # Should this process die, nobody else could tell what the provider called this.
+                facts={name: facts[name] for name in ("request_id", "session_id") if name in facts},
             )
 
         await self._try(note)
@@ -228,12 +231,17 @@ class _Synthesis:
         async def show(connection: "Connection") -> None:
             await speech.progress(connection, self._assignment.task_id, self._assignment.attempt, provider_status)
 
-        await self._try(show)
+        await self._try(show, one_statement=True)
 
-    async def _try(self, work: Any) -> None:
-        """Show progress if the database is there; a speech does not wait for a status that only tells how far it is."""
+    async def _try(self, work: Any, *, one_statement: bool = False) -> None:
+        """Show progress if the database is there; a speech does not wait for a status that only tells how far it is.
+
+        Args:
+            one_statement: ``work`` is a single statement and needs no transaction around it.
+        """
+        database = self._parts.database
         try:
-            async with self._parts.database.transaction() as connection:
+            async with database.connection() if one_statement else database.transaction() as connection:
                 await work(connection)
         except REFUSED as exc:
             logger.warning("progress not shown", extra={"reason": type(exc).__name__})

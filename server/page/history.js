@@ -45,7 +45,7 @@ export class History {
       if (asked !== this.#asked) return;
       $("history-note").textContent = error.message;
       this.#app.failed(error);
-      this.#again();
+      if (error.passing) this.#again();
     }
   }
 

@@ -3,8 +3,9 @@
  */
 import { CloneDialog } from "./clone.js";
 import { DesignDialog } from "./design.js";
-import { $, h, relabel, toast, icon } from "./dom.js";
+import { $, h, icon, relabel, toast } from "./dom.js";
 import { History } from "./history.js";
+import { keep, kept } from "./keep.js";
 import { persist } from "./requests.js";
 import { Stage } from "./stage.js";
 import { Utter } from "./utter.js";
@@ -15,7 +16,7 @@ const TOKEN = "utter.token";
 const DRAFT = "utter.draft";
 const THEMES = ["auto", "light", "dark"];
 
-const utter = new Utter({ token: () => given ?? sessionStorage.getItem(TOKEN) });
+const utter = new Utter({ token: () => given ?? kept(TOKEN) });
 const stage = new Stage();
 const app = { utter, stage, service: null, again, failed };
 const voices = new Voices(app);
@@ -35,7 +36,7 @@ $("sign-in").addEventListener("cancel", (event) => event.preventDefault());
 $("sign-in").querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
   const problem = $("sign-in-problem");
-  sessionStorage.setItem(TOKEN, $("token").value.trim());
+  keep(TOKEN, $("token").value.trim());
   given = null;
   try {
     const { signed_in } = await utter.call("GET", "/api/me");
@@ -50,7 +51,8 @@ $("sign-in").querySelector("form").onsubmit = async (event) => {
   await enter();
 };
 $("sign-out").onclick = () => {
-  sessionStorage.clear();
+  for (const name of [TOKEN, DRAFT]) keep(name, undefined);
+  stage.clear();
   location.reload();
 };
 
@@ -62,9 +64,10 @@ function count() {
   $("counter").classList.toggle("over", length > limit);
   $("generate").disabled = busy || length > limit || !voices.chosen;
   $("text").setAttribute("aria-invalid", String(length > limit));
-  sessionStorage.setItem(DRAFT, $("text").value);
-  $("compose-problem").textContent = length > limit
-    ? `This is ${(length - limit).toLocaleString("en")} characters too long.` : "";
+  keep(DRAFT, $("text").value);
+  const extra = length - limit;
+  $("compose-problem").textContent = extra > 0
+    ? `This is ${extra.toLocaleString("en")} character${extra === 1 ? "" : "s"} too long.` : "";
 }
 let busy = false;
 
@@ -135,7 +138,7 @@ $("theme").append(icon("auto"));
 $("theme").onclick = () => {
   const { dataset } = document.documentElement;
   dataset.theme = THEMES[(THEMES.indexOf(dataset.theme) + 1) % THEMES.length];
-  localStorage.setItem("utter.theme", dataset.theme);
+  keep("utter.theme", dataset.theme, "localStorage");
   showTheme();
 };
 
@@ -153,7 +156,7 @@ new DesignDialog(app);
 
 /** What the server is and can, however long it takes to be reached. */
 function learn() {
-  const failed = () => { $("service").textContent = "The server cannot be reached. Trying again…"; };
+  const failed = (error) => { $("service").textContent = `${error.message} Trying again…`; };
   return persist(async () => {
     const [session, service] = await Promise.all([
       utter.call("GET", "/static/session.json"), utter.call("GET", "/api/languages"),
@@ -179,9 +182,13 @@ function showService() {
 
 /** Everything that needs a signed-in user. */
 async function enter() {
-  $("sign-out").hidden = Boolean(given) || !sessionStorage.getItem(TOKEN);
+  $("sign-out").hidden = Boolean(given) || !kept(TOKEN);
+  const failing = (error) => {
+    $("voices-note").hidden = false;
+    $("voices-note").textContent = `${error.message} Trying again…`;
+  };
   try {
-    await persist(() => voices.load(), { tries: 6 });
+    await persist(() => voices.load(), { tries: Infinity, failed: failing });
   } catch (error) {
     $("voices-note").hidden = false;
     $("voices-note").textContent = error.message;
@@ -201,19 +208,23 @@ async function enter() {
 function comeBack() {
   const speech = stage.speech ? null : utter.restore();
   if (!speech) return;
-  stage.show(speech, {});
+  stage.show(speech, { late: true });
   const describe = () => {
     const entry = history.entry(speech.generationId);
-    if (entry) stage.describe({ text: entry.text, voice: { id: entry.voice_id }, expected: expectedSeconds(entry.text) });
+    if (entry) stage.describe({ text: entry.text, voice: { id: entry.voice_id }, expected: expectedSeconds(entry.text), late: true });
   };
   speech.addEventListener("state", describe);
   speech.addEventListener("end", () => speech.error?.status === 404 && stage.speech === speech && stage.clear());
 }
 
-$("text").value = sessionStorage.getItem(DRAFT) ?? "";
+$("text").value = kept(DRAFT) ?? "";
 showTheme();
 count();
-await learn();
-showService();
-count();
-await enter();
+try {
+  await learn();
+  showService();
+  count();
+  await enter();
+} catch (error) {
+  $("service").textContent = error.message;
+}

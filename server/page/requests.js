@@ -40,14 +40,17 @@ export class Client {
   }
 }
 
-/** Try until it works. With a number of tries only what the network did is tried again, not what the server said. */
+/**
+ * Try until it works; `failed(error)` hears of each attempt that did not.
+ * With a number of tries only what the network did is tried again, not what the server said.
+ */
 export async function persist(attempt, { tries = 4, signal, failed = () => {} } = {}) {
   for (let tried = 1; ; tried += 1) {
     try {
       return await attempt();
     } catch (error) {
       if (!error.passing || tried >= tries || (tries < Infinity && error.category !== "network")) throw error;
-      failed();
+      failed(error);
       await rest(Math.min(250 * 2 ** tried, 5000), signal);
     }
   }

@@ -1,6 +1,7 @@
 /**
  * speech.js: one text, from the request to the ear, through whatever the network does on the way.
  */
+import { keep } from "./keep.js";
 import { Decoder, ElementPlayer, livePlayer, openLivePlayer } from "./playback.js";
 import { UtterError, persist, read, rest } from "./requests.js";
 
@@ -317,14 +318,13 @@ export class Speech extends EventTarget {
 
   #tick() {
     if (this.#remembers && this.id) {
-      const remembered = { task_id: this.id, heard: this.currentTime, paused: this.paused };
-      sessionStorage.setItem(REMEMBERED, JSON.stringify(remembered));
+      keep(REMEMBERED, { task_id: this.id, heard: this.currentTime, paused: this.paused });
     }
     if (this.#wanted && this.#player) this.#emit("time");
   }
 
   #forget() {
-    if (this.#remembers) sessionStorage.removeItem(REMEMBERED);
+    if (this.#remembers) keep(REMEMBERED, undefined);
     this.#remembers = false;
   }
 

@@ -24,6 +24,13 @@ export class Stage extends EventTarget {
       this.#wave.heard = Number($("seek").value);
       this.#wave.draw();
     };
+    $("seek").onkeydown = (event) => {
+      const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -5, PageUp: 5 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      this.speech?.seek(this.speech.currentTime + step);
+      this.render();
+    };
     $("seek").onchange = () => {
       this.#seeking = false;
       this.speech?.seek(Number($("seek").value));
@@ -127,7 +134,7 @@ export class Stage extends EventTarget {
     if (!this.#seeking) $("seek").value = String(heard);
     $("seek").setAttribute("aria-valuetext", `${clock(heard)} of ${clock(seconds)}`);
     $("time").textContent = this.#time(heard, seconds, active);
-    const state = speech ? (this.#blocked ? "Press play to listen." : stateOf(speech)) : "";
+    const state = speech ? (this.#blocked ? "Press play to listen." : stateOf(speech, this.#about.replay ? this.#about.voice?.name : "")) : "";
     if ($("state").textContent !== state) $("state").textContent = state;
 
     Object.assign(this.#wave, { seconds, heard, growing: active });
@@ -157,7 +164,7 @@ export class Stage extends EventTarget {
   }
 
   #showFirst(milliseconds) {
-    if (!this.speech.task || this.#about.replay) return;
+    if (!this.speech.task || this.#about.late) return; // after a reload the clock began at another moment
     $("first").hidden = false;
     $("first").textContent = `first sound after ${(milliseconds / 1000).toFixed(2)} s`;
   }

@@ -29,6 +29,7 @@
  *           blocked   the browser wants a click: play()    stored      the stored audio is here
  *           end       state is completed, failed or cancelled, and nothing more will come
  */
+import { kept } from "./keep.js";
 import { Client, persist, randomKey } from "./requests.js";
 import { REMEMBERED, Speech } from "./speech.js";
 
@@ -65,7 +66,7 @@ export class Utter extends Client {
 
   /** The speech that this tab was listening to when it was reloaded, or null. */
   restore(options = {}) {
-    const { task_id, heard, paused } = JSON.parse(sessionStorage.getItem(REMEMBERED) ?? "{}");
+    const { task_id, heard, paused } = kept(REMEMBERED) ?? {};
     return task_id ? this.follow(task_id, { from: heard, autoplay: !paused, ...options }) : null;
   }
 }

@@ -2,6 +2,7 @@
  * voices.js: who can speak. Voices that the present provider cannot use are shown with the reason, and not selectable.
  */
 import { $, attempt, colour, deleteButton, h, iconButton, relabel, toast } from "./dom.js";
+import { keep, kept } from "./keep.js";
 
 const CHOSEN = "utter.voice";
 const SEARCH_FROM = 7; // voices
@@ -23,7 +24,7 @@ export class Voices extends EventTarget {
   /** Fetch them all and show them; `choose` is the id of the one to select. */
   async load(choose = null) {
     this.#voices = await this.#fetchAll();
-    const wanted = [choose, this.chosen?.id, localStorage.getItem(CHOSEN)];
+    const wanted = [choose, this.chosen?.id, kept(CHOSEN, "localStorage")];
     $("cast").replaceChildren(...this.#voices.map((voice) => this.#card(voice)));
     const chosen = wanted.map((id) => this.#voices.find((voice) => voice.id === id && voice.compatible)).find(Boolean)
       ?? this.#voices.find((voice) => voice.compatible);
@@ -59,7 +60,7 @@ export class Voices extends EventTarget {
       found.push(...voices);
       pages = pagination.pages;
     }
-    return found;
+    return found.sort((a, b) => b.compatible - a.compatible); // otherwise as they come, newest first
   }
 
   #input(id) {
@@ -70,11 +71,11 @@ export class Voices extends EventTarget {
     const { utter } = this.#app;
     const input = h("input", { type: "radio", name: "voice", value: voice.id, disabled: !voice.compatible });
     input.addEventListener("change", () => {
-      localStorage.setItem(CHOSEN, voice.id);
+      keep(CHOSEN, voice.id, "localStorage");
       this.dispatchEvent(new Event("change"));
     });
     const kind = voice.source === "designed" ? "Designed" : "Cloned";
-    const reason = !voice.compatible && h("span", { className: "reason", id: `why-${voice.id}` },
+    const reason = !voice.compatible && h("p", { className: "reason", id: `why-${voice.id}` },
       voice.incompatible_reason ?? "This voice was made for another speech provider.");
     if (reason) input.setAttribute("aria-describedby", reason.id);
     const listen = iconButton("play", `Listen to ${voice.name}`, () => attempt(listen, () => this.#listen(voice, listen)));
@@ -87,9 +88,8 @@ export class Voices extends EventTarget {
     const card = h("div", { className: "voice", title: voice.description ?? "" },
       h("label", {}, input, h("span", { className: "orb" }), h("span", { className: "who" },
         h("strong", {}, voice.name),
-        h("small", {}, voice.language === "Auto" ? kind : `${kind} · ${voice.language}`),
-        reason)),
-      h("div", { className: "tools" }, listen, remove));
+        h("small", {}, voice.language === "Auto" ? kind : `${kind} · ${voice.language}`))),
+      h("div", { className: "tools" }, listen, remove), reason);
     card.dataset.compatible = String(voice.compatible);
     colour(card, voice.id);
     return card;

@@ -12,11 +12,11 @@ const STEPS = {
   provider_persisting: "Saving…",
 };
 
-/** One short sentence. */
-export function stateOf(speech) {
+/** One short sentence; of what comes from the history, `replayed`. */
+export function stateOf(speech, replayed = "") {
   if (speech.state === "failed") return "It did not work.";
   if (speech.state === "cancelled") return "Cancelled.";
-  if (speech.state === "completed") return speech.stored ? "Saved." : "Almost there…";
+  if (speech.state === "completed") return !speech.stored && !speech.error ? "Almost there…" : replayed || "Saved.";
   if (speech.link === "reconnecting") return "Connection lost, coming back…";
   if (speech.state === "starting") return "Sending your text…";
   if (speech.state === "pending") return "Waiting for its turn…";

@@ -82,17 +82,23 @@ class Modal:
             ProviderTimeout: Sent, but not answered: a job may be running that nobody knows by name.
             ProviderRejected, ProviderUnavailable: No job was made.
         """
+
+        def body() -> bytes:
+            return msgspec.json.encode(
+                {
+                    "text": text,
+                    "language": language,
+                    "ref_audio_base64": b64encode(reference).decode(),
+                    "ref_text": transcript,
+                    "max_new_tokens": _MOST_NEW_TOKENS,
+                }
+            )
+
         answer = await self._json(
             "POST",
             self._settings.modal_job_submit,
             within_seconds=self._deadlines.modal_submit_seconds,
-            body={
-                "text": text,
-                "language": language,
-                "ref_audio_base64": b64encode(reference).decode(),
-                "ref_text": transcript,
-                "max_new_tokens": _MOST_NEW_TOKENS,
-            },
+            content=await asyncio.to_thread(body),  # ten megabytes take longer than others may wait
         )
         try:
             job_id = msgspec.convert(answer, _Submitted).job_id.strip()
@@ -169,7 +175,7 @@ class Modal:
             "POST",
             self._settings.modal_job_cancel,
             within_seconds=self._deadlines.connect_seconds,
-            body={"job_id": job_id},
+            content=msgspec.json.encode({"job_id": job_id}),
         )
 
     async def design(self, *, text: str, language: str, instruct: str) -> bytes:
@@ -179,17 +185,17 @@ class Modal:
             ProviderTimeout: Nothing came within the deadline of a job.
             ProviderRejected, ProviderUnavailable: Refused, or failed on their side.
         """
-        body = {"text": text, "language": language, "instruct": instruct}
+        content = msgspec.json.encode({"text": text, "language": language, "instruct": instruct})
         try:
             async with asyncio.timeout(self._deadlines.modal_job_seconds):
-                status, content = await self._exchange(
-                    "POST", self._settings.modal_endpoint_voice_design, body=body, most_bytes=_MOST_AUDIO_BYTES
+                status, answer = await self._exchange(
+                    "POST", self._settings.modal_endpoint_voice_design, content=content, most_bytes=_MOST_AUDIO_BYTES
                 )
         except TimeoutError as exc:
             raise ProviderTimeout(diagnostics={"code": "timeout"}) from exc
         if status == 200:
-            return _checked(content)
-        raise _refused(status, content)
+            return _checked(answer)
+        raise _refused(status, answer)
 
     async def _json(
         self,
@@ -197,20 +203,20 @@ class Modal:
         address: str | None,
         *,
         within_seconds: float,
-        body: dict[str, Any] | None = None,
+        content: bytes | None = None,
         query: dict[str, str] | None = None,
     ) -> Any:
         try:
             async with asyncio.timeout(within_seconds):
-                status, content = await self._exchange(
-                    method, address, body=body, query=query, most_bytes=_MOST_JSON_BYTES
+                status, answer = await self._exchange(
+                    method, address, content=content, query=query, most_bytes=_MOST_JSON_BYTES
                 )
         except TimeoutError as exc:
             raise ProviderTimeout(diagnostics={"code": "timeout"}) from exc
         if status != 200:
-            raise _refused(status, content)
+            raise _refused(status, answer)
         try:
-            return msgspec.json.decode(content)
+            return msgspec.json.decode(answer)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             raise _unavailable("unreadable_answer") from exc
 
@@ -220,7 +226,7 @@ class Modal:
         address: str | None,
         *,
         most_bytes: int,
-        body: dict[str, Any] | None = None,
+        content: bytes | None = None,
         query: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
         """One request and whatever redirects and "not yet" stand before its answer; status and body.
@@ -235,7 +241,6 @@ class Modal:
             raise _unavailable(NOT_CONFIGURED)
         timeout = httpx.Timeout(self._deadlines.modal_request_seconds, connect=self._deadlines.connect_seconds)
         target = httpx.URL(address).copy_merge_params(query) if query else httpx.URL(address)
-        content = msgspec.json.encode(body) if body is not None else None
         pauses = _pauses()
         redirects = stumbles = 0
         while redirects <= _MOST_REDIRECTS:

@@ -38,7 +38,7 @@ async def note_submitted(connection: "Connection", queue: Queue, task_id: UUID, 
         job,
     )
     if not wanted:
-        await queue.defer(connection, speech.CANCEL_MODAL_JOB, job=job, tries=0)
+        await speech.defer_cancel(connection, queue, job)
     return bool(wanted)
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from server.audio import AudioFormat, format_named
 from server.errors import Category
-from server.queue import DEFAULT, SYNTHESIS, Queue
+from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
 
 if TYPE_CHECKING:
     import asyncpg
@@ -26,8 +26,13 @@ ACTIVE = ("pending", "processing")
 SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB, PREVIEW_JOB = "synthesize", "finalize", "remove", "preview"
 # A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
 WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
-# What waits on a provider for minutes has a queue of its own, so that storing never waits behind it.
-_SPEAKING_JOBS = (SYNTHESIZE_JOB, COLLECT_MODAL_JOB, PREVIEW_JOB)
+# What waits on a provider has queues of its own, so that storing never waits behind it.
+_QUEUES = {
+    SYNTHESIZE_JOB: SYNTHESIS,
+    COLLECT_MODAL_JOB: SYNTHESIS,
+    PREVIEW_JOB: SYNTHESIS,
+    WATCH_MODAL_JOB: WATCHING,
+}
 
 CANCELLED_BY_USER = "Cancelled by user"
 
@@ -237,7 +242,7 @@ async def start_job(
     await queue.defer(
         connection,
         job_name,
-        queue=SYNTHESIS if job_name in _SPEAKING_JOBS else DEFAULT,
+        queue=_QUEUES.get(job_name, DEFAULT),
         in_seconds=in_seconds,
         task_id=task_id,
         attempt=attempt,
@@ -337,11 +342,16 @@ async def note_audio(
     provider_status: str,
     sample_rate_hz: int,
     bits_per_second: int,
+    facts: dict[str, Any],
 ) -> None:
-    """Keep what the first delta told about the audio, for progress and for other processes."""
+    """Keep what the first delta told about the audio, for progress and for other processes.
+
+    Args:
+        facts: What is known of the provider's session by then.
+    """
     await connection.execute(
         """UPDATE public.generations
-              SET provider_metadata = coalesce(provider_metadata, '{}')
+              SET provider_metadata = coalesce(provider_metadata, '{}') || $6::jsonb
                   || jsonb_build_object('audio', jsonb_build_object('sample_rate', $2::int, 'bits_per_second', $3::int))
             WHERE id = $1 AND status IN ('pending', 'processing')
               AND EXISTS (SELECT 1 FROM internal.runs WHERE task_id = $4 AND attempt = $5)""",
@@ -350,6 +360,7 @@ async def note_audio(
         bits_per_second,
         assignment.task_id,
         assignment.attempt,
+        facts,
     )
     await progress(connection, assignment.task_id, assignment.attempt, provider_status)
     await connection.execute(
@@ -693,7 +704,14 @@ async def cancel_job(connection: "Connection", queue: Queue, task_id: UUID) -> N
         task_id,
     )
     if job:
-        await queue.defer(connection, CANCEL_MODAL_JOB, job=job, tries=0)
+        await defer_cancel(connection, queue, job)
+
+
+async def defer_cancel(
+    connection: "Connection", queue: Queue, job: str, *, tries: int = 0, in_seconds: float = 0.0
+) -> None:
+    """Have a job API asked to stop a job that nobody wants."""
+    await queue.defer(connection, CANCEL_MODAL_JOB, queue=WATCHING, in_seconds=in_seconds, job=job, tries=tries)
 
 
 async def remove_object(connection: "Connection", queue: Queue, bucket: str, object_key: str, *, reason: str) -> None:

@@ -1,8 +1,11 @@
 """A world with more than one server."""
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,6 +28,24 @@ async def gateway_behind(door: PostgresProxy, settings: Settings) -> AsyncIterat
     """One more server on the same database and storage, with memory of its own."""
     async with running_gateway(replace(settings, database_url=door.url)) as running:
         yield running
+
+
+async def followers(gateway: Gateway, count: int) -> None:
+    """Wait until so many streams are open."""
+    await wait_for(lambda: f"utter_active_streams {count}.0".encode() in gateway.parts.metrics.exposition())
+
+
+@asynccontextmanager
+async def deaf(server_url: str, url: str, accept: str = "text/event-stream") -> AsyncIterator[socket.socket]:
+    """A listener that asks and then reads nothing."""
+    parts = urlsplit(server_url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, (parts.hostname, parts.port))
+        await loop.sock_sendall(connection, f"GET {url} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+        yield connection
 
 
 @pytest.fixture

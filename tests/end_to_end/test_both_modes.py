@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
@@ -143,6 +144,30 @@ async def test_a_signed_link_serves_several_times_without_a_token(client: Client
     assert first.headers["content-type"] == task["audio"]["mime"]
     assert first.headers["content-disposition"].startswith("attachment")
     assert (part.status_code, part.content) == (206, first.content[:100])
+
+
+async def test_storage_that_is_away_for_a_moment_only_delays(
+    gateway: Gateway, client: Client, voice_id: UUID, rows: Rows
+) -> None:
+    """Where the folder of the audio should be there is a file; the speech waits in the database meanwhile."""
+    stored = gateway.parts.settings.storage
+    folder = Path(stored.root) / stored.bucket_generations
+    folder.rename(folder.with_name("elsewhere"))
+    folder.touch()
+    answer = await client.generate(voice_id)
+
+    async def spoken() -> bool:
+        await client.task(answer["task_id"])
+        return bool(await rows.fetchval("SELECT true FROM internal.runs WHERE state = 'spoken'"))
+
+    await wait_for(spoken)
+    refused = "utter_finalize_retries_total 0.0"
+    await wait_for(lambda: refused not in gateway.parts.metrics.exposition().decode())
+    assert (await client.task(answer["task_id"]))["status"] == "processing"
+    folder.unlink()
+    folder.with_name("elsewhere").rename(folder)
+    assert (await client.ended(answer["task_id"]))["status"] == "completed"
+    assert await client.audio(answer["generation_id"])
 
 
 # --- cancelling and putting away --------------------------------------------------------------------------------------

@@ -213,6 +213,17 @@ async def test_every_known_model_and_the_configured_ones_can_speak(settings: Set
             await client.generate(await insert_voice(database_url, client.user_id, model=model))
 
 
+async def test_an_answer_that_cannot_be_given_is_406_before_anything_is_made(
+    client: Client, voice_id: UUID, rows: Rows
+) -> None:
+    body = {"voice_id": str(voice_id), "text": "Good evening."}
+    for accept in ("image/png", "text/html", "text/event-stream;q=0", "nonsense"):
+        response = await client.http.post("/api/generate/stream", json=body, headers={"Accept": accept})
+        problem_of(response, 406, "validation", says="text/event-stream")
+    problem_of(await client.http.post("/api/generate/stream?as=video", json=body), 400, "validation", says="`as`")
+    assert await nothing_was_created(rows)
+
+
 # --- one at a time, and not too many ----------------------------------------------------------------------------------
 
 

@@ -156,6 +156,29 @@ async def test_a_task_of_another_system_is_shown(client: Client, rows: Rows) -> 
     assert "audio" not in task
 
 
+async def test_a_speech_of_another_system_is_shown_whatever_its_format(client: Client, rows: Rows) -> None:
+    """What we would never store has no audio that we could describe; it is still there to be downloaded."""
+    for name in ("opus", "pcm", "MP3", ""):
+        generation_id = await rows.fetchval(
+            """INSERT INTO public.generations
+                    (user_id, text, status, tts_provider, output_format, audio_object_key, completed_at)
+               VALUES ($1, 'Good evening.', 'completed', 'qwen', $2, 'a/b.opus', now()) RETURNING id""",
+            client.user_id,
+            name,
+        )
+        task_id = await rows.fetchval(
+            """INSERT INTO public.tasks (user_id, type, status, provider, generation_id, result, metadata)
+               VALUES ($1, 'generate', 'completed', 'qwen', $2, '"a string"', '[]') RETURNING id""",
+            client.user_id,
+            generation_id,
+        )
+        task = await client.task(str(task_id))
+        assert task["status"] == "completed"
+        assert task["result"] == {"audio_url": f"/api/generations/{generation_id}/audio"}
+        assert "audio" not in task
+        assert (await client.http.get(task["result"]["audio_url"])).status_code == 302
+
+
 # --- whose it is ------------------------------------------------------------------------------------------------------
 
 

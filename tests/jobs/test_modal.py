@@ -6,11 +6,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.providers import modal as modal_provider
+from server.queue import DEFAULT_CONCURRENCY
 from server.records import modal as modal_records
 from server.records import speech
 from server.settings import Settings
@@ -171,6 +173,21 @@ async def test_watchers_do_not_multiply(
     await client.http.post(f"/api/tasks/{task_id}/cancel")
 
 
+async def test_looks_that_hang_hold_up_nothing_else(settings: Settings, simulator: Simulator, rows: Rows) -> None:
+    """A provider that does not answer is watched by as many as there are tasks; storing has workers of its own."""
+    held = simulator.behave("modal", {"do": "hold"}, action="status", times=0, text_contains="Slow")
+    patient = in_modal_mode(settings, connect_seconds=60.0)
+    async with running_gateway(patient) as gateway, gateway.client() as client:
+        voice_id = await insert_modal_voice(gateway.parts, rows, client.user_id)
+        slow = [await client.generate(voice_id, f"Slow, number {number}.") for number in range(DEFAULT_CONCURRENCY + 5)]
+        await held.held(len(slow))
+        quick = await client.generate(voice_id, "Quick.")
+        assert (await ended(rows, quick["task_id"]))["status"] == "completed"
+        held.release()
+        for answer in slow:
+            assert (await ended(rows, answer["task_id"]))["status"] == "completed"
+
+
 async def test_a_watcher_that_was_lost_is_brought_back(settings: Settings, simulator: Simulator, rows: Rows) -> None:
     never = in_modal_mode(settings, modal_watch_seconds=600, idle_run_seconds=0.0)
     async with running_gateway(never) as gateway, gateway.client() as client:
@@ -278,18 +295,18 @@ async def test_a_server_without_a_cancel_endpoint_cancels_at_home(
 # --- tasks of the older system ----------------------------------------------------------------------------------------
 
 
-async def older_task(rows: Rows, client: Client, job: str | None, *, age: str = "1 minute", **columns: Any) -> Any:
+async def older_task(rows: Rows, user_id: UUID, job: str | None, *, age: str = "1 minute", **columns: Any) -> Any:
     """A task as the older system left it: no provider columns, no run, nothing in the queue."""
     generation_id = await rows.fetchval(
         """INSERT INTO public.generations (user_id, text, language, status, created_at)
            VALUES ($1, 'Said long ago.', 'English', 'processing', now() - $2::text::interval) RETURNING id""",
-        client.user_id,
+        user_id,
         age,
     )
     return await rows.fetchrow(
         """INSERT INTO public.tasks (user_id, type, status, generation_id, modal_job_id, created_at)
            VALUES ($1, 'generate', $4, $2, $3, now() - $5::text::interval) RETURNING *""",
-        client.user_id,
+        user_id,
         generation_id,
         job,
         columns.get("status", "processing"),
@@ -299,8 +316,6 @@ async def older_task(rows: Rows, client: Client, job: str | None, *, age: str = 
 
 async def job_of_the_older_system(simulator: Simulator, settings: Settings, **behaviour: Any) -> str:
     """A job that somebody else has submitted."""
-    import httpx
-
     if behaviour:
         simulator.behave("modal", behaviour, action="submit")
     body = {"text": "Said long ago.", "language": "English", "ref_audio_base64": "AAAA", "ref_text": "a"}
@@ -310,20 +325,23 @@ async def job_of_the_older_system(simulator: Simulator, settings: Settings, **be
     return str(answer.json()["job_id"])
 
 
-async def test_an_older_task_is_polled_and_collected_once(
-    gateway: Gateway, client: Client, settings: Settings, simulator: Simulator, rows: Rows
-) -> None:
-    task = await older_task(rows, client, await job_of_the_older_system(simulator, settings), status="pending")
-    simulator.behave("modal", {"reports": "running"}, action="status")
-    first = await client.task(str(task["id"]))
-    assert (first["provider"], first["modal_status"], first["modal_poll_count"]) == ("modal", "running", 1)
-    await asyncio.gather(*(client.task(str(task["id"])) for _ in range(10)))
-    done = await client.ended(str(task["id"]))
-    assert done["status"] == "completed"
-    assert done["result"] == {"audio_url": f"/api/generations/{task['generation_id']}/audio"}
-    assert parse_wav(await client.audio(str(task["generation_id"]))).frames > 0
-    generation = await rows.fetchrow("SELECT * FROM public.generations")
-    assert generation["audio_object_key"] == f"{client.user_id}/{task['generation_id']}.wav"
+async def test_an_older_task_is_polled_and_collected_once(settings: Settings, simulator: Simulator, rows: Rows) -> None:
+    """By whoever polls: the server took over what it found when it started, and will look again in a minute."""
+    user_id = uuid4()
+    found = await older_task(rows, user_id, None, age="4 minutes")
+    async with running_gateway(settings) as gateway, gateway.client(user_id) as client:
+        await ended(rows, found["id"])
+        task = await older_task(rows, user_id, await job_of_the_older_system(simulator, settings), status="pending")
+        simulator.behave("modal", {"reports": "running"}, action="status")
+        first = await client.task(str(task["id"]))
+        assert (first["provider"], first["modal_status"], first["modal_poll_count"]) == ("modal", "running", 1)
+        await asyncio.gather(*(client.task(str(task["id"])) for _ in range(10)))
+        done = await client.ended(str(task["id"]))
+        assert done["status"] == "completed"
+        assert done["result"] == {"audio_url": f"/api/generations/{task['generation_id']}/audio"}
+        assert parse_wav(await client.audio(str(task["generation_id"]))).frames > 0
+    generation = await rows.fetchrow("SELECT * FROM public.generations WHERE id = $1", task["generation_id"])
+    assert generation["audio_object_key"] == f"{user_id}/{task['generation_id']}.wav"
     assert generation["generation_time_seconds"] >= 60
     assert len(calls(simulator, "result")) == 1
 
@@ -332,8 +350,8 @@ async def test_older_tasks_that_nobody_polls_are_finished(
     gateway: Gateway, client: Client, settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
     """Also those from yesterday: the result waits for a week."""
-    recent = await older_task(rows, client, await job_of_the_older_system(simulator, settings))
-    old = await older_task(rows, client, await job_of_the_older_system(simulator, settings), age="1 day")
+    recent = await older_task(rows, client.user_id, await job_of_the_older_system(simulator, settings))
+    old = await older_task(rows, client.user_id, await job_of_the_older_system(simulator, settings), age="1 day")
     await asyncio.gather(sweeper(gateway).clean(), sweeper(gateway).clean())
     for task in (recent, old):
         assert (await ended(rows, task["id"]))["status"] == "completed"
@@ -345,10 +363,10 @@ async def test_older_tasks_that_came_to_nothing_are_ended(
     gateway: Gateway, client: Client, settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
     runs_for_ever = await job_of_the_older_system(simulator, settings, job_seconds=600)
-    endless = await older_task(rows, client, runs_for_ever, age="31 minutes")
-    expired = await older_task(rows, client, "fc-expired-a-week-ago", age="8 days")
-    never_submitted = await older_task(rows, client, None, age="4 minutes", status="pending")
-    being_submitted = await older_task(rows, client, None, age="10 seconds", status="pending")
+    endless = await older_task(rows, client.user_id, runs_for_ever, age="31 minutes")
+    expired = await older_task(rows, client.user_id, "fc-expired-a-week-ago", age="8 days")
+    never_submitted = await older_task(rows, client.user_id, None, age="4 minutes", status="pending")
+    being_submitted = await older_task(rows, client.user_id, None, age="10 seconds", status="pending")
     await sweeper(gateway).clean()
     assert (await ended(rows, endless["id"]))["error_category"] == "timeout"
     assert (await ended(rows, never_submitted["id"]))["error_category"] == "timeout"
@@ -375,12 +393,12 @@ async def test_an_older_task_follows_its_generation(
     gateway: Gateway, client: Client, settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
     """The older system wrote the two rows one after the other, and may have died in between."""
-    stored = await older_task(rows, client, await job_of_the_older_system(simulator, settings))
+    stored = await older_task(rows, client.user_id, await job_of_the_older_system(simulator, settings))
     await rows.execute(
         "UPDATE public.generations SET status = 'completed', audio_object_key = 'somewhere' WHERE id = $1",
         stored["generation_id"],
     )
-    deleted = await older_task(rows, client, await job_of_the_older_system(simulator, settings))
+    deleted = await older_task(rows, client.user_id, await job_of_the_older_system(simulator, settings))
     await rows.execute("DELETE FROM public.generations WHERE id = $1", deleted["generation_id"])
     await sweeper(gateway).clean()
     task = await client.task(str(stored["id"]))
@@ -394,7 +412,7 @@ async def test_an_older_task_can_be_cancelled(
     client: Client, settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
     job = await job_of_the_older_system(simulator, settings, job_seconds=600)
-    task = await older_task(rows, client, job)
+    task = await older_task(rows, client.user_id, job)
     assert (await client.http.post(f"/api/tasks/{task['id']}/cancel")).json()["cancelled"] is True
     assert await rows.fetchval("SELECT status FROM public.generations") == "cancelled"
     await simulator.until(lambda _: [call["job_id"] for call in calls(simulator, "cancel")] == [job])

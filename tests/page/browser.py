@@ -91,10 +91,10 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, expression: str, timeout: float = 15.0) -> Any:
-        """Wait until the expression is true in the page; its value."""
+    async def until(self, expression: str, timeout: float = 15.0) -> None:
+        """Wait until the expression is true in the page."""
         try:
-            return await wait_for(lambda: self._js_of_any_page(expression), timeout, every_seconds=0.02)
+            await wait_for(lambda: self._js_of_any_page(f"Boolean({expression})"), timeout, every_seconds=0.02)
         except AssertionError:
             await self.shot("stuck")
             stage = await self.page.inner_text("#stage")
@@ -177,12 +177,14 @@ async def open_tab(
         scripts: Run before the page's own, e.g. to take something away from the browser.
         context_options: Playwright's, e.g. ``viewport`` or ``color_scheme``.
     """
-    context: BrowserContext = await browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **context_options})
+    context: BrowserContext = await browser.new_context(
+        **{"viewport": {"width": 1280, "height": 860}, **context_options}
+    )
     try:
         await context.grant_permissions(list(permissions))
         await context.add_init_script(path=EAR)
         if token:
-            await context.add_init_script(f"sessionStorage.setItem('utter.token', {token!r})")
+            await context.add_init_script(f"sessionStorage.setItem('utter.token', JSON.stringify({token!r}))")
         for script in scripts:
             await context.add_init_script(script)
         page = await context.new_page()

@@ -2,7 +2,7 @@
 (() => {
   const TICK_MS = 20;
   const AUDIBLE = 0.004; // effective value; full scale is 1
-  const ear = { loudest: 0, audibleSeconds: 0, longestSilence: 0, violations: [], streams: [] };
+  const ear = { loudest: 0, audibleSeconds: 0, longestSilence: 0, playing: false, violations: [], streams: [] };
   let silence = 0;
   const taps = [];
   const numbers = new Float32Array(1024);
@@ -26,6 +26,7 @@
       ear.audibleSeconds += TICK_MS / 1000;
       silence = 0;
     } else silence += TICK_MS / 1000;
+    ear.playing = silence < 0.5;
   }, TICK_MS);
 
   // Audio elements: a copy of what they play.

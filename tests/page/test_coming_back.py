@@ -15,16 +15,18 @@ from server.dev.simulator import Simulator
 from server.settings import Settings
 from tests.gateway import Client, insert_voice, process
 from tests.page.browser import Tab
-from tests.page.conftest import Opener
+from tests.page.conftest import Opener, in_the_shared_loop, shared
 from tests.page.proxy import Proxy, running_proxy
 from tests.support import AUTH_JWT_SECRET, wait_for
+
+pytestmark = in_the_shared_loop
 
 SENTENCE = "The lighthouse keeper counted the ships and wished them well."
 HOLD = {"do": "hold", "after_deltas": 12}
 NETWORK = (r"ERR_\w+", r"status of 50[0-9]")  # what Chromium writes about a network that fails
 
 
-@pytest.fixture
+@shared()
 async def proxy(gateway: object) -> AsyncIterator[Proxy]:
     """A proxy in front of the test's server that does nothing bad yet."""
     async with running_proxy(gateway.url) as running:  # type: ignore[attr-defined]
@@ -140,24 +142,25 @@ async def test_a_killed_server_is_not_missed(
 ) -> None:
     """The process that serves the page is killed and started again while another one speaks."""
     held = simulator.behave("realtime", HOLD)
-    async with process(settings, simulator, tmp_path / "log", SERVE_PAGE="true") as serving:
-        async with opened(serving.url) as tab:
-            tab.expect_problems(*NETWORK)
-            await tab.ready()
-            # The test's own server takes the request, so that it is the one that speaks.
-            task = await client.generate(voice_id, SENTENCE)
-            await tab.js(f"sessionStorage['utter.speech'] = JSON.stringify({{task_id: {task['task_id']!r}, heard: 0}})")
-            await tab.page.reload()
-            await tab.state("Press play to listen.")
-            await tab.page.click("#play")
-            await tab.heard(0.5)
-            await serving.kill()
-            await tab.state("Connection lost")
-            await serving.start()
-            held.release()
-            await tab.finished(30.0)
-            assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
-            assert (await tab.ear)["audibleSeconds"] > 1.5
+    task = await client.generate(voice_id, SENTENCE)
+    await held.held()
+    remembered = json.dumps({"task_id": task["task_id"], "heard": 0})
+    script = f"sessionStorage.setItem('utter.speech', {remembered!r})"
+    async with (
+        process(settings, simulator, tmp_path / "log", SERVE_PAGE="true") as serving,
+        opened(serving.url, scripts=[script]) as tab,
+    ):
+        tab.expect_problems(*NETWORK)
+        await tab.state("Press play to listen.")
+        await tab.page.click("#play")
+        await tab.heard(0.5)
+        await serving.kill()
+        await tab.state("Connection lost")
+        await serving.start()
+        held.release()
+        await tab.finished(30.0)
+        assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
+        assert (await tab.ear)["audibleSeconds"] > 1.5
 
 
 async def test_a_restart_lets_the_speech_finish(
@@ -166,15 +169,14 @@ async def test_a_restart_lets_the_speech_finish(
     """A deployment: the old process speaks to the end without listeners, the new one has the rest."""
     await insert_voice(database_url, client.user_id)
     held = simulator.behave("realtime", HOLD)
-    async with process(settings, simulator, tmp_path / "log", SERVE_PAGE="true") as serving:
-        async with opened(serving.url) as tab:
-            tab.expect_problems(*NETWORK)
-            await tab.ready()
-            await tab.generate(SENTENCE)
-            await tab.heard(0.3)
-            serving.send(signal.SIGTERM)
-            held.release()
-            await serving.exited()
-            await serving.start()
-            await tab.finished(30.0)
-            assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
+    async with process(settings, simulator, tmp_path / "log", SERVE_PAGE="true") as serving, opened(serving.url) as tab:
+        tab.expect_problems(*NETWORK)
+        await tab.ready()
+        await tab.generate(SENTENCE)
+        await tab.heard(0.3)
+        serving.send(signal.SIGTERM)
+        held.release()
+        await serving.exited()
+        await serving.start()
+        await tab.finished(30.0)
+        assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)

@@ -8,12 +8,14 @@ import pytest
 from server.dev.simulator import Simulator
 from tests.gateway import Client
 from tests.page.browser import Tab
-from tests.page.conftest import Opener
+from tests.page.conftest import Opener, in_the_shared_loop, shared
+
+pytestmark = in_the_shared_loop
 
 TEXTS = ["The first thing that was said.", "A second sentence, about 100% of nothing.", "Third and last."]
 
 
-@pytest.fixture
+@shared()
 async def spoken(client: Client, voice_id: UUID) -> list[str]:
     """Ids of three stored generations, in the order of TEXTS."""
     answers = [await client.generate(voice_id, text) for text in TEXTS]
@@ -22,7 +24,7 @@ async def spoken(client: Client, voice_id: UUID) -> list[str]:
     return [answer["generation_id"] for answer in answers]
 
 
-@pytest.fixture
+@shared()
 async def history(spoken: list[str], opened: Opener) -> AsyncIterator[Tab]:
     """The page of a user who has spoken three texts."""
     async with opened() as tab:

@@ -1,14 +1,17 @@
 """A text that is typed, and heard while it is being spoken."""
 
+from base64 import b64encode
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from server.dev.simulator import Simulator
-from tests.gateway import Client, insert_voice
+from tests.gateway import Client
 from tests.page.browser import Tab
-from tests.page.conftest import Opener
+from tests.page.conftest import Opener, in_the_shared_loop
+
+pytestmark = in_the_shared_loop
 
 SENTENCE = "The lighthouse keeper counted the ships and wished them well."
 HOLD = {"do": "hold", "after_deltas": 12}  # after 1.8 seconds of speech
@@ -99,11 +102,118 @@ async def test_the_player_shows_what_is_going_on(tab: Tab, simulator: Simulator)
     assert await tab.page.is_hidden("#progress")
     # Played once more, from the middle, by keyboard: what is heard now is the stored audio.
     await tab.page.focus("#seek")
-    await tab.page.keyboard.press("End")
-    await tab.page.keyboard.press("Home")
+    await tab.page.keyboard.press("ArrowRight")
+    await tab.heard(1.0)
+    await tab.page.keyboard.press("ArrowLeft")
+    await tab.until("Number(document.querySelector('#seek').value) < 0.1")
     before = (await tab.ear)["audibleSeconds"]
     await tab.page.click("#play")
     await tab.heard(0.5)
     assert (await tab.ear)["audibleSeconds"] > before
     await tab.page.click("#play")
     assert await tab.page.get_attribute("#play", "aria-label") == "Play"
+
+
+async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simulator, client: Client) -> None:
+    simulator.behave("realtime", HOLD)
+    await tab.generate(SENTENCE)
+    await tab.heard(0.2)
+    await tab.page.click("#cancel")
+    await tab.state("Cancelled.")
+    assert await tab.page.is_hidden("#cancel")
+    assert (await newest(client))["status"] == "cancelled"
+    await tab.page.locator("#entries .status", has_text="cancelled").wait_for()
+    await tab.until("ear.playing === false")
+    assert await tab.page.is_enabled("#generate")
+
+
+async def test_a_speech_that_fails_ends_in_a_sentence(tab: Tab, simulator: Simulator, client: Client) -> None:
+    """What has arrived is heard to its end, the reason is said, and the next attempt works."""
+    simulator.behave("realtime", {"do": "close", "code": 1011, "after_deltas": 6})
+    await tab.generate(SENTENCE)
+    await tab.state("It did not work.")
+    assert len(await tab.page.inner_text("#stage-problem")) > 20
+    await tab.page.locator("#entries .status", has_text="did not work").wait_for()
+    await tab.until("ear.audibleSeconds > 0.4")
+    await tab.page.click("#generate")
+    await tab.finished()
+    assert await tab.page.inner_text("#stage-problem") == ""
+
+
+async def test_a_refused_request_is_a_sentence_too(tab: Tab, rows: Any, voice_id: UUID) -> None:
+    tab.expect_problems("status of 404")
+    await rows.execute("UPDATE public.voices SET deleted_at = now() WHERE id = $1", voice_id)
+    await tab.generate(SENTENCE)
+    await tab.until("document.querySelector('#stage-problem').textContent.length > 10")
+    assert await tab.page.is_enabled("#generate")
+    assert await tab.page.input_value("#text") == SENTENCE
+
+
+async def test_a_second_text_does_not_wait_for_the_first(tab: Tab, simulator: Simulator, client: Client) -> None:
+    """The new one is heard at once; the first is spoken to its end, and lands in the history."""
+    held = simulator.behave("realtime", HOLD, text_contains="lighthouse")
+    await tab.generate(SENTENCE)
+    await tab.heard(0.2)
+    await tab.generate("Something else.")
+    await tab.until("document.querySelector('#stage-title').textContent === 'Something else.'")
+    await tab.finished()
+    held.release()
+    await tab.page.locator("#entries li", has_text="lighthouse").get_by_role("button", name="Download").wait_for()
+
+
+@pytest.mark.parametrize("differing", [{"allow_generate_mode_toggle": True}], indirect=True)
+async def test_standard_is_offered_where_the_server_allows_it(tab: Tab, client: Client) -> None:
+    """In one piece: the task is polled, and the stored audio is played when it is there."""
+    assert await tab.page.get_by_role("radio", name="Realtime").is_checked()
+    await tab.page.get_by_text("Standard").click()
+    await tab.generate("In one piece, please.")
+    await tab.finished()
+    duration = (await newest(client))["duration_seconds"]
+    assert await tab.offsets == []
+    assert await tab.seconds == pytest.approx(duration, abs=0.1)
+    assert (await tab.ear)["audibleSeconds"] > 0.5 * duration
+
+
+async def test_without_the_permission_there_is_no_choice_of_modes(tab: Tab) -> None:
+    assert await tab.page.is_hidden("#modes")
+
+
+async def test_mp3_cut_anywhere_decodes_like_the_whole_file(tab: Tab, client: Client, voice_id: UUID) -> None:
+    """Groups of frames, each decoded with the frames before it, give the very samples of the file, without a seam."""
+    answer = await client.generate(voice_id, SENTENCE)
+    await client.ended(answer["task_id"])
+    audio = await client.audio(answer["generation_id"])
+    worst = await tab.js(
+        f"""(async () => {{
+            const {{ Decoder }} = await import("/static/playback.js");
+            const file = Uint8Array.from(atob("{b64encode(audio).decode()}"), (c) => c.charCodeAt(0));
+            const parts = [];
+            const decoder = new Decoder({{ format: "mp3", sample_rate: 24000 }}, (samples) => parts.push(...samples));
+            for (let at = 0, size = 1; at < file.length; at += size, size = (size * 7 + 311) % 5000 + 1) {{
+                decoder.push(file.subarray(at, at + size));
+            }}
+            await decoder.flush();
+            const whole = (await new OfflineAudioContext(1, 1, 24000).decodeAudioData(file.buffer)).getChannelData(0);
+            const worst = whole.reduce((most, sample, i) => Math.max(most, Math.abs(sample - parts[i])), 0);
+            return [parts.length, whole.length, decoder.seconds, worst];
+        }})()"""
+    )
+    count, expected, seconds, difference = worst
+    assert count == pytest.approx(expected, abs=1)
+    assert seconds == pytest.approx(expected / 24000, abs=0.001)
+    assert difference < 0.001
+
+
+async def test_samples_cut_in_two_are_joined(tab: Tab) -> None:
+    samples = await tab.js(
+        """(async () => {
+            const { Decoder } = await import("/static/playback.js");
+            const samples = [];
+            const decoder = new Decoder({ format: "wav", sample_rate: 24000 }, (some) => samples.push(...some));
+            for (const bytes of [[0x00], [0x40, 0x00], [], [0xc0, 0xff], [0x7f, 0x01]]) {
+                decoder.push(new Uint8Array(bytes));
+            }
+            return samples;
+        })()"""
+    )
+    assert samples == pytest.approx([0.5, -0.5, 1.0], abs=0.0001)

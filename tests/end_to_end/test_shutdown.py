@@ -1,0 +1,196 @@
+"""SIGTERM: streams end, speeches finish or are given back, and the process leaves in time with status 0."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from server.app import stop
+from server.dev.simulator import Simulator
+from server.jobs.synthesize import RESTARTED
+from server.settings import Settings
+from tests.end_to_end.conftest import deaf, take_no_jobs
+from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
+from tests.gateway import Client, Process, insert_voice, process, running_gateway
+from tests.support import make_settings, wait_for
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+DELTAS = 5
+HELD_BYTES = DELTAS * DELTA_BYTES
+
+
+@pytest.fixture
+def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
+    """Settings of the server that comes after the one that is told to stop."""
+    return make_settings(database_url, simulator, tmp_path, qwen_starts_per_minute=100_000)
+
+
+@pytest.fixture
+def user_id() -> UUID:
+    return uuid4()
+
+
+@pytest.fixture
+async def voice_id(database_url: str, user_id: UUID) -> UUID:
+    return await insert_voice(database_url, user_id)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "server.log"
+
+
+@pytest.fixture
+async def server(settings: Settings, simulator: Simulator, log: Path) -> AsyncIterator[Process]:
+    """A server process that gives its speeches ten seconds."""
+    async with process(settings, simulator, log, SHUTDOWN_GRACE_SECONDS="10", LOG_FORMAT="json") as started:
+        yield started
+
+
+@pytest.fixture
+async def client(server: Process, user_id: UUID) -> AsyncIterator[Client]:
+    async with server.client(user_id) as signed_in:
+        yield signed_in
+
+
+async def followers(client: Client, count: int) -> None:
+    async def enough() -> bool:
+        return f"utter_active_streams {count}.0" in (await client.http.get("/metrics")).text
+
+    await wait_for(enough)
+
+
+async def row_of(rows: Rows, task: dict[str, Any]) -> dict[str, Any]:
+    found = await rows.fetchrow(
+        """SELECT g.status, g.error_message, g.provider_metadata, g.completed_at, r.state, r.attempt
+             FROM public.generations g LEFT JOIN internal.runs r ON r.generation_id = g.id WHERE g.id = $1""",
+        UUID(task["generation_id"]),
+    )
+    assert found
+    return dict(found)
+
+
+async def test_sigterm_ends_streams_and_lets_the_speech_be_finished_and_stored(
+    server: Process,
+    client: Client,
+    voice_id: UUID,
+    simulator: Simulator,
+    rows: Rows,
+    settings: Settings,
+    user_id: UUID,
+) -> None:
+    """Fifty event streams end cleanly, a raw one is broken off; their listeners go on with the next process."""
+    plan = hold_after(simulator, DELTAS)
+    task = await client.generate(voice_id, "Something to be heard.")
+    await plan.held()
+    async with Ears(server.url) as ears:
+        listening = [asyncio.create_task(ears.hear(task["stream_url"])) for _ in range(50)]
+        raw = asyncio.create_task(ears.hear_audio(task["stream_url"]))
+        await followers(client, 51)
+        server.send(signal.SIGTERM)
+        ended = [await heard for heard in listening]
+        assert [len(heard.audio) for heard in ended] == [HELD_BYTES] * 50
+        assert {heard.end for heard in ended} == {None}, "a browser must come back, so it is told of no end"
+        audio, whole = await raw
+        assert (len(audio), whole) == (HELD_BYTES, False)
+        with pytest.raises(httpx.ConnectError):
+            await ears.http.get("/api/health")
+    assert (await row_of(rows, task))["state"] == "speaking"
+    plan.release()
+    assert await server.exited() == 0
+    assert (await row_of(rows, task))["status"] == "completed"
+    assert await rows.fetchval("SELECT count(*) FROM internal.runs") == 0
+    ticket = task["stream_url"].partition("ticket=")[2]
+    assert ticket not in server.log
+    assert "Something to be heard" not in server.log
+    async with running_gateway(settings) as successor, Ears(successor.url) as ears:
+        heard = await ears.hear(task["stream_url"], {"Last-Event-ID": str(HELD_BYTES)}, start=HELD_BYTES)
+        async with successor.client(user_id) as again:
+            assert ended[0].audio + heard.audio == await again.audio(task["generation_id"])
+
+
+async def test_what_does_not_finish_in_time_fails_or_is_spoken_by_the_next_process(
+    settings: Settings, simulator: Simulator, log: Path, user_id: UUID, voice_id: UUID, rows: Rows
+) -> None:
+    """The grace is counted from the signal: a listener that reads nothing holds up the shutdown, but not for them."""
+    async with (
+        process(settings, simulator, log, SHUTDOWN_GRACE_SECONDS="1") as server,
+        server.client(user_id) as client,
+    ):
+        simulator.behave("realtime", {"minimum_bytes": 8_000_000, "delta_bytes": 65536})
+        large = await client.generate(voice_id, "Large.")
+        await client.ended(large["task_id"])
+        heard_plan = hold_after(simulator, DELTAS, text_contains="Heard")
+        heard = await client.generate(voice_id, "Heard by somebody.")
+        await heard_plan.held()
+        silent_plan = simulator.behave("realtime", {"do": "hold", "at": "text"}, text_contains="silent")
+        silent = await client.generate(voice_id, "Still silent.")
+        await silent_plan.held()
+        async with Ears(server.url) as ears, deaf(server.url, large["stream_url"]):
+            await ears.hear(heard["stream_url"], until=HELD_BYTES)
+            await followers(client, 1)
+            server.send(signal.SIGTERM)
+            told_at = time.monotonic()
+
+            async def both_moved() -> bool:
+                return bool(
+                    (await row_of(rows, heard))["status"] == "failed" and (await row_of(rows, silent))["attempt"] == 2
+                )
+
+            await wait_for(both_moved)
+            assert 0.9 < time.monotonic() - told_at < 3.5
+            assert await server.exited() == 0
+    failed = await row_of(rows, heard)
+    assert failed["error_message"] == RESTARTED == "The server was restarted while speaking. Please try again."
+    assert (await row_of(rows, silent))["state"] == "queued"
+    heard_plan.release()
+    silent_plan.release()
+    async with running_gateway(settings) as successor, successor.client(user_id) as again:
+        assert (await again.ended(silent["task_id"]))["status"] == "completed"
+        answer = await again.task(heard["task_id"])
+        assert (answer["status"], answer["error_category"]) == ("failed", "internal")
+        async with Ears(successor.url) as ears:
+            assert (await ears.hear(silent["stream_url"])).audio == await again.audio(silent["generation_id"])
+    attempts = (await row_of(rows, silent))["provider_metadata"]["attempts"]
+    assert [(attempt["attempt"], attempt["reason"]) for attempt in attempts] == [(1, "server restarted")]
+    assert len([call for call in simulator.calls if call["text"] == "Still silent."]) == 2
+
+
+async def test_a_process_that_leaves_takes_nothing_new(
+    settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows
+) -> None:
+    plan = hold_after(simulator, DELTAS, text_contains="First")
+    async with running_gateway(settings) as other:
+        async with running_gateway(settings) as leaving, other.client(user_id) as client:
+            await take_no_jobs(other)
+            first = await client.generate(voice_id, "First.")
+            await plan.held()
+            leaving.server.should_exit = True
+            await wait_for(lambda: leaving.parts.stopping.is_set())
+            second = await client.generate(voice_id, "Second.")
+            plan.release()
+            assert (await client.ended(first["task_id"]))["status"] == "completed"
+        assert (await row_of(rows, second))["state"] == "queued"
+    assert [call["text"] for call in simulator.calls] == ["First."]
+
+
+async def test_a_stream_that_is_opened_while_the_server_leaves_ends_at_once(
+    settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID
+) -> None:
+    """One connection may be older than the signal, and its request younger."""
+    plan = hold_after(simulator, DELTAS)
+    async with running_gateway(settings) as leaving, leaving.client(user_id) as client, Ears(leaving.url) as ears:
+        task = await client.generate(voice_id)
+        await plan.held()
+        stop(leaving.parts)
+        heard = await ears.hear(task["stream_url"])
+        assert heard.end is None
+        assert await ears.hear_audio(task["stream_url"]) == (b"", False)
+        plan.release()

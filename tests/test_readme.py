@@ -1,0 +1,36 @@
+"""The README says what is true today."""
+
+import re
+from pathlib import Path
+
+from server.__main__ import _parser
+from server.settings import VARIABLES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    """Every variable with its meaning and default, and no other."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+) \| (.+) \|$", README, re.MULTILINE)
+    assert rows == [(variable.name, variable.meaning, variable.default) for variable in VARIABLES]
+
+
+def test_every_file_it_points_at_is_there() -> None:
+    """A link that leads nowhere costs a newcomer's patience."""
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_procfile_is_quoted_line_by_line() -> None:
+    """What runs in production is explained."""
+    for line in (ROOT / "Procfile").read_text().splitlines():
+        assert f"`{line}`" in README
+
+
+def test_every_command_it_names_exists() -> None:
+    """`python -m server …` with a word that no parser knows would be a lie."""
+    named = set(re.findall(r"python -m server ([a-z]+)", README))
+    assert named <= set(_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
+    assert {"dev", "serve", "migrate", "simulate", "token", "reconcile"} == named
