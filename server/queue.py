@@ -167,6 +167,19 @@ class JobFunction(Protocol):
     def __call__(self, **arguments: Any) -> Awaitable[None]: ...
 
 
+class _Worker(Worker):
+    """The library's, which a failed fetch does not end: it would wait for its longest speech before it is replaced."""
+
+    async def _fetch_and_process_jobs(self) -> None:
+        try:
+            await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
+        except exceptions.ConnectorException as exc:
+            logger.exception("jobs not fetched, trying again", extra={"queue": self.worker_name})
+            if isinstance(exc.__cause__, asyncpg.ForeignKeyViolationError):
+                # Another process took us for dead long ago and removed our row.
+                self.worker_id = await self.app.job_manager.register_worker()
+
+
 class Queue:
     """Deferring by name, and the workers that run what is due."""
 
@@ -203,12 +216,13 @@ class Queue:
 
     def up(self, queues: Iterable[str] = (SYNTHESIS, DEFAULT, WATCHING)) -> bool:
         """Whether every worker of ``queues`` is there and fetching."""
-        return all(name in self._workers for name in queues)
+        workers = [self._workers.get(name) for name in queues]
+        return all(worker is not None and worker.worker_id is not None for worker in workers)
 
     async def work(self, queue: str, *, concurrency: int) -> None:
         """Run jobs of one queue until ``stop``; a worker that dies is said and replaced."""
         while queue not in self._stopping:
-            worker = Worker(
+            worker = _Worker(
                 self._app,
                 queues=[queue],
                 name=queue,
@@ -225,9 +239,10 @@ class Queue:
                 await worker.run()  # type: ignore[no-untyped-call]
             except Exception:  # whatever ended it, the queue must go on
                 logger.exception("worker died, starting another", extra={"queue": queue})
-                await asyncio.sleep(0.5)
             finally:
                 self._workers.pop(queue, None)
+            if queue not in self._stopping:
+                await asyncio.sleep(0.5)
 
     def stop(self, queue: str) -> None:
         """Fetch nothing more from ``queue``; jobs that run go on to their end."""

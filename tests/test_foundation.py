@@ -197,7 +197,7 @@ class Machine:
 
     def run(self, extra: str = "dev", **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self.checkout / "tools" / "install"), extra],
+            [str(self.checkout / ".ci" / "install"), extra],
             env={"PATH": str(self.bin), "HOME": str(self.checkout), **environ},
             capture_output=True,
             text=True,
@@ -318,7 +318,7 @@ def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_test_hides_the_shells_variables_from_the_tests(checkout: Path) -> None:
     """Lint and tests see a few plain variables, whatever a developer has exported."""
-    program(checkout / "tools" / "install", "exit 0")
+    program(checkout / ".ci" / "install", "exit 0")
     program(checkout / ".venv" / "bin" / "python", 'env | sed "s/=.*//" | tr "\\n" " "; echo "$@"')
     shell = {"PATH": os.environ["PATH"], "HOME": str(checkout), "DASHSCOPE_API_KEY": "k", "PGHOST": "h", "CI": "1"}
     done = subprocess.run(
