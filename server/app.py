@@ -111,6 +111,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
         lifespan=lifespan,
         exception_handlers=exception_handlers,
     )
+    app.router.redirect_slashes = False  # an unknown address is a 404, not a way built from the Host header
     app.state.settings = settings
     return app
 

@@ -28,6 +28,7 @@ _QUIET: Final = (
 # What a record is born with (logging.LogRecord); anything else came with ``extra``.
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
+_LONGEST: Final = 16_384
 _SECRETS: Final = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,30}://)[^\s/@'\"]+@"), r"\1…@"),  # a password in a URL
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{1,30}://[^\s?'\"<>]+)\?[^\s'\"<>]+"), r"\1?…"),  # a URL's query
@@ -110,6 +111,7 @@ def describe(exc: BaseException) -> str:
 
 def redacted(text: str) -> str:
     """A text without the secrets that can be told by their shape: tokens, keys, and the queries of URLs."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"  # the patterns below are not linear
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -54,7 +54,11 @@ class PostgresProxy:
         try:
             yield
         finally:
-            self._flowing.set()
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Let everything through again, before the block ends."""
+        self._flowing.set()
 
     def lose_the_answer_to(self, marker: bytes) -> None:
         """Break the connection after PostgreSQL has carried out the next message that holds ``marker``, unanswered."""

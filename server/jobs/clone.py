@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
+import anyio
+import msgspec
+
 from server.audio import (
     REFERENCE_MIME_TYPES,
     AudioError,
@@ -51,8 +54,12 @@ PROVIDER_LINK_SECONDS = 600
 # Losers of the claim look at the row; the winner's call takes 90 s at most.
 LOOK_EVERY_SECONDS = 0.25
 LOOK_FOR_SECONDS = 100.0
+# Together with the call this stays within the lease.
+FIND_SECONDS = 25.0
 # The provider has answered and the database is gone: so long the answer is held.
 WRITE_SECONDS = 30.0
+# A request that is cut off has so long to say that it does not know what became of its call.
+LAST_WORDS_SECONDS = 3.0
 
 
 def reference_key(user_id: UUID, voice_id: UUID) -> str:
@@ -179,7 +186,8 @@ class _Enrollment:
             if purchase is not None and purchase.user_id != self._wanted.user_id:
                 raise NotFound("This voice does not exist.")
             if purchase is not None and purchase.state == "done":
-                return await _store(self._parts, self._wanted)
+                # Its row is there, unless somebody deleted it past us: then it comes back with what was paid for.
+                return await _store(self._parts, self._bought(purchase.outcome or {}))
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)
             async with self._parts.database.transaction() as connection:
@@ -195,32 +203,37 @@ class _Enrollment:
         async with self._parts.database.connection() as connection:
             return await purchases.find(connection, self._wanted.id)
 
+    def _bought(self, facts: dict[str, Any]) -> NewVoice:
+        """The voice with what the provider said of it, as ``outcome`` keeps it."""
+        return msgspec.structs.replace(self._wanted, provider_voice_kind="vc", **facts)
+
     async def _buy(self, attempt: int) -> Voice:
-        wanted, name = self._wanted, purchases.provider_name(self._wanted.id)
-        customization = self._parts.providers.customization
-        model = self._parts.settings.qwen_vc_target_model
         try:
             # An earlier attempt may have created it without living to tell.
-            found = await customization.find("vc", name) if attempt > 1 else None
-            if found is not None:
-                created = CreatedVoice(voice_id=found.voice_id, target_model=found.target_model or model)
-            else:
-                created = await customization.clone(
-                    preferred_name=name,
-                    recording=await self._for_the_provider(),
-                    mime=REFERENCE_MIME_TYPES[self._kind],
-                    target_model=model,
-                    transcript=wanted.reference_transcript,
-                    language=wanted.language,
-                )
+            adopted = await find_at_provider(self._parts, "vc", self._wanted.id) if attempt > 1 else None
+            created = adopted or await self._create()
         except ProviderError as exc:
-            await settle(self._parts, wanted.id, attempt, exc)
+            await settle(self._parts, self._wanted.id, attempt, exc)
             raise
         except AudioError as exc:
             refused = ProviderRejected(str(exc), status=400)
-            await settle(self._parts, wanted.id, attempt, refused)
+            await settle(self._parts, self._wanted.id, attempt, refused)
             raise refused from exc
+        except asyncio.CancelledError:
+            await say_unknown(self._parts, self._wanted.id, attempt)
+            raise
         return await self._keep(attempt, created)
+
+    async def _create(self) -> CreatedVoice:
+        wanted = self._wanted
+        return await self._parts.providers.customization.clone(
+            preferred_name=purchases.provider_name(wanted.id),
+            recording=await self._for_the_provider(),
+            mime=REFERENCE_MIME_TYPES[self._kind],
+            target_model=self._parts.settings.qwen_vc_target_model,
+            transcript=wanted.reference_transcript,
+            language=wanted.language,
+        )
 
     async def _for_the_provider(self) -> bytes | str:
         """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""
@@ -233,21 +246,18 @@ class _Enrollment:
             Bucket.REFERENCES,
             self._wanted.reference_object_key,
             expires_seconds=PROVIDER_LINK_SECONDS,
-            filename="reference.wav",
+            filename=f"reference.{self._kind}",
         )
 
     async def _keep(self, attempt: int, created: CreatedVoice) -> Voice:
         """Voice row and ``done`` in one transaction; what was paid for is not given up while the database is away."""
-        facts = {"provider_voice_id": created.voice_id, "provider_target_model": created.target_model}
-        voice = NewVoice(
-            **{
-                **{field: getattr(self._wanted, field) for field in NewVoice.__struct_fields__},
-                **facts,
-                "provider_voice_kind": "vc",
-                "provider_region": self._parts.settings.dashscope_region,
-                "provider_request_id": created.request_id or None,
-            }
-        )
+        facts = {
+            "provider_voice_id": created.voice_id,
+            "provider_target_model": created.target_model,
+            "provider_region": self._parts.settings.dashscope_region,
+            "provider_request_id": created.request_id or None,
+        }
+        voice = self._bought(facts)
 
         async def keep(connection: "Connection") -> Voice | None:
             stored = await voices.insert(connection, voice)
@@ -256,10 +266,32 @@ class _Enrollment:
             )
             return stored
 
-        stored = await written(self._parts, keep, facts | {"request_id": created.request_id})
+        stored = await written(self._parts, keep, {"voice_id": str(voice.id), **facts})
         if stored is None:
             raise NotFound("This voice does not exist.")
         return stored
+
+
+async def find_at_provider(parts: Parts, kind: Literal["vc", "vd"], subject: UUID) -> CreatedVoice | None:
+    """The voice that an earlier attempt at this purchase has created; None where none did.
+
+    Raises:
+        ProviderTimeout: The provider does not say, so whether it was created is as unknown as before.
+    """
+    try:
+        async with asyncio.timeout(FIND_SECONDS):
+            found = await parts.providers.customization.find(kind, purchases.provider_name(subject))
+    except (ProviderError, TimeoutError) as exc:
+        facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
+        raise ProviderTimeout(
+            "The speech provider does not say whether it has created this voice. Please try again in a moment.",
+            diagnostics={**facts, "code": "not_listed"},
+        ) from exc
+    if found is None:
+        return None
+    settings = parts.settings
+    wanted = settings.qwen_vc_target_model if kind == "vc" else settings.qwen_vd_target_model
+    return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model or wanted)
 
 
 async def written(parts: Parts, work: "Callable[[Connection], Awaitable[T]]", facts: dict[str, Any]) -> T:
@@ -300,6 +332,12 @@ async def settle(parts: Parts, subject: UUID, attempt: int, exc: ProviderError, 
         await parts.database.patiently(decide, for_seconds=WRITE_SECONDS)
     except REFUSED:
         logger.exception("a refusal could not be written down", extra={"subject": str(subject)})
+
+
+async def say_unknown(parts: Parts, subject: UUID, attempt: int, *, part: int = 0) -> None:
+    """Write down, while being cut off in the middle of a call, that nobody will know what became of it."""
+    with anyio.move_on_after(LAST_WORDS_SECONDS, shield=True):
+        await settle(parts, subject, attempt, ProviderTimeout(diagnostics={"code": "cut_off"}), part=part)
 
 
 def refusal_of(purchase: Purchase) -> ProviderError:

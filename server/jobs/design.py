@@ -8,7 +8,7 @@ saves (existing page, "Tasks").
 import asyncio
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import anyio
@@ -16,6 +16,7 @@ import msgspec
 
 from server.audio import identify
 from server.contract import DesignPreviewRequest, DesignSaveRequest
+from server.database import REFUSED
 from server.errors import (
     Category,
     Conflict,
@@ -24,9 +25,18 @@ from server.errors import (
     Overloaded,
     ProviderError,
     ProviderTimeout,
+    StorageUnavailable,
     UtterError,
 )
-from server.jobs.clone import LOOK_EVERY_SECONDS, checked_name, reference_key, settle, written
+from server.jobs.clone import (
+    LOOK_EVERY_SECONDS,
+    checked_name,
+    find_at_provider,
+    reference_key,
+    say_unknown,
+    settle,
+    written,
+)
 from server.jobs.generate import checked_language
 from server.jobs.synthesize import RESTARTED
 from server.parts import Parts
@@ -43,6 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
+# A preview that is paid for waits so long for the storage to come back.
+STORE_SECONDS = 120.0
 _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
 
 
@@ -127,8 +139,7 @@ async def _make(parts: Parts, preview: Preview) -> None:
     except asyncio.CancelledError:
         # The call has left; whether it was carried out nobody will know. Reconciliation lists it.
         if buys:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(3.0):
-                await settle(parts, preview.task_id, bought, ProviderTimeout(diagnostics={"code": "cancelled"}))
+            await say_unknown(parts, preview.task_id, bought)
         raise
     # What has been paid for is kept, whatever happens to the task from here on.
     with anyio.CancelScope(shield=True):
@@ -148,14 +159,21 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
         if attempt == 1:
             return attempt
         if attempt is not None:
-            name = purchases.provider_name(preview.task_id)
-            found = await parts.providers.customization.find("vd", name)
-            if found is None:
-                return attempt
-            # Its preview cannot be had again: the task fails, and the purchase stays for reconciliation.
-            lost = ProviderTimeout(diagnostics={"code": "preview_lost", "voice": found.voice_id})
-            await settle(parts, preview.task_id, attempt, lost)
-            raise lost
+            try:
+                found = await find_at_provider(parts, "vd", preview.task_id)
+                if found is None:
+                    return attempt
+                # Its preview cannot be had again: the task fails, and the purchase stays for reconciliation.
+                raise ProviderTimeout(
+                    "The preview of this voice was lost. Please make it again.",
+                    diagnostics={"code": "preview_lost", "voice": found.voice_id},
+                )
+            except ProviderError as exc:
+                await settle(parts, preview.task_id, attempt, exc)
+                raise
+            except asyncio.CancelledError:
+                await say_unknown(parts, preview.task_id, attempt)
+                raise
         if known is not None and known.state == "done":
             await _complete(parts, preview, known.outcome or {}, attempt=None)
             return None
@@ -164,9 +182,6 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
 
 async def _keep(parts: Parts, preview: Preview, designed: DesignedPreview, attempt: int) -> None:
     await _show(parts, preview, "provider_persisting")
-    await parts.storage.put(
-        Bucket.GENERATIONS, preview.object_key, designed.audio, content_type="audio/wav", size=len(designed.audio)
-    )
     outcome = {
         "voice": designed.voice_id,
         "target_model": designed.target_model,
@@ -177,39 +192,86 @@ async def _keep(parts: Parts, preview: Preview, designed: DesignedPreview, attem
         "language": preview.language,
         "instruct": preview.instruct,
     }
+    try:
+        await _store(parts, preview.object_key, designed.audio)
+    except StorageUnavailable:
+        await _decide(parts, preview, "unknown", outcome, attempt=attempt or None)
+        raise
     await _complete(parts, preview, outcome, attempt=attempt or None)
 
 
-async def _complete(parts: Parts, preview: Preview, outcome: dict[str, Any], *, attempt: int | None) -> None:
-    async def complete(connection: "Connection") -> bool:
-        if attempt is not None:
-            await purchases.decide(
-                connection,
-                preview.task_id,
-                "done",
-                attempt=attempt,
-                request_id=outcome.get("request_id") or None,
-                outcome=outcome,
-            )
-        if await previews.complete(connection, preview, request_id=outcome.get("request_id") or None):
-            return True
-        # Cancelled meanwhile: the voice stays bought, its preview is not shown.
-        await speech.remove_object(
-            connection, parts.queue, parts.generations_bucket, preview.object_key, reason="preview cancelled"
-        )
-        return False
+async def _store(parts: Parts, object_key: str, audio: bytes) -> None:
+    """Store a preview, and again for as long as what was paid for may wait for the storage to come back.
 
-    facts = {"task_id": str(preview.task_id), "voice": outcome.get("voice"), "request_id": outcome.get("request_id")}
-    if await written(parts, complete, facts):
+    Raises:
+        StorageUnavailable: It did not.
+    """
+    pause, deadline = 0.5, asyncio.get_running_loop().time() + STORE_SECONDS
+    while True:
+        try:
+            await parts.storage.put(Bucket.GENERATIONS, object_key, audio, content_type="audio/wav", size=len(audio))
+        except StorageUnavailable as exc:
+            if asyncio.get_running_loop().time() + pause > deadline:
+                raise
+            logger.warning("preview not stored, trying again", extra={"reason": repr(exc.__cause__)})
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(10.0, pause * 2)
+
+
+async def _complete(parts: Parts, preview: Preview, outcome: dict[str, Any], *, attempt: int | None) -> None:
+    if await _decide(parts, preview, "done", outcome, attempt=attempt):
         parts.metrics.task_ended(preview.provider, "completed", "")
     parts.announcer.changed(preview.task_id)
 
 
-async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
-    async def show(connection: "Connection") -> None:
-        await speech.progress(connection, preview.task_id, preview.attempt, provider_status)
+async def _decide(
+    parts: Parts,
+    preview: Preview,
+    state: Literal["done", "unknown"],
+    outcome: dict[str, Any],
+    *,
+    attempt: int | None,
+) -> bool:
+    """Write down what was bought, and complete the task where there is a preview to be heard.
 
-    await parts.database.patiently(show)
+    Args:
+        attempt: The purchase's; None where nothing was bought (now).
+    """
+    request_id = outcome["request_id"] or None
+
+    async def decide(connection: "Connection") -> bool:
+        shown = state == "done" and await previews.complete(connection, preview, request_id=request_id)
+        if attempt is not None:
+            # A voice whose preview nobody may hear was bought in vain: reconciliation lists it.
+            await purchases.decide(
+                connection,
+                preview.task_id,
+                "done" if shown else "unknown",
+                attempt=attempt,
+                request_id=request_id,
+                outcome=outcome,
+            )
+        if not shown and state == "done":
+            await speech.remove_object(
+                connection, parts.queue, parts.generations_bucket, preview.object_key, reason="preview cancelled"
+            )
+        return shown
+
+    facts = {"task_id": str(preview.task_id), "voice": outcome["voice"], "request_id": outcome["request_id"]}
+    return await written(parts, decide, facts)
+
+
+async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
+    """Show progress if the database is there."""
+    try:
+        async with parts.database.connection() as connection:
+            await speech.progress(connection, preview.task_id, preview.attempt, provider_status)
+    except REFUSED as exc:
+        logger.warning("progress not shown", extra={"reason": type(exc).__name__})
+    else:
+        parts.announcer.changed(preview.task_id)
 
 
 async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:

@@ -9,11 +9,9 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import anyio
-
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
-from server.jobs.clone import settle
+from server.jobs.clone import say_unknown, settle
 from server.parts import Parts
 from server.providers.qwen_http import SpokenPiece
 from server.providers.speech import (
@@ -87,20 +85,7 @@ class _Speech:
             yield SpeechStatus("provider_synthesizing")
             piece = await self._bought(part, text)
             yield SpeechStatus("provider_downloading")
-            fetched = await self._parts.providers.pieces.download(piece)
-            self._facts["pieces"].append({**piece.facts(), "download": fetched.facts})
-            try:
-                wav = parse_wav(fetched.wav)
-                samples = await asyncio.to_thread(to_mono_pcm16, wav)
-            except AudioError as exc:
-                raise ProviderUnavailable(diagnostics={"code": "unreadable_audio"}) from exc
-            if not samples or (rate is not None and rate != wav.sample_rate_hz):
-                # Joining is appending: a piece of another rate would be heard at the wrong speed.
-                raise ProviderUnavailable(
-                    "The speech provider handed out audio that does not fit together. Please try again.",
-                    diagnostics={"code": "unfit_audio"},
-                )
-            rate = wav.sample_rate_hz
+            samples, rate = await self._fetched(piece, rate)
             yield SpeechStatus("provider_persisting", rate)
             for start in range(0, len(samples), _DELTA_BYTES):
                 audio = samples[start : start + _DELTA_BYTES]
@@ -108,12 +93,33 @@ class _Speech:
                 yield AudioDelta(audio)
         yield SpeechEnd(self.facts())
 
+    async def _fetched(self, piece: SpokenPiece, rate: int | None) -> tuple[bytes, int]:
+        """The samples of a piece and their rate, which is that of all pieces. Errors name what was paid for."""
+        self._facts["pieces"].append(piece.facts())
+        try:
+            fetched = await self._parts.providers.pieces.download(piece)
+            self._facts["pieces"][-1] = {**piece.facts(), "download": fetched.facts}
+            wav = parse_wav(fetched.wav)
+            samples = await asyncio.to_thread(to_mono_pcm16, wav)
+            if not samples or (rate is not None and rate != wav.sample_rate_hz):
+                # Joining is appending: a piece of another rate would be heard at the wrong speed.
+                raise ProviderUnavailable(
+                    "The speech provider handed out audio that does not fit together. Please try again.",
+                    diagnostics={"code": "unfit_audio"},
+                )
+        except AudioError as exc:
+            raise ProviderUnavailable(diagnostics={**piece.facts(), "code": "unreadable_audio"}) from exc
+        except ProviderError as exc:
+            exc.diagnostics = {**piece.facts(), **exc.diagnostics}
+            raise
+        return samples, wav.sample_rate_hz
+
     async def _bought(self, part: int, text: str) -> SpokenPiece:
         """One piece, spoken. After the first piece a start is tried again here, since others have heard the rest."""
         starts = 0
         while True:
             try:
-                return await self._buy(part, text)
+                piece = await self._buy(part, text)
             except ProviderError as exc:
                 starts += 1
                 self.text_sent = bool(exc.diagnostics.get("text_sent", True))
@@ -121,6 +127,9 @@ class _Speech:
                 if not again or starts >= self._parts.settings.deadlines.starts:
                     raise
                 await asyncio.sleep(pause_before_start(starts, throttled=exc.throttled))
+            else:
+                self.text_sent = True
+                return piece
 
     async def _buy(self, part: int, text: str) -> SpokenPiece:
         subject, user_id = self._assignment.task_id, self._assignment.user_id
@@ -142,9 +151,7 @@ class _Speech:
             await settle(self._parts, subject, attempt, exc, part=part)
             raise
         except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(3.0):
-                left = ProviderTimeout(diagnostics={"code": "cancelled"})
-                await settle(self._parts, subject, attempt, left, part=part)
+            await say_unknown(self._parts, subject, attempt, part=part)
             raise
 
         async def done(connection: "Connection") -> bool:

@@ -108,7 +108,10 @@ async def fail(
     try:
         if await parts.database.patiently(end, for_seconds=for_seconds):
             parts.metrics.task_ended(assignment.provider, "failed", category)
-            logger.info("speech failed", extra={"task_id": str(assignment.task_id), "category": category, **facts})
+            # The row has the provider's own words; they may quote what somebody wrote, so the log has only its code.
+            code = facts.get("error", {}).get("code")
+            extra = {"task_id": str(assignment.task_id), "category": category, "code": code}
+            logger.info("speech failed", extra=extra)
     except Fenced:
         return
     finally:

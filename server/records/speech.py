@@ -84,7 +84,11 @@ class SpeechTask(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def audio_format(self) -> AudioFormat | None:
-        return format_named(self.format_name) if self.format_name else None
+        """None where it is not known, or one that only another system writes."""
+        try:
+            return format_named(self.format_name or "")
+        except KeyError:
+            return None
 
     @property
     def job(self) -> str | None:

@@ -254,6 +254,44 @@ async def test_a_process_that_is_cut_off_from_the_database_writes_nothing_when_i
         assert await objects(gateway) == set()
 
 
+@pytest.mark.parametrize("ending", ["with audio", "with an error"])
+async def test_what_a_process_says_of_a_speech_that_was_taken_over_changes_nothing(
+    gateway: Gateway,
+    speaker: Gateway,
+    door: PostgresProxy,
+    simulator: Simulator,
+    user_id: UUID,
+    voice_id: UUID,
+    rows: Rows,
+    ending: str,
+) -> None:
+    """It was cut off before its first byte; when it is back, another process is in the middle of the text."""
+    faults: list[dict[str, Any]] = [{"do": "hold", "at": "audio"}]
+    if ending == "with an error":
+        faults.append({"do": "error", "at": "audio", "code": "InternalError"})
+    first = simulator.behave("realtime", {"faults": faults})
+    async with gateway.client(user_id) as client:
+        task = await client.generate(voice_id)
+        await first.held()
+        second = hold_after(simulator, DELTAS)
+        with door.held():
+            first.release()
+            async with running_gateway(gateway.parts.settings) as successor, Ears(successor.url) as ears:
+                await second.held()
+                await durable(rows, task)
+                await wait_for(lambda: simulator.calls[0]["deltas"] or simulator.calls[0].get("ended"))
+                door.go_on()
+                await wait_for(lambda: not speaker.parts.leases.speaking)
+                await simulator.until(lambda calls: "closed_at" in calls[0])
+                row = await row_of(rows, task)
+                assert (row["status"], row["state"], row["attempt"]) == ("processing", "speaking", 2)
+                assert row["provider_metadata"]["session_id"] == "sess_sim00000002"
+                second.release()
+                heard = await ears.hear(task["stream_url"])
+                assert heard.audio == await client.audio(task["generation_id"])
+    assert (await row_of(rows, task))["provider_metadata"]["session_id"] == "sess_sim00000002"
+
+
 async def test_nobody_hears_a_byte_that_is_lost_with_its_process(
     gateway: Gateway,
     speaker: Gateway,
