@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 
-from bench.children import Child
+from bench.children import Child, ChildFailed
 from bench.report import Kind, Point, Polls, Report, percentiles
 from bench.stamps import INTERVAL_SECONDS
 from bench.usage import usage
@@ -25,7 +25,7 @@ from server.settings import VC_REALTIME
 
 # Streams that have just begun are not yet what they are in the long run.
 _SETTLE_SECONDS = 0.5
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _END_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 # Connections, statements and caches as they are in a server that has been running for a while.
@@ -197,11 +197,11 @@ async def _streams(
     """So many streams through one lane, from their starts to their ends; what is measured lies in between."""
     arguments = ["-m", "bench.followers", "--port", str(lane.port), "--streams", str(count), "--probes", str(probes)]
     arguments += ["--token", lane.token, "--voice", lane.voice_id] if lane.token else []
-    async with Child.running("followers", *arguments, folder=folder) as followers:
+    async with _blaming(lane.child), Child.running("followers", *arguments, folder=folder) as followers:
         begin = usage(lane.child.pid, lane.database_pid)
         running = await followers.hear(_START_SECONDS + count * 0.1)
         if running["problems"]:
-            raise lane.child.failed(f"could not run {count} streams ({running['problems'][0]})")
+            raise ChildFailed(f"Not all of {count} streams began: {running['problems'][0]}")
         started = usage(lane.child.pid, lane.database_pid)
         await asyncio.sleep(_SETTLE_SECONDS)
         opened = usage(lane.child.pid, lane.database_pid)
@@ -235,6 +235,15 @@ async def _streams(
         pace=len(latencies) / (count * window.seconds / INTERVAL_SECONDS),
         problems=seen["problems"],
     )
+
+
+@contextlib.asynccontextmanager
+async def _blaming(child: Child) -> AsyncIterator[None]:
+    """Where clients did not get what they wait for, the reason stands in the log of the one who should have sent it."""
+    try:
+        yield
+    except ChildFailed as exc:
+        raise child.failed(f"let its clients down. {exc}") from exc
 
 
 async def _speaking_task(lane: Lane) -> str:

@@ -248,15 +248,20 @@ async def insert_voice(
     provider_voice_id: str | None = "qwen-tts-vc-ada-voice-20260101000000000-0001",
     source: str = "uploaded",
 ) -> UUID:
-    """A voice as cloning would have left it; the simulator knows it by its shape."""
+    """A voice as cloning would have left it; the simulator knows it by its shape.
+
+    One that lacks what the provider knows it by is as old as the writers who left such voices.
+    """
     voice_id = uuid4()
     connection = await asyncpg.connect(database_url)
     try:
         await prepare(connection)
         await connection.execute(
             """INSERT INTO public.voices (id, user_id, name, language, source, tts_provider, provider_voice_id,
-                    provider_target_model, provider_voice_kind, reference_transcript)
-               VALUES ($1, $2, $3, 'English', $4, $5, $6, $7, $8, 'What the recording says.')""",
+                    provider_target_model, provider_voice_kind, reference_transcript, created_at)
+               VALUES ($1, $2, $3, 'English', $4, $5, $6, $7, $8, 'What the recording says.',
+                       CASE WHEN $5 = 'qwen' AND ($6::text IS NULL OR $7::text IS NULL)
+                            THEN timestamptz '2020-01-01 00:00Z' ELSE now() END)""",
             voice_id,
             user_id,
             name,

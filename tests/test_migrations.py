@@ -246,7 +246,8 @@ async def test_no_third_provider_is_accepted(database_url: str) -> None:
     for table, column in (("voices", "tts_provider"), ("generations", "tts_provider"), ("tasks", "provider")):
         with pytest.raises(asyncpg.CheckViolationError, match=f"{table}_{column}_check"):
             await execute(database_url, f"UPDATE public.{table} SET {column} = 'abacus'")
-        await execute(database_url, f"UPDATE public.{table} SET {column} = 'qwen'")
+        speaks = ", provider_voice_id = 'v', provider_target_model = 'm'" if table == "voices" else ""
+        await execute(database_url, f"UPDATE public.{table} SET {column} = 'qwen'{speaks}")
 
 
 @only("qwen only")
@@ -423,12 +424,24 @@ async def test_what_we_spoke_is_completed_exactly_when_it_is_stored(live_url: st
 async def test_a_preview_is_saved_once_and_only_as_a_voice_that_can_speak(live_url: str) -> None:
     await migrate(live_url)
     preview = uuid4()
-    with pytest.raises(asyncpg.CheckViolationError, match="saved_preview_can_speak"):
+    with pytest.raises(asyncpg.CheckViolationError, match="can_speak"):
         await insert_qwen_voice(live_url, preview_task_id=preview, provider_voice_id="v")
     saved = {"preview_task_id": preview, "provider_voice_id": "v", "provider_target_model": "m"}
     await insert_qwen_voice(live_url, **saved)
     with pytest.raises(asyncpg.UniqueViolationError, match="preview_task_id"):
         await insert_qwen_voice(live_url, **saved)
+
+
+@only("with providers")
+async def test_a_new_qwen_voice_can_speak_and_an_older_one_may_still_be_hidden(live_url: str) -> None:
+    half = {"provider_voice_id": None, "provider_target_model": "m"}
+    await insert_qwen_voice(live_url, **half)
+    await migrate(live_url)
+    for lacking in (half, {"provider_voice_id": "v", "provider_target_model": None}):
+        with pytest.raises(asyncpg.CheckViolationError, match="qwen_can_speak"):
+            await insert_qwen_voice(live_url, **lacking)
+    hidden = "UPDATE public.voices SET deleted_at = now() WHERE provider_voice_id IS NULL RETURNING id"
+    assert await fetchval(live_url, hidden)
 
 
 @only("empty")
@@ -570,7 +583,7 @@ async def test_a_table_that_stays_locked_ends_in_a_sentence_and_changes_nothing(
 
 
 async def test_a_migration_that_is_killed_leaves_whole_files(empty_database_url: str, impatient: Path) -> None:
-    (impatient / "0006_slow.up.sql").write_text("CREATE TABLE internal.half (); SELECT pg_sleep(60);")
+    (impatient / "0099_slow.up.sql").write_text("CREATE TABLE internal.half (); SELECT pg_sleep(60);")
     runner = Runner(database_url=empty_database_url, directory=impatient)
     sleepers = "FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60);' AND wait_event = 'PgSleep'"
     migrating = asyncio.create_task(runner.migrate())
@@ -581,7 +594,7 @@ async def test_a_migration_that_is_killed_leaves_whole_files(empty_database_url:
     await wait_for(lambda: fetchval(empty_database_url, f"SELECT count(pg_terminate_backend(pid)) = 0 {sleepers}"))
     assert "runs" in await relations_in(empty_database_url, "internal")
     assert "half" not in await relations_in(empty_database_url, "internal")
-    (impatient / "0006_slow.up.sql").unlink()
+    (impatient / "0099_slow.up.sql").unlink()
     assert [name.split()[0] for name in await runner.migrate()] == ["queue"]
 
 
@@ -604,7 +617,7 @@ async def test_check_lists_what_is_missing_and_says_it_by_its_exit_status(
     assert capsys.readouterr().out.splitlines() == ["everything is applied", "nothing to apply"]
 
     assert await run_migrate(live_url, down_to=3) == 0
-    assert capsys.readouterr().out.splitlines() == ["undone: 0005_internal_tables", "undone: 0004_provider_indexes"]
+    assert capsys.readouterr().out.splitlines() == [f"undone: {name}" for name in reversed(EVERYTHING[3:])]
     assert await run_migrate(live_url, check=True) == 1
 
 
@@ -636,8 +649,8 @@ def test_a_folder_that_is_out_of_order_is_an_error(tmp_path: Path, names: list[s
 
 
 async def test_a_broken_file_ends_in_a_sentence(empty_database_url: str, impatient: Path) -> None:
-    (impatient / "0006_broken.up.sql").write_text("CREATE TABLE voices ();")
-    with pytest.raises(MigrationError, match="0006_broken: no schema has been selected to create in"):
+    (impatient / "0099_broken.up.sql").write_text("CREATE TABLE voices ();")
+    with pytest.raises(MigrationError, match="0099_broken: no schema has been selected to create in"):
         await Runner(database_url=empty_database_url, directory=impatient).migrate()
 
 

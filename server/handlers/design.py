@@ -49,7 +49,9 @@ async def _read(request: Request) -> tuple[DesignSaveRequest, bytes | None]:
     """The request as JSON or as a form, and the file that a form may carry."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         async with read_form(request, limit_bytes=FORM_BYTES) as form:
-            fields = {name: value for name, value in form.items() if isinstance(value, str) and value}
+            # Browsers make two characters of every line break, which counts where a text is nearly too long.
+            texts = {name: value for name, value in form.items() if isinstance(value, str) and value}
+            fields = {name: design.plain(value) for name, value in texts.items()}
             upload = form.get("audio")
             audio = await upload.read() if isinstance(upload, UploadFile) else None
         if audio is not None and len(audio) > design.LARGEST_PREVIEW_BYTES:

@@ -43,6 +43,7 @@ from server.parts import Parts
 from server.providers.resolver import DesignedPreview
 from server.records import idempotency, previews, purchases, speech, voices
 from server.records.previews import Preview
+from server.records.purchases import Purchase
 from server.records.speech import Fenced, SpeechTask
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
@@ -55,7 +56,13 @@ logger = logging.getLogger(__name__)
 LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
 # A preview that is paid for waits so long for the storage to come back.
 STORE_SECONDS = 120.0
+SHOW_SECONDS = 1.0
 _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
+
+
+def plain(text: str) -> str:
+    """A text as it is kept and compared: browsers write a form's line breaks in another way than those of JSON."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 # --- the preview ------------------------------------------------------------------------------------------------------
@@ -67,7 +74,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
     Raises:
         Invalid, Conflict, Overloaded: Nothing was created then.
     """
-    text, instruct = request.text.strip(), request.instruct.strip()
+    text, instruct = plain(request.text), plain(request.instruct)
     if not text or not instruct:
         raise Invalid("Please enter a text to preview and a description of the voice.")
     language = checked_language(parts, request.language)
@@ -152,10 +159,13 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
     Raises:
         ProviderTimeout: An earlier attempt may have bought a voice whose preview nobody has.
     """
+
+    async def claim(connection: "Connection") -> tuple[int | None, Purchase | None]:
+        attempt = await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id)
+        return attempt, await purchases.find(connection, preview.task_id)
+
     while True:
-        async with parts.database.transaction() as connection:
-            attempt = await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id)
-            known = await purchases.find(connection, preview.task_id)
+        attempt, known = await parts.database.patiently(claim)
         if attempt == 1:
             return attempt
         if attempt is not None:
@@ -264,9 +274,9 @@ async def _decide(
 
 
 async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
-    """Show progress if the database is there."""
+    """Show progress if the database is there and nobody holds the row: what is paid for must not wait for a word."""
     try:
-        async with parts.database.connection() as connection:
+        async with asyncio.timeout(SHOW_SECONDS), parts.database.connection() as connection:
             await speech.progress(connection, preview.task_id, preview.attempt, provider_status)
     except REFUSED as exc:
         logger.warning("progress not shown", extra={"reason": type(exc).__name__})
@@ -333,9 +343,9 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
             purchase = await purchases.newest_preview(
                 connection,
                 user_id,
-                text=request.text.strip(),
+                text=plain(request.text),
                 language=language,
-                instruct=request.instruct.strip(),
+                instruct=plain(request.instruct),
             )
             if purchase is None:
                 raise Invalid("There is no finished preview of this design. Please make the preview again.")
@@ -399,10 +409,10 @@ async def _save_recording(
             user_id=user_id,
             name=name,
             reference_object_key=key,
-            reference_transcript=request.text.strip(),
+            reference_transcript=plain(request.text),
             language=language,
             source="designed",
-            description=request.instruct.strip(),
+            description=plain(request.instruct),
             tts_provider=parts.providers.abilities.provider,
         ),
     )

@@ -83,7 +83,10 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
 
 
 async def complete(connection: "Connection", preview: Preview, *, request_id: str | None) -> bool:
-    """The preview's audio is stored: complete its task. False when it has ended otherwise meanwhile."""
+    """The preview's audio is stored: complete its task. False when it has ended otherwise meanwhile.
+
+    May be repeated: a task that is completed already was completed with this very object.
+    """
     completed = await connection.fetchval(
         """UPDATE public.tasks
               SET status = 'completed', provider_status = 'completed', completed_at = now(), result = $2,
@@ -93,5 +96,9 @@ async def complete(connection: "Connection", preview: Preview, *, request_id: st
         {"object_key": preview.object_key},
         request_id,
     )
+    if not completed:
+        completed = await connection.fetchval(
+            "SELECT status = 'completed' FROM public.tasks WHERE id = $1", preview.task_id
+        )
     await connection.execute("DELETE FROM internal.runs WHERE task_id = $1", preview.task_id)
     return bool(completed)

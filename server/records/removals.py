@@ -10,7 +10,9 @@ async def is_wanted(connection: "Connection", object_key: str) -> bool:
     """Whether a row still shows this object."""
     wanted: bool = await connection.fetchval(
         """SELECT EXISTS (SELECT 1 FROM public.generations WHERE audio_object_key = $1)
-                  OR EXISTS (SELECT 1 FROM public.voices WHERE reference_object_key = $1)""",
+                  OR EXISTS (SELECT 1 FROM public.voices WHERE reference_object_key = $1)
+                  OR EXISTS (SELECT 1 FROM internal.purchases
+                              WHERE kind = 'design' AND state = 'done' AND outcome ->> 'object_key' = $1)""",
         object_key,
     )
     return wanted

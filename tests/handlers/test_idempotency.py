@@ -145,7 +145,7 @@ async def test_a_key_is_forgotten_after_a_day(client: Client, voice_id: UUID, ro
 async def test_a_refusal_is_not_kept(client: Client, voice_id: UUID, rows: Rows) -> None:
     """What was wrong may be put right under the same key: nothing was bought yet."""
     problem_of(await post(client, voice_id, "a key", ""), 400, "validation")
-    await rows.execute("UPDATE public.voices SET provider_voice_id = NULL")
+    await rows.execute("UPDATE public.voices SET provider_voice_id = ''")
     problem_of(await post(client, voice_id, "a key"), 409, "conflict")
     await rows.execute("UPDATE public.voices SET provider_voice_id = 'qwen-tts-vc-ada-voice-20260101000000000-0001'")
     assert (await post(client, voice_id, "a key")).status_code == 200

@@ -1,0 +1,378 @@
+"""POST /api/clone/upload-url and /api/clone/finalize: what they take, what they refuse, and in which words."""
+
+import asyncio
+import struct
+from dataclasses import replace
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+
+from server.audio import parse_wav
+from server.dev.simulator import Simulator
+from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
+from server.settings import VC_REALTIME, Deadlines, Settings
+from server.storage import Bucket
+from tests.audio.samples import box, mp3, tone, wav
+from tests.gateway import Client, Gateway, running_gateway
+from tests.handlers.wire import is_a_sentence, problem_of
+from tests.voices import TRANSCRIPT, billed, creations, finalize, listed, listings, purchase, recording, upload
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+def m4a(seconds: float, sample_rate_hz: int = 48_000) -> bytes:
+    """The boxes of an M4A file that tell how long it is; there is no sound in it."""
+    duration = round(seconds * sample_rate_hz)
+    header = box(b"mvhd", struct.pack(">IIIII", 0, 0, 0, sample_rate_hz, duration), bytes(80))
+    media = box(b"mdhd", struct.pack(">IIIIII", 0, 0, 0, sample_rate_hz, duration, 0))
+    kind = box(b"hdlr", struct.pack(">II4s", 0, 0, b"soun"), bytes(13))
+    entry = struct.pack(">6xH8xHHHHI", 1, 1, 16, 0, 0, sample_rate_hz << 16)
+    table = box(b"stbl", box(b"stsd", struct.pack(">II", 0, 1), box(b"mp4a", entry)))
+    track = box(b"trak", box(b"mdia", media, kind, box(b"minf", table)))
+    return box(b"ftyp", b"M4A \0\0\0\0") + box(b"moov", header, track) + box(b"mdat", bytes(20_000))
+
+
+async def voices_in(rows: Rows) -> int:
+    count: int = await rows.fetchval("SELECT count(*) FROM public.voices")
+    return count
+
+
+# --- the way that a browser takes -------------------------------------------------------------------------------------
+
+
+async def test_a_recording_becomes_a_voice_with_everything_the_provider_said(
+    client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    voice_id = await upload(client, recording())
+    answer = await finalize(client, voice_id, description="My own voice")
+    assert answer.status_code == 200
+    assert answer.json() == {"id": voice_id, "name": "Ada"}
+    [call] = creations(simulator)
+    stored = await rows.fetchrow("SELECT * FROM public.voices")
+    assert stored
+    assert dict(stored) == {
+        "created_at": stored["created_at"],
+        "id": UUID(voice_id),
+        "user_id": client.user_id,
+        "name": "Ada",
+        "reference_object_key": f"{client.user_id}/{voice_id}/reference.wav",
+        "reference_transcript": TRANSCRIPT,
+        "language": "English",
+        "source": "uploaded",
+        "description": "My own voice",
+        "tts_provider": "qwen",
+        "provider_voice_id": call["voice"],
+        "provider_target_model": VC_REALTIME,
+        "provider_voice_kind": "vc",
+        "provider_region": "intl",
+        "provider_request_id": "simulated-00000001",
+        "provider_metadata": {},
+        "deleted_at": None,
+        "preview_task_id": None,
+    }
+    [voice] = await listed(client)
+    assert (voice["id"], voice["source"], voice["compatible"], voice["streamable"]) == (
+        voice_id,
+        "uploaded",
+        True,
+        True,
+    )
+
+
+async def test_the_provider_gets_the_name_the_language_and_the_words(client: Client, simulator: Simulator) -> None:
+    voice_id = await upload(client, recording())
+    assert (await finalize(client, voice_id, language="gErMaN", transcript="Guten Tag.")).status_code == 200
+    [call] = creations(simulator)
+    assert (call["language"], call["text"], call["model"]) == ("de", "Guten Tag.", VC_REALTIME)
+    assert call["preferred_name"].isalnum()
+    assert len(call["preferred_name"]) == 16
+
+
+async def test_auto_leaves_the_language_to_the_provider(client: Client, simulator: Simulator) -> None:
+    voice_id = await upload(client, recording())
+    assert (await finalize(client, voice_id, language="Auto", transcript="")).status_code == 200
+    [call] = creations(simulator)
+    assert "language" not in call
+    assert call["text"] == ""
+
+
+async def test_the_upload_address_is_absolute_and_needs_no_token(client: Client) -> None:
+    asked = {"name": "Ada", "language": "English", "transcript": TRANSCRIPT}
+    answer = (await client.http.post("/api/clone/upload-url", json=asked)).json()
+    assert answer.keys() == {"voice_id", "upload_url", "object_key"}
+    assert answer["object_key"] == f"{client.user_id}/{answer['voice_id']}/reference.wav"
+    assert answer["upload_url"].startswith(f"{client.url}/storage/references/{answer['object_key']}?")
+    async with httpx.AsyncClient() as anybody:
+        put = await anybody.put(answer["upload_url"], content=b"x", headers={"Content-Type": "audio/x-m4a"})
+    assert (put.status_code, put.headers["content-type"]) == (200, "application/json")
+
+
+async def test_asking_for_an_address_makes_nothing_yet(client: Client, rows: Rows, simulator: Simulator) -> None:
+    await client.http.post("/api/clone/upload-url", json={"name": "Ada", "language": "English", "transcript": ""})
+    assert await voices_in(rows) == 0
+    assert simulator.calls == []
+
+
+async def test_a_repeated_finalize_answers_the_same_voice_and_pays_once(
+    client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """Also under another name and after the recording has gone: what is bought is bought."""
+    voice_id = await upload(client, recording())
+    first = await finalize(client, voice_id)
+    again = await finalize(client, voice_id, name="Somebody else", transcript="Other words.")
+    await rows.execute("UPDATE public.voices SET deleted_at = now()")
+    after_deletion = await finalize(client, voice_id)
+    assert first.json() == again.json() == after_deletion.json() == {"id": voice_id, "name": "Ada"}
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+# --- what is no recording ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "Audio file not uploaded."),
+        (b"MZ this is no recording" * 1000, "WAV, MP3 or M4A"),
+        (b"OggS" + bytes(5000), "WAV, MP3 or M4A"),
+        (b"\x1a\x45\xdf\xa3" + bytes(5000), "WAV, MP3 or M4A"),
+        (b"RIFF\0\0\0\0WAVE", "no audio"),
+        (recording(2.9), "2.9 seconds long. Please record at least 3 seconds"),
+        (recording(60.6), "61 seconds long. Please use at most 60 seconds"),
+        (mp3(2.0), "at least 3 seconds"),
+        (m4a(61.0), "at most 60 seconds"),
+        (recording(4.0) + bytes(10 * 1024 * 1024), "larger than 10 MB"),
+    ],
+    ids=["empty", "not audio", "ogg", "webm", "header", "short", "long", "short mp3", "long m4a", "large"],
+)
+async def test_what_cannot_be_cloned_from_is_refused_before_any_call(
+    client: Client, simulator: Simulator, rows: Rows, content: bytes, says: str
+) -> None:
+    voice_id = await upload(client, content)
+    problem_of(await finalize(client, voice_id), 400, "validation", says=says)
+    assert simulator.calls == []
+    assert await voices_in(rows) == 0
+    assert await purchase(rows, voice_id) is None
+
+
+async def test_nothing_uploaded_is_said_so(client: Client, simulator: Simulator) -> None:
+    assert problem_of(await finalize(client, uuid4()), 400, "validation") == "Audio file not uploaded."
+    assert simulator.calls == []
+
+
+async def test_somebody_elses_recording_is_as_good_as_none(gateway: Gateway, client: Client) -> None:
+    voice_id = await upload(client, recording())
+    async with gateway.client() as stranger:
+        refused = await finalize(stranger, voice_id)
+        assert problem_of(refused, 400, "validation") == "Audio file not uploaded."
+        assert (await finalize(client, voice_id)).status_code == 200
+        problem_of(await finalize(stranger, voice_id), 400, "validation")
+        assert await listed(stranger) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": ""}, "`name`"),
+        ({"name": "   "}, "name"),
+        ({"name": "x" * 101}, "`name` must have at most 100"),
+        ({"name": 7}, "`name` must be a string"),
+        ({"language": "Klingon"}, "language is not supported"),
+        ({"transcript": "x" * 2001}, "`transcript` must have at most 2000"),
+        ({"transcript": "a\0b"}, "cannot be stored"),
+        ({"voice_id": "no uuid"}, "`voice_id` must be a UUID"),
+    ],
+)
+async def test_bad_input_is_refused_at_both_doors(client: Client, fields: dict[str, Any], says: str) -> None:
+    body = {"voice_id": str(uuid4()), "name": "Ada", "language": "English", "transcript": TRANSCRIPT, **fields}
+    doors = ["finalize"] if "voice_id" in fields else ["upload-url", "finalize"]
+    for door in doors:
+        problem_of(await client.http.post(f"/api/clone/{door}", json=body), 400, "validation", says=says)
+
+
+# --- what is one ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "mime"),
+    [(mp3(4.0), "audio/mpeg"), (m4a(4.0), "audio/x-m4a"), (mp3(4.0, 44_100, channels=2), "audio/wav")],
+    ids=["mp3", "m4a", "mp3 that is called wav"],
+)
+async def test_the_bytes_tell_the_format_whatever_it_is_called(
+    client: Client, simulator: Simulator, content: bytes, mime: str
+) -> None:
+    voice_id = await upload(client, content, mime=mime)
+    answer = await finalize(client, voice_id)
+    assert answer.status_code == 200, answer.text
+    assert billed(simulator) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        recording(4.0, 8_000),
+        recording(4.0, 44_100, channels=2),
+        recording(4.0, 48_000, channels=6),
+        wav((tone(4.0, 16_000).astype("<i4") << 16).tobytes(), sample_rate_hz=16_000, bits=32),
+        wav((tone(4.0, 48_000).astype("f4") / 32_768).tobytes(), sample_rate_hz=48_000, bits=32, tag=3),
+        wav(tone(4.0, 24_000).tobytes(), before=b"LIST" + struct.pack("<I", 6) + b"INFOxx", data_size=0xFFFFFFFF),
+    ],
+    ids=["telephone", "stereo", "surround", "32 bit", "float", "a recorder's header"],
+)
+async def test_a_wav_of_any_rate_and_width_is_made_fit_and_kept_as_it_came(
+    gateway: Gateway, client: Client, simulator: Simulator, content: bytes
+) -> None:
+    """The simulated provider refuses what the real one does: less than 24 kHz, several channels, other widths."""
+    voice_id = await upload(client, content)
+    answer = await finalize(client, voice_id)
+    assert answer.status_code == 200, answer.text
+    key = f"{client.user_id}/{voice_id}/reference.wav"
+    assert await gateway.parts.storage.read(Bucket.REFERENCES, key, limit=20_000_000) == content
+    sent = creations(simulator)[0]["audio_characters"]
+    samples = round(parse_wav(content).duration_seconds * 24_000) * 2
+    assert sent == len("data:audio/wav;base64,") + 4 * ((44 + samples + 2) // 3)
+
+
+async def test_the_longest_recording_stays_under_the_limit_of_the_providers_data_url(
+    client: Client, simulator: Simulator
+) -> None:
+    """Ten megabytes of samples are twenty times less once they are what the provider wants."""
+    voice_id = await upload(client, recording(54.0, 96_000))
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert creations(simulator)[0]["audio_characters"] < 4_000_000
+
+
+async def test_a_file_that_fits_here_and_not_into_the_providers_data_url_is_refused_in_words(
+    client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """An MP3 with a picture in it: 9 MB here, 12 MB in Base64."""
+    picture = b"ID3\x04\x00\x00" + bytes([9 * 1024 * 1024 >> 21 & 0x7F, 9 * 1024 * 1024 >> 14 & 0x7F, 0, 0])
+    voice_id = await upload(client, picture + bytes(9 * 1024 * 1024) + mp3(4.0), mime="audio/mpeg")
+    problem_of(await finalize(client, voice_id), 400, "provider_rejected", says="too large")
+    assert simulator.calls == []
+    assert await voices_in(rows) == 0
+
+
+# --- what the provider refuses ----------------------------------------------------------------------------------------
+
+_BETTER_RECORDING = {"InvalidParameter", "DataInspectionFailed", *(code for code in REFUSALS if code[:5] == "Audio")}
+_NOT_NOW = {code for code, (status, _) in REFUSALS.items() if status >= 500 or "hrottling" in code or "imit" in code}
+
+
+async def test_every_refusal_is_a_sentence_with_the_right_status_and_leaves_no_voice(
+    client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    voice_id = await upload(client, recording())
+    for code, (_, message) in REFUSALS.items():
+        simulator.behave("customization", {"do": "error", "code": code}, action="create")
+        answer = await finalize(client, voice_id)
+        if code in _BETTER_RECORDING:
+            detail = problem_of(answer, 400, "provider_rejected")
+        elif (code in _NOT_NOW and code != "Audio.DurationLimitError") or code in (
+            "insufficient_quota",
+            "ClientDisconnect",
+        ):
+            detail = problem_of(answer, 503, "provider_unavailable")
+        else:
+            detail = problem_of(answer, 502, "provider_rejected")
+        assert message not in detail, code
+        bought = await purchase(rows, voice_id)
+        assert bought is not None
+        assert (bought["state"], bought["outcome"]["diagnostics"]["code"]) == ("refused", code)
+    assert billed(simulator) == 0
+    assert await voices_in(rows) == 0
+    assert (await finalize(client, voice_id)).status_code == 200, "nothing was bought, so it may be tried again"
+    assert billed(simulator) == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "category", "says"),
+    [
+        ({"do": "empty"}, 502, "provider_rejected", "refused"),
+        ({"do": "html"}, 503, "provider_unavailable", "Please try again"),
+        ({"do": "error", "code": "Throttling.AllocationQuota", "message": VOICE_LIMIT_EXCEEDED}, 502, "", "operator"),
+        ({"do": "error", "code": "Throttling.AllocationQuota", "message": FREE_QUOTA_EXCEEDED}, 502, "", "operator"),
+        ({"do": "error", "code": "Audio.PreprocessError"}, 400, "", "10 to 20 seconds of clear speech"),
+        ({"do": "error", "code": "InvalidApiKey", "envelope": "openai"}, 502, "", "operator"),
+    ],
+    ids=["empty body", "html", "too many voices", "free tier", "little speech", "wrong key"],
+)
+async def test_odd_refusals(
+    client: Client, simulator: Simulator, behaviour: dict[str, Any], status: int, category: Any, says: str
+) -> None:
+    simulator.behave("customization", behaviour)
+    voice_id = await upload(client, recording())
+    problem_of(await finalize(client, voice_id), status, category or "provider_rejected", says=says)
+    assert await listed(client) == []
+
+
+async def test_what_the_provider_itself_finds_wrong_with_a_recording(client: Client, simulator: Simulator) -> None:
+    """Silence passes our own checks; nobody speaks in it."""
+    voice_id = await upload(client, wav(bytes(24_000 * 2 * 4)))
+    detail = problem_of(await finalize(client, voice_id), 400, "provider_rejected", says="clear speech")
+    assert is_a_sentence(detail)
+    assert billed(simulator) == 0
+
+
+async def test_a_provider_that_cannot_be_reached_is_503_and_the_next_try_is_free(
+    settings: Settings, simulator: Simulator
+) -> None:
+    unreachable = replace(settings, dashscope_base_url="http://127.0.0.1:1")
+    async with running_gateway(unreachable) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        problem_of(await finalize(client, voice_id), 503, "provider_unavailable")
+    async with running_gateway(settings) as gateway, gateway.client(client.user_id) as client:
+        assert (await finalize(client, voice_id)).status_code == 200
+    assert billed(simulator) == 1
+
+
+@pytest.mark.parametrize("behaviour", [{"do": "hang"}, {"do": "abort"}, {"do": "html", "status": 504, "effect": True}])
+async def test_an_answer_that_never_comes_is_504_and_the_next_finalize_adopts_the_voice(
+    settings: Settings, simulator: Simulator, rows: Rows, behaviour: dict[str, Any]
+) -> None:
+    simulator.behave("customization", behaviour, action="create")
+    patience = replace(settings, deadlines=Deadlines(customization_seconds=0.5))
+    async with running_gateway(patience) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        problem_of(await finalize(client, voice_id), 504, "timeout")
+        bought = await purchase(rows, voice_id)
+        assert bought is not None
+        assert bought["state"] == "unknown"
+        assert await listed(client) == []
+        assert (await finalize(client, voice_id)).status_code == 200
+        [voice] = await listed(client)
+    [call] = creations(simulator)
+    assert voice["provider_voice_id"] == call["voice"]
+    assert (billed(simulator), listings(simulator)) == (1, 1)
+
+
+async def test_an_unknown_creation_is_not_repeated_while_the_provider_does_not_list_its_voices(
+    settings: Settings, simulator: Simulator
+) -> None:
+    patience = replace(settings, deadlines=Deadlines(customization_seconds=0.5))
+    async with running_gateway(patience) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        simulator.behave("customization", {"do": "hang"}, action="create")
+        problem_of(await finalize(client, voice_id), 504, "timeout")
+        for behaviour in ({"do": "error", "code": "SystemError"}, {"do": "hang"}):
+            simulator.behave("customization", behaviour, action="list")
+            problem_of(await finalize(client, voice_id), 504, "timeout", says="does not say")
+        assert len(creations(simulator)) == 1
+        assert (await finalize(client, voice_id)).status_code == 200
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_a_creation_that_was_never_carried_out_is_made_by_the_next_finalize(
+    settings: Settings, simulator: Simulator
+) -> None:
+    patience = replace(settings, deadlines=Deadlines(customization_seconds=0.5))
+    async with running_gateway(patience) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        simulator.behave("customization", {"do": "hang", "effect": False}, action="create")
+        problem_of(await finalize(client, voice_id), 504, "timeout")
+        answers = await asyncio.gather(*(finalize(client, voice_id) for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [200] * 3
+    assert billed(simulator) == 1

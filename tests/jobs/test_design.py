@@ -1,0 +1,311 @@
+"""A preview is bought once, ever: cancelled, cut off, killed, or with the storage or the database gone."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from server.dev.simulator import Planned, Simulator
+from server.jobs import clone, design
+from server.jobs.reconcile import reconcile
+from server.jobs.synthesize import RESTARTED
+from server.queue import DEFAULT, SYNTHESIS, WATCHING
+from server.settings import Deadlines, Settings
+from server.storage import Bucket
+from tests.end_to_end.conftest import take_no_jobs
+from tests.gateway import Client, Gateway, Process, process, running_gateway
+from tests.handlers.wire import problem_of
+from tests.postgres_proxy import PostgresProxy, postgres_proxy
+from tests.support import make_settings, wait_for
+from tests.voices import billed, creations, lapse, listed, purchase, purchase_in, save, save_form, start_preview
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+# The victim is a process of its own with the usual deadlines: it says that it lives once a second.
+IMPATIENT = Deadlines(renew_every_seconds=0.3, lost_after_seconds=2.0, sweep_every_seconds=0.1, idle_run_seconds=0.5)
+
+
+@pytest.fixture
+def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
+    """Settings of a server that soon takes another one for dead."""
+    return make_settings(database_url, simulator, tmp_path, deadlines=IMPATIENT, shutdown_grace_seconds=0.2)
+
+
+@pytest.fixture
+async def victim(settings: Settings, simulator: Simulator, tmp_path: Path) -> AsyncIterator[Process]:
+    """A server process that something will happen to. No other is there yet."""
+    async with process(
+        settings, simulator, tmp_path / "victim.log", SHUTDOWN_GRACE_SECONDS="0.2", QWEN_STARTS_PER_MINUTE="100000"
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+async def door(database_url: str) -> AsyncIterator[PostgresProxy]:
+    """What stands between the server and PostgreSQL."""
+    async with postgres_proxy(database_url) as proxy:
+        yield proxy
+
+
+async def objects(gateway: Gateway) -> set[str]:
+    return {stored.key async for stored in gateway.parts.storage.list(Bucket.GENERATIONS)}
+
+
+def held(simulator: Simulator, **behaviour: Any) -> Planned:
+    """The next creation waits until it is released."""
+    return simulator.behave("customization", {"do": "hold", **behaviour}, action="create")
+
+
+# --- cancelled --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+async def test_a_cancel_reaches_the_call_and_nothing_completes_afterwards(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, how: str
+) -> None:
+    plan = held(simulator)
+    task_id = await start_preview(client)
+    await plan.held()
+    if how == "cancel":
+        answer = await client.http.post(f"/api/tasks/{task_id}/cancel")
+        assert answer.json() == {"cancelled": True, "task_id": task_id}
+        assert (await client.task(task_id))["status"] == "cancelled"
+    else:
+        assert (await client.http.delete(f"/api/tasks/{task_id}")).json() == {"ok": True}
+    assert (await purchase_in(rows, task_id, "unknown"))["outcome"]["diagnostics"]["code"] == "cut_off"
+    plan.release()
+    await simulator.until(lambda _: billed(simulator) == 1)
+    assert await rows.fetchval("SELECT status FROM public.tasks") == "cancelled"
+    assert await rows.fetchval("SELECT count(*) FROM internal.runs") == 0
+    assert await objects(gateway) == set()
+    found = await reconcile(gateway.parts)
+    assert [voice["voice"] for voice in found.provider_voices] == [creations(simulator)[0]["voice"]]
+    assert [entry["subject"] for entry in found.purchases] == [UUID(task_id)]
+
+
+async def test_a_preview_that_is_cancelled_while_it_is_stored_is_neither_shown_nor_saved(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """The row was locked by somebody while the audio went into the store, and ended cancelled."""
+    plan = held(simulator)
+    task_id = await start_preview(client)
+    await plan.held()
+    async with rows.transaction():
+        await rows.execute("SELECT FROM public.tasks WHERE id = $1 FOR UPDATE", UUID(task_id))
+        plan.release()
+
+        async def stored() -> bool:
+            return bool(await objects(gateway))
+
+        await wait_for(stored)
+        await rows.execute("UPDATE public.tasks SET status = 'cancelled' WHERE id = $1", UUID(task_id))
+        await rows.execute("DELETE FROM internal.runs")
+    assert (await purchase_in(rows, task_id, "unknown"))["outcome"]["voice"] == creations(simulator)[0]["voice"]
+
+    async def removed() -> bool:
+        return not await objects(gateway)
+
+    await wait_for(removed)
+    problem_of(await save(client, task_id), 409, "conflict")
+    problem_of(await save_form(client), 400, "validation")
+    assert len((await reconcile(gateway.parts)).provider_voices) == 1
+
+
+# --- cut off ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_process_whose_call_was_carried_out_is_not_paid_for_twice(
+    victim: Process, settings: Settings, simulator: Simulator, rows: Rows
+) -> None:
+    """The voice is there and its preview is lost: the task fails with words, and reconciliation lists the voice."""
+    user_id = uuid4()
+    plan = held(simulator)
+    async with victim.client(user_id) as client:
+        task_id = await start_preview(client)
+    await plan.held()
+    await victim.kill()
+    plan.release()
+    await simulator.until(lambda _: billed(simulator) == 1)
+    await lapse(rows, task_id)
+    async with running_gateway(settings) as survivor, survivor.client(user_id) as client:
+        task = await client.ended(task_id)
+        assert (task["status"], task["error_category"]) == ("failed", "timeout")
+        assert "lost" in task["error"]
+        problem_of(await save(client, task_id), 409, "conflict")
+        found = await reconcile(survivor.parts)
+    assert len(creations(simulator)) == billed(simulator) == 1
+    assert [voice["voice"] for voice in found.provider_voices] == [creations(simulator)[0]["voice"]]
+    assert [(entry["subject"], entry["state"]) for entry in found.purchases] == [(UUID(task_id), "unknown")]
+
+
+async def test_a_killed_process_whose_call_never_arrived_is_followed_by_another(
+    victim: Process, settings: Settings, simulator: Simulator, rows: Rows
+) -> None:
+    """The new attempt waits for the lease, since a provider may still be working for the dead; then it looks."""
+    user_id = uuid4()
+    plan = held(simulator, effect=False)
+    async with victim.client(user_id) as client:
+        task_id = await start_preview(client)
+    await plan.held()
+    await victim.kill()
+    plan.release()
+    async with running_gateway(settings) as survivor, survivor.client(user_id) as client:
+
+        async def taken_over() -> bool:
+            return bool(await rows.fetchval("SELECT attempt = 2 AND state = 'speaking' FROM internal.runs"))
+
+        await wait_for(taken_over)
+        assert len(simulator.calls) == 1
+        await lapse(rows, task_id)
+        assert (await client.ended(task_id))["status"] == "completed"
+        assert (await save(client, task_id)).status_code == 200
+    assert billed(simulator) == 1
+
+
+async def test_a_shutdown_in_the_middle_of_a_call_fails_the_preview_and_keeps_the_record(
+    victim: Process, simulator: Simulator, rows: Rows
+) -> None:
+    plan = held(simulator)
+    async with victim.client(uuid4()) as client:
+        task_id = await start_preview(client)
+    await plan.held()
+    victim.send(signal.SIGTERM)
+    await victim.exited()
+    row = await rows.fetchrow("SELECT status, error, error_category FROM public.tasks")
+    assert row
+    assert tuple(row) == ("failed", RESTARTED, "internal")
+    bought = await purchase(rows, task_id)
+    assert bought is not None
+    assert bought["state"] == "unknown"
+    plan.release()
+
+
+async def test_a_job_that_is_lost_before_it_began_is_found_by_the_sweep(
+    settings: Settings, simulator: Simulator, rows: Rows
+) -> None:
+    async with running_gateway(settings) as gateway, gateway.client() as client:
+        await take_no_jobs(gateway)
+        task_id = await start_preview(client)
+        await rows.execute("DELETE FROM internal.procrastinate_jobs")
+        async with running_gateway(settings):
+            assert (await client.ended(task_id))["status"] == "completed"
+    assert billed(simulator) == 1
+
+
+# --- the storage and the database -------------------------------------------------------------------------------------
+
+
+async def test_a_storage_that_is_away_for_a_moment_loses_nothing(
+    gateway: Gateway, client: Client, simulator: Simulator
+) -> None:
+    bucket = Path(gateway.parts.settings.storage.root) / "generations"
+    plan = held(simulator)
+    task_id = await start_preview(client)
+    await plan.held()
+    away = bucket.with_name("away")
+    shutil.move(bucket, away)
+    bucket.write_text("no folder")
+    plan.release()
+
+    async def persisting() -> bool:
+        return bool((await client.task(task_id))["provider_status"] == "provider_persisting")
+
+    await wait_for(persisting)
+    bucket.unlink()
+    shutil.move(away, bucket)
+    assert (await client.ended(task_id))["status"] == "completed"
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_a_storage_that_stays_away_fails_the_preview_and_keeps_the_record(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(design, "STORE_SECONDS", 0.1)
+    bucket = Path(gateway.parts.settings.storage.root) / "generations"
+    shutil.rmtree(bucket)
+    bucket.write_text("no folder")
+    task_id = await start_preview(client)
+    task = await client.ended(task_id)
+    assert (task["status"], task["error_category"]) == ("failed", "storage")
+    bought = await purchase_in(rows, task_id, "unknown")
+    assert bought["outcome"]["voice"] == creations(simulator)[0]["voice"]
+    assert bought["request_id"].startswith("simulated-")
+    bucket.unlink()
+    assert len((await reconcile(gateway.parts)).provider_voices) == 1
+
+
+async def test_a_database_that_is_gone_when_the_answer_comes_is_waited_for(
+    settings: Settings, door: PostgresProxy, simulator: Simulator
+) -> None:
+    async with running_gateway(replace(settings, database_url=door.url)) as gateway, gateway.client() as client:
+        plan = held(simulator)
+        task_id = await start_preview(client)
+        await plan.held()
+        door.shut()
+        plan.release()
+        await wait_for(lambda: door.refused > 2)
+        door.open()
+        assert (await client.ended(task_id))["status"] == "completed"
+        assert (await save(client, task_id)).status_code == 200
+        assert len(await listed(client)) == 1
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_a_commit_whose_answer_is_lost_completes_one_preview(
+    settings: Settings, door: PostgresProxy, simulator: Simulator, rows: Rows
+) -> None:
+    """It is repeated, and finds a completed task: the audio stays."""
+    quiet = replace(settings, database_url=door.url, deadlines=replace(IMPATIENT, sweep_every_seconds=60.0))
+    async with running_gateway(quiet) as gateway, gateway.client() as client:
+        # Nothing but the preview may commit, so the test runs its job itself.
+        for queue in (SYNTHESIS, DEFAULT, WATCHING):
+            await take_no_jobs(gateway, queue)
+        task_id = await start_preview(client)
+        plan = held(simulator)
+        making = asyncio.create_task(design.make_preview(gateway.parts, task_id=UUID(task_id), attempt=1))
+        await plan.held()
+        door.lose_the_answer_to(b"COMMIT")
+        plan.release()
+        await door.lost_the_answer()
+        await making
+        assert (await client.task(task_id))["status"] == "completed"
+        await purchase_in(rows, task_id, "done")
+        assert await rows.fetchval("SELECT count(*) FROM internal.removals") == 0
+        assert await objects(gateway) == {f"{client.user_id}/preview_{task_id}.wav"}
+        assert (await save(client, task_id)).status_code == 200
+
+
+async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
+    settings: Settings,
+    door: PostgresProxy,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(clone, "WRITE_SECONDS", 0.3)
+    async with running_gateway(replace(settings, database_url=door.url)) as gateway, gateway.client() as client:
+        plan = held(simulator)
+        task_id = await start_preview(client)
+        await plan.held()
+        door.shut()
+        plan.release()
+
+        def lines() -> list[dict[str, Any]]:
+            return [
+                vars(record)
+                for record in caplog.records
+                if record.levelname == "ERROR" and record.name == clone.__name__
+            ]
+
+        [said] = await wait_for(lines)
+        assert (said["task_id"], said["voice"]) == (task_id, creations(simulator)[0]["voice"])
+        assert said["request_id"].startswith("simulated-")
+        door.open()
+        assert (await client.ended(task_id))["status"] == "failed"
+    assert billed(simulator) == 1
