@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import asyncpg
 import uvicorn
+from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -97,6 +98,8 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._started = started
+        # The library would cut event streams in the middle of a body; ours end themselves when the parts stop.
+        AppStatus.enable_automatic_graceful_drain = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Literal
 from uuid import UUID
 
 import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -214,68 +215,32 @@ class _Walk:
             yield bytes(held)
 
 
-class Growing(Response):
-    """A chunked body that is sent as it comes to be, until it ends or the client leaves.
-
-    Our own rather than a library's, since it is on the way of every delta to every follower: what sse-starlette puts
-    around each send costs as much as serialising the event.
-    """
-
-    def __init__(self, parts: Parts, walk: _Walk, media_type: str) -> None:
-        super().__init__(
-            media_type=media_type,
-            headers={**_about(walk.task), "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
-        del self.headers["content-length"]
-        self._parts = parts
-        self._walk = walk
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with self._parts.metrics.stream():
-            async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(send))
-                beside = [group.create_task(_until_gone(receive, sender)), group.create_task(self._beside(send))]
-                await asyncio.wait({sender})
-                for task in beside:
-                    task.cancel()
-        if not sender.cancelled() and sender.result():
-            await send({"type": "http.response.body", "body": b""})
-        # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
-
-    async def _send(self, send: Send) -> bool:
-        """Send everything; whether the body may be ended properly."""
-        raise NotImplementedError
-
-    async def _beside(self, send: Send) -> None:
-        """What else is to be sent meanwhile."""
-
-
-async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    sender.cancel()
-
-
 # --- as events --------------------------------------------------------------------------------------------------------
 
 
-class Events(Growing):
-    """Serialised events, and a comment line now and then, so that no proxy takes the connection for dead."""
+class Events(EventSourceResponse):
+    """Serialised events, and a comment line now and then, so that no proxy takes the connection for dead.
+
+    The events come as ready bytes: a delta is serialised once, for however many follow it.
+    """
 
     def __init__(self, parts: Parts, walk: _Walk) -> None:
-        super().__init__(parts, walk, "text/event-stream")
+        super().__init__(
+            _events(walk),
+            headers=_about(walk.task),
+            sep="\n",
+            ping=parts.settings.deadlines.heartbeat_seconds,
+            ping_message_factory=_heartbeat,
+        )
+        self._metrics = parts.metrics
 
-    async def _send(self, send: Send) -> bool:
-        async with aclosing(_events(self._walk)) as events:
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        return True
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._metrics.stream():
+            await super().__call__(scope, receive, send)
 
-    async def _beside(self, send: Send) -> None:
-        while True:
-            await asyncio.sleep(self._parts.settings.deadlines.heartbeat_seconds)
-            await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+
+def _heartbeat() -> ServerSentEvent:
+    return ServerSentEvent(comment="still here", sep="\n")
 
 
 async def _events(walk: _Walk) -> AsyncGenerator[bytes, None]:
@@ -325,11 +290,29 @@ def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:
 # --- as raw audio -----------------------------------------------------------------------------------------------------
 
 
-class RawAudio(Growing):
+class RawAudio(Response):
     """The audio itself, chunked. Its body ends properly only when the task completed and every byte was sent."""
 
     def __init__(self, parts: Parts, walk: _Walk) -> None:
-        super().__init__(parts, walk, _mime(walk.task))
+        super().__init__(
+            media_type=_mime(walk.task),
+            headers={**_about(walk.task), "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        del self.headers["content-length"]
+        self._parts = parts
+        self._walk = walk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with self._parts.metrics.stream():
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send(send))
+                watcher = group.create_task(_until_gone(receive, sender))
+                await asyncio.wait({sender})
+                watcher.cancel()
+        if not sender.cancelled() and sender.result():
+            await send({"type": "http.response.body", "body": b""})
+        # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
 
     async def _send(self, send: Send) -> bool:
         """Whether everything was sent."""
@@ -340,6 +323,12 @@ class RawAudio(Growing):
         except (OSError, NotFound, StorageUnavailable):
             return False
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
+
+
+async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    sender.cancel()
 
 
 async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:

@@ -129,12 +129,15 @@ async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simul
 
 async def test_a_speech_that_fails_ends_in_a_sentence(tab: Tab, simulator: Simulator, client: Client) -> None:
     """What has arrived is heard to its end, the reason is said, and the next attempt works."""
-    simulator.behave("realtime", {"do": "close", "code": 1011, "after_deltas": 6})
+    faults = [HOLD, {"do": "close", "code": 1011, "after_deltas": 13}]
+    held = simulator.behave("realtime", {"faults": faults})
     await tab.generate(SENTENCE)
+    await tab.heard(0.2)
+    held.release()
     await tab.state("It did not work.")
     assert len(await tab.page.inner_text("#stage-problem")) > 20
     await tab.page.locator("#entries .status", has_text="did not work").wait_for()
-    await tab.until("ear.audibleSeconds > 0.4")
+    await tab.until("ear.audibleSeconds > 0.9")
     await tab.page.click("#generate")
     await tab.finished()
     assert await tab.page.inner_text("#stage-problem") == ""
