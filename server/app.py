@@ -193,7 +193,9 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
     """Let what speaks finish within its grace, then store what is there to be stored."""
     stop(parts)
     started = time.monotonic()
-    await asyncio.wait({synthesis}, timeout=parts.settings.shutdown_grace_seconds + DRAIN_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(parts.settings.shutdown_grace_seconds + DRAIN_SECONDS):
+            await _until_spoken(parts, synthesis)
     synthesis.cancel()
     with contextlib.suppress(TimeoutError, *REFUSED):
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -201,8 +203,17 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
                 await asyncio.sleep(0.05)
     parts.queue.stop(DEFAULT)
     await asyncio.wait({default}, timeout=DRAIN_SECONDS + 1.0)
+    parts.database.wait_no_more()
     default.cancel()
     logger.info("drained", extra={"seconds": round(time.monotonic() - started, 1)})
+
+
+async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
+    """Until the worker has ended. One that does not, though nobody speaks, waits for a database that is gone."""
+    silent_seconds, step_seconds = 0.0, 0.25
+    while not synthesis.done() and silent_seconds < DRAIN_SECONDS:
+        await asyncio.wait({synthesis}, timeout=step_seconds)
+        silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
 
 
 async def _waiting(parts: Parts) -> int:

@@ -50,9 +50,16 @@ _TROUBLE = frozenset({"08", "28", "3D", "25006", "40", "53", "55", "57", "58"})
 
 
 def is_away(exc: BaseException) -> bool:
-    """Whether the database is gone, or answered with trouble of its own; the same statement may work later."""
-    state: str = (isinstance(exc, asyncpg.PostgresError) and exc.sqlstate) or ""
-    return isinstance(exc, LOST) or state in _TROUBLE or state[:2] in _TROUBLE
+    """Whether the database is gone, or answered with trouble of its own; the same statement may work later.
+
+    The library has one class for a closed connection and for a mistake of ours; only its words tell them apart.
+    """
+    if isinstance(exc, asyncpg.PostgresError):
+        state: str = exc.sqlstate or ""
+        return state in _TROUBLE or state[:2] in _TROUBLE
+    if isinstance(exc, asyncpg.InterfaceError):
+        return "clos" in str(exc) or "released" in str(exc)
+    return isinstance(exc, ConnectionError | TimeoutError)
 
 
 def _encode_jsonb(value: Any) -> bytes:
@@ -85,6 +92,7 @@ class Database:
     def __init__(self, pool: "Pool", *, acquire_seconds: float) -> None:
         self.pool = pool
         self._acquire_seconds = acquire_seconds
+        self._leaving = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -112,10 +120,18 @@ class Database:
         """A connection for one statement or a few independent ones.
 
         Raises:
-            OSError, TimeoutError, asyncpg.PostgresError: At once when the database is gone.
+            ConnectionError, TimeoutError, asyncpg.PostgresError: At once when the database is gone.
         """
-        async with self.pool.acquire(timeout=self._acquire_seconds) as connection:
+        try:
+            connection = await self.pool.acquire(timeout=self._acquire_seconds)
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as exc:  # no such host, no such socket: here it can mean nothing else
+            raise ConnectionError("PostgreSQL cannot be reached") from exc
+        try:
             yield connection
+        finally:
+            await self.pool.release(connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> "AsyncIterator[Connection]":
@@ -149,13 +165,17 @@ class Database:
             except LOST as exc:
                 # The library has one class for a closed connection and for a mistake of ours, which would not pass.
                 misuses += type(exc) is asyncpg.InterfaceError
-                if self.pool.is_closing() or misuses > MISUSES_AT_MOST:
+                if self._leaving or self.pool.is_closing() or misuses > MISUSES_AT_MOST:
                     raise
                 if deadline is not None and asyncio.get_running_loop().time() > deadline:
                     raise
                 logger.warning("database away, waiting for it", extra={"reason": type(exc).__name__})
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnects, guards nothing
             pause = min(1.0, pause * 2)
+
+    def wait_no_more(self) -> None:
+        """The process is leaving: whoever waits for a lost database gives up. What it held, other processes find."""
+        self._leaving = True
 
 
 Arrived = Callable[[str], None]

@@ -29,6 +29,8 @@ _QUIET: Final = (
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 _LONGEST: Final = 16_384
+# From the first quotation mark to the last, since what is quoted may hold some; a single one was cut off.
+_QUOTED: Final = re.compile(r"['\"](.*['\"]|.*)", re.DOTALL)
 _SECRETS: Final = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,30}://)[^\s/@'\"]+@"), r"\1…@"),  # a password in a URL
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{1,30}://[^\s?'\"<>]+)\?[^\s'\"<>]+"), r"\1?…"),  # a URL's query
@@ -102,11 +104,16 @@ def describe(exc: BaseException) -> str:
     while present is not None and id(present) not in seen:
         seen.add(id(present))
         frames = "".join(traceback.format_tb(present.__traceback__))
-        parts.append(f"{frames}{type(present).__module__}.{type(present).__qualname__}: {_message(present)}")
+        parts.append(frames + reason(present))
         if isinstance(present, BaseExceptionGroup):
             parts.extend(f"within the group: {describe(member)}" for member in present.exceptions[:5])
         present = present.__cause__ or (None if present.__suppress_context__ else present.__context__)
     return "\ncaused by:\n".join(parts)
+
+
+def reason(exc: BaseException) -> str:
+    """An exception's class and the first line of its message, without what that may quote."""
+    return f"{type(exc).__module__}.{type(exc).__qualname__}: {_message(exc)}"
 
 
 def redacted(text: str) -> str:
@@ -118,8 +125,10 @@ def redacted(text: str) -> str:
 
 
 def _message(exc: BaseException) -> str:
-    lines = str(exc).splitlines() or [""]
-    state = getattr(exc, "sqlstate", None)
+    text, state = str(exc), getattr(exc, "sqlstate", None)
+    if isinstance(exc, ValueError) or (state or "").startswith("22"):  # bad values, which they quote
+        text = _QUOTED.sub("'…'", text)
+    lines = text.splitlines() or [""]
     first = redacted(lines[0])[:300]
     return f"[{state}] {first}" if state else first
 

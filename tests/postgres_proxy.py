@@ -47,6 +47,10 @@ class PostgresProxy:
         """The outage is over."""
         self._shut = False
 
+    def remove(self) -> None:
+        """Take the door itself away: its socket is no longer there."""
+        self._socket.unlink()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Let nothing through in either direction while the block lasts, and break nothing."""

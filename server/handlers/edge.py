@@ -124,7 +124,7 @@ class _Exchange:
             return
         problem = _named(exc)
         if isinstance(problem, DatabaseUnavailable):
-            _log.warning("database not available", extra={"reason": f"{type(exc).__name__}: {exc}".partition("\n")[0]})
+            _log.warning("database not available", extra={"reason": logs.reason(exc)})
         elif problem.status >= 500 and not isinstance(exc, UtterError):
             _log.error("request failed", exc_info=exc)
         body = msgspec.json.encode(Problem(problem.detail, problem.category, self._request_id))
@@ -162,6 +162,8 @@ class _Exchange:
 
 def _named(exc: Exception) -> UtterError:
     """The failure as one of ours."""
+    while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
     if isinstance(exc, UtterError):
         return exc
     if isinstance(exc, HTTPException):

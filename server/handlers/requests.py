@@ -50,13 +50,19 @@ async def bearer(request: Request) -> UUID:
         Unauthorized: Without a token, or with one that is not good.
         KeysUnavailable: If nobody can say.
     """
-    scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = bearer_token(request)
+    if not token:
         raise Unauthorized
     authenticator: Authenticator = request.app.state.authenticator
-    user_id = await authenticator.user_id(token.strip())
+    user_id = await authenticator.user_id(token)
     request.state.user_id = user_id  # for the access log
     return user_id
+
+
+def bearer_token(request: Request) -> str:
+    """The bearer token as it was sent; empty where there is none."""
+    scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 async def bearer_or_nobody(request: Request) -> UUID | None:

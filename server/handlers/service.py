@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import ipaddress
+import re
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,12 +11,14 @@ from starlette.responses import Response
 from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, ReadyAnswer, SignedInUser
 from server.database import REFUSED
 from server.errors import StorageUnavailable, Unauthorized, UtterError
-from server.handlers.requests import bearer_or_nobody, json_response, parts_of
+from server.handlers.requests import bearer_or_nobody, bearer_token, json_response, parts_of
 from server.metrics import CONTENT_TYPE
 from server.migrations import unapplied
 from server.parts import Parts
 
 READY_WITHIN_SECONDS = 5.0
+# RFC 7239 §4: an address, in brackets and with a port perhaps, or a word that hides one.
+_FORWARDED_FOR = re.compile(r'(?i)\bfor="?(\[[^\]"]*\]|[^\s;,":]*)')
 
 
 async def health(_request: Request) -> Response:
@@ -92,8 +95,7 @@ async def metrics(request: Request) -> Response:
     parts = parts_of(request)
     wanted = parts.settings.metrics_token
     if wanted:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(given.encode(), wanted.encode()):
+        if not hmac.compare_digest(bearer_token(request).encode(), wanted.encode()):
             raise Unauthorized("The metrics need their own token.")
     elif not all(map(_is_near, _senders(request))):
         raise _NotForStrangers
@@ -108,6 +110,9 @@ def _senders(request: Request) -> list[str]:
     """
     peer = request.client.host if request.client else ""
     named = [host.strip() for line in request.headers.getlist("x-forwarded-for") for host in line.split(",")]
+    named += request.headers.getlist("x-real-ip")
+    for line in request.headers.getlist("forwarded"):
+        named += [host.strip("[]") for host in _FORWARDED_FOR.findall(line)]
     return [peer, *named]
 
 

@@ -33,11 +33,16 @@ async def provider_voice_ids(connection: "Connection") -> set[str]:
 
 
 async def wanted_keys(connection: "Connection", keys: list[str]) -> set[str]:
-    """Which of these keys a row shows, or will show."""
+    """Which of these keys a row shows, or will show.
+
+    A recording whose cloning has an unknown end belongs to no row, but is needed to adopt what was paid for.
+    """
     rows = await connection.fetch(
         """SELECT audio_object_key AS key FROM public.generations WHERE audio_object_key = ANY($1::text[])
            UNION SELECT reference_object_key FROM public.voices WHERE reference_object_key = ANY($1::text[])
            UNION SELECT object_key FROM internal.runs WHERE object_key = ANY($1::text[])
+           UNION SELECT user_id || '/' || subject || '/reference.wav' FROM internal.purchases
+                  WHERE kind = 'clone' AND state IN ('calling', 'unknown')
            UNION SELECT outcome ->> 'object_key' FROM internal.purchases
                   WHERE kind = 'design' AND outcome ->> 'object_key' = ANY($1::text[])
            UNION SELECT result ->> 'object_key' FROM public.tasks

@@ -456,7 +456,8 @@ async def put_back(
         return False
     await connection.execute("DELETE FROM internal.spool WHERE task_id = $1 AND attempt <= $2", task_id, attempt)
     await connection.execute(
-        f"UPDATE public.generations SET provider_metadata = {_WITH_FACTS.format('$2')} WHERE id = $1",  # noqa: S608
+        f"""UPDATE public.generations SET provider_metadata = {_WITH_FACTS.format("$2")}
+             WHERE id = $1 AND status IN ('pending', 'processing')""",  # noqa: S608 - constants
         generation_id,
         {"attempts": [{"attempt": attempt, "reason": reason}]},
     )

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -12,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
+from server import app, queue
 from server.app import stop
 from server.dev.simulator import Simulator
 from server.jobs.synthesize import RESTARTED
@@ -19,6 +21,7 @@ from server.settings import Settings
 from tests.end_to_end.conftest import deaf, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Client, Process, insert_voice, process, running_gateway
+from tests.postgres_proxy import postgres_proxy
 from tests.support import make_settings, wait_for
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -179,6 +182,33 @@ async def test_a_process_that_leaves_takes_nothing_new(
             assert (await client.ended(first["task_id"]))["status"] == "completed"
         assert (await row_of(rows, second))["state"] == "queued"
     assert [call["text"] for call in simulator.calls] == ["First."]
+
+
+@pytest.mark.parametrize("speaking", [True, False])
+async def test_a_database_that_is_gone_does_not_keep_the_process(
+    database_url: str,
+    settings: Settings,
+    simulator: Simulator,
+    user_id: UUID,
+    voice_id: UUID,
+    monkeypatch: pytest.MonkeyPatch,
+    speaking: bool,
+) -> None:
+    """Nothing can be written any more; other processes find what this one held."""
+    monkeypatch.setattr(app, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(queue, "DRAIN_SECONDS", 0.5)
+    async with postgres_proxy(database_url) as door:
+        brief = replace(settings, database_url=door.url, shutdown_grace_seconds=0.5)
+        async with running_gateway(brief) as leaving, leaving.client(user_id) as client:
+            plan = hold_after(simulator, DELTAS)
+            if speaking:
+                await client.generate(voice_id)
+                await plan.held()
+            door.shut()
+            stop(leaving.parts)
+            told_at = time.monotonic()
+        assert time.monotonic() - told_at < 10.0
+        plan.release()
 
 
 async def test_a_stream_that_is_opened_while_the_server_leaves_ends_at_once(

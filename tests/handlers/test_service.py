@@ -359,14 +359,34 @@ async def test_metrics_are_for_the_near_where_there_is_no_token(anybody: httpx.A
         problem_of(response, 403, "unauthorized", says="METRICS_TOKEN")
 
 
+@pytest.mark.parametrize(
+    ("header", "near"),
+    [
+        ({"X-Real-IP": "10.1.2.3"}, True),
+        ({"X-Real-IP": "93.184.216.34"}, False),
+        ({"Forwarded": "for=10.1.2.3;proto=https;by=10.0.0.1, For=127.0.0.1"}, True),
+        ({"Forwarded": 'for="[fd00::1]:4711"'}, True),
+        ({"Forwarded": "for=10.1.2.3, for=93.184.216.34"}, False),
+        ({"Forwarded": 'for="93.184.216.34:80"'}, False),
+        ({"Forwarded": 'proto=https;FOR="[2606:2800::1]:4711"'}, False),
+        ({"Forwarded": "for=_hidden"}, False),
+    ],
+)
+async def test_whoever_names_the_sender_is_heard(
+    anybody: httpx.AsyncClient, header: dict[str, str], near: bool
+) -> None:
+    assert (await anybody.get("/metrics", headers=header)).status_code == (200 if near else 403)
+
+
 async def test_metrics_with_a_token_are_for_whoever_has_it(settings: Settings) -> None:
     async with (
         running_gateway(replace(settings, metrics_token="the operator's own")) as gateway,
         httpx.AsyncClient(base_url=gateway.url) as http,
     ):
         far = {"X-Forwarded-For": "93.184.216.34"}
-        good = {"Authorization": "Bearer the operator's own"}
-        assert (await http.get("/metrics", headers={**far, **good})).status_code == 200
+        for scheme in ("Bearer", "bearer"):
+            good = {"Authorization": f"{scheme} the operator's own"}
+            assert (await http.get("/metrics", headers={**far, **good})).status_code == 200
         for token in (None, "Bearer", "Bearer the operator", "Bearer the operator's own!", "Bearer \xff"):
             headers = {"Authorization": token.encode("latin-1")} if token else {}
             problem_of(await http.get("/metrics", headers=headers), 401, "unauthorized", says="token")  # type: ignore[arg-type]

@@ -1,0 +1,311 @@
+"""The guards of a speech's rows: who may move them from which state, and that everybody else changes nothing."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeAlias
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from server.database import Database, Listener
+from server.queue import Queue
+from server.records import speech
+from server.records.speech import Assignment, Fenced, NewSpeech, SpeechGone, Storable
+from tests.gateway import insert_voice
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+OWNER = uuid4()
+
+
+class World:
+    """One speech, attempt 1 of which is what every actor below believes to be at work on."""
+
+    def __init__(self, connection: Rows, queue: Queue, wanted: NewSpeech) -> None:
+        self.connection = connection
+        self.queue = queue
+        self.task_id = wanted.task_id
+        self.assignment = Assignment(
+            task_id=wanted.task_id,
+            attempt=1,
+            generation_id=wanted.generation_id,
+            user_id=wanted.user_id,
+            voice_id=wanted.voice_id,
+            text=wanted.text,
+            language=wanted.language,
+            format_name=wanted.format_name,
+            object_key=wanted.object_key,
+            provider=wanted.provider,
+            provider_voice_id=None,
+            provider_target_model=None,
+            job=None,
+            waited_seconds=0.0,
+        )
+        self.storable = Storable(
+            task_id=wanted.task_id,
+            generation_id=wanted.generation_id,
+            attempt=1,
+            byte_length=5,
+            sample_rate_hz=24_000,
+            format_name="mp3",
+            provider="qwen",
+            spoken_for_seconds=0.0,
+        )
+
+    async def snapshot(self) -> list[Any]:
+        """All that an actor could change."""
+        return [
+            await self.connection.fetch(f"SELECT to_jsonb(x) - 'updated_at' AS row FROM {table} x ORDER BY 1")
+            for table in ("public.generations", "public.tasks", "internal.runs", "internal.spool", "internal.removals")
+        ]
+
+
+@pytest.fixture
+async def world(database_url: str, rows: Rows) -> World:
+    user_id = uuid4()
+    generation_id = uuid4()
+    wanted = NewSpeech(
+        task_id=uuid4(),
+        generation_id=generation_id,
+        user_id=user_id,
+        voice_id=await insert_voice(database_url, user_id),
+        text="Hello.",
+        text_length=6,
+        language="Auto",
+        provider="qwen",
+        model=None,
+        format_name="mp3",
+        object_key=f"{user_id}/{generation_id}.mp3",
+    )
+    async with Database.open(database_url, size=1) as database:
+        queue = Queue(database, Listener(database_url))
+        async with rows.transaction():
+            await speech.create(rows, queue, wanted)
+    return World(rows, queue, wanted)
+
+
+class Run(NamedTuple):
+    """A run as an actor may find it."""
+
+    state: str
+    attempt: int
+    byte_length: int
+
+
+QUEUED, AGAIN_QUEUED = Run("queued", 1, 0), Run("queued", 2, 0)
+SILENT, HEARD, SUCCESSOR = Run("speaking", 1, 0), Run("speaking", 1, 5), Run("speaking", 2, 5)
+SPOKEN, SPOKEN_BY_SUCCESSOR, UNSTORED = Run("spoken", 1, 5), Run("spoken", 2, 5), Run("unstored", 1, 5)
+RUNS = [QUEUED, AGAIN_QUEUED, SILENT, HEARD, SUCCESSOR, SPOKEN, SPOKEN_BY_SUCCESSOR, UNSTORED]
+
+Actor: TypeAlias = Callable[[World], Awaitable[object]]
+
+
+async def claim(world: World) -> object:
+    return await speech.claim(world.connection, world.task_id, 1, OWNER)
+
+
+async def show_progress(world: World) -> object:
+    return await speech.progress(world.connection, world.task_id, 1, "streaming")
+
+
+async def note_audio(world: World) -> None:
+    await speech.note_audio(
+        world.connection,
+        world.assignment,
+        provider_status="streaming",
+        sample_rate_hz=8000,
+        bits_per_second=1,
+        facts={"session_id": "mine"},
+    )
+
+
+async def mark_spoken(world: World) -> object:
+    return await speech.mark_spoken(
+        world.connection,
+        world.queue,
+        world.assignment,
+        provider_status="finalizing",
+        byte_length=5,
+        sample_rate_hz=24_000,
+        facts={"session_id": "mine"},
+    )
+
+
+async def put_back(world: World) -> object:
+    return await speech.put_back(world.connection, world.queue, world.task_id, 1, reason="on purpose")
+
+
+async def fail(world: World) -> object:
+    return await speech.end(
+        world.connection, world.task_id, status="failed", detail="No.", category="internal", attempt=1
+    )
+
+
+async def fail_while_waiting(world: World) -> object:
+    return await speech.end(
+        world.connection, world.task_id, status="failed", detail="No.", category="internal", attempt=1, state="queued"
+    )
+
+
+async def take_for_dead(world: World) -> object:
+    return await speech.end(
+        world.connection,
+        world.task_id,
+        status="failed",
+        detail="No.",
+        category="internal",
+        attempt=1,
+        silent_for_seconds=60.0,
+    )
+
+
+async def begin_to_store(world: World) -> object:
+    return await speech.take_spoken(world.connection, world.task_id, OWNER)
+
+
+async def publish(world: World) -> object:
+    return await speech.publish(
+        world.connection, world.storable, object_key="a/b.mp3", duration_seconds=1.0, bits_per_second=1
+    )
+
+
+async def cancel(world: World) -> object:
+    return await speech.cancel(world.connection, world.queue, "generations", world.task_id)
+
+
+#: Which run each actor may change; it leaves all others as they are.
+MAY: dict[Actor, set[Run]] = {
+    claim: {QUEUED},
+    show_progress: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
+    note_audio: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
+    mark_spoken: {HEARD},
+    put_back: {SILENT},
+    fail: {SILENT, HEARD},
+    fail_while_waiting: {QUEUED},
+    take_for_dead: set(),
+    begin_to_store: {SPOKEN, SPOKEN_BY_SUCCESSOR},
+    cancel: set(RUNS),
+}
+
+
+async def act(world: World, actor: Actor) -> bool:
+    """Let an actor act in a transaction of its own; whether anything is different afterwards."""
+    before = await world.snapshot()
+    try:
+        async with world.connection.transaction():
+            await actor(world)
+    except (Fenced, SpeechGone):
+        assert await world.snapshot() == before, "who is refused leaves nothing behind"
+    return await world.snapshot() != before
+
+
+async def find(world: World, run: Run) -> None:
+    await world.connection.execute(
+        """UPDATE internal.runs SET state = $2, attempt = $3, byte_length = $4, spoken_at = now(),
+                  owner = NULL WHERE task_id = $1""",
+        world.task_id,
+        *run,
+    )
+
+
+@pytest.mark.parametrize("actor", MAY, ids=lambda actor: actor.__name__)
+async def test_an_attempt_changes_only_what_is_its_own(world: World, actor: Actor) -> None:
+    for run in RUNS:
+        undo = world.connection.transaction()
+        await undo.start()
+        await find(world, run)
+        assert await act(world, actor) == (run in MAY[actor]), run
+        await undo.rollback()
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+async def test_what_has_ended_is_never_ended_otherwise(world: World, status: str) -> None:
+    """Whatever is left of the run, neither the generation nor its task changes any more."""
+    for run in RUNS:
+        for actor in [*MAY, publish]:
+            undo = world.connection.transaction()
+            await undo.start()
+            await find(world, run)
+            await world.connection.execute(
+                """UPDATE public.generations SET status = $1,
+                          audio_object_key = CASE WHEN $1 = 'completed' THEN 'a/b.mp3' END""",
+                status,
+            )
+            await world.connection.execute("UPDATE public.tasks SET status = $1, provider_status = $1", status)
+            before = (await world.snapshot())[:2]
+            try:
+                async with world.connection.transaction():
+                    await actor(world)
+            except (Fenced, SpeechGone):
+                pass
+            assert (await world.snapshot())[:2] == before, (actor.__name__, run)
+            await undo.rollback()
+
+
+async def test_nobody_is_taken_for_dead_who_has_just_spoken_up(world: World) -> None:
+    await find(world, HEARD)
+    assert not await act(world, take_for_dead)
+    await world.connection.execute("UPDATE internal.runs SET beat_at = now() - interval '61 seconds'")
+    assert await act(world, take_for_dead)
+    assert await world.connection.fetchval("SELECT status FROM public.generations") == "failed"
+
+
+async def test_audio_that_was_paid_for_and_not_stored_is_kept_whatever_its_user_does(world: World) -> None:
+    """The task has failed; its operator can still store the audio."""
+    await find(world, SPOKEN)
+    await world.connection.execute("INSERT INTO internal.spool VALUES ($1, 1, 0, 'audio')", world.task_id)
+    assert await speech.give_up_storing(world.connection, world.storable)
+    for actor in (cancel, fail, publish):
+        before = await world.snapshot()
+        await actor(world)
+        assert await world.snapshot() == before, actor.__name__
+    assert await speech.take_spoken(world.connection, world.task_id, OWNER, "unstored")
+
+
+async def test_publishing_completes_both_rows_and_forgets_the_run(world: World) -> None:
+    await find(world, SPOKEN)
+    await world.connection.execute("INSERT INTO internal.spool VALUES ($1, 1, 0, 'audio')", world.task_id)
+    assert await act(world, publish)
+    task = await speech.get_task(world.connection, world.task_id)
+    assert (task.status, task.object_key, task.byte_length, task.run_state) == ("completed", "a/b.mp3", 5, None)
+    assert await world.connection.fetchval("SELECT count(*) FROM internal.spool") == 0
+    assert not await act(world, publish), "twice is once"
+
+
+async def test_a_task_whose_generation_was_deleted_past_us_can_still_be_ended(world: World) -> None:
+    await find(world, HEARD)
+    await world.connection.execute("DELETE FROM public.generations")
+    await find(world, QUEUED)
+    with pytest.raises(SpeechGone):
+        await claim(world)
+    await find(world, HEARD)
+    assert await mark_spoken(world) is False
+    ended = await speech.end(
+        world.connection, world.task_id, status="cancelled", detail="x", category="cancelled", attempt=1
+    )
+    assert ended.here
+    assert (await speech.get_task(world.connection, world.task_id)).status == "cancelled"
+    assert await world.connection.fetchval("SELECT count(*) FROM internal.runs") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ("UPDATE public.generations SET text = text", "open"),
+        ("UPDATE public.generations SET status = 'failed'", "unwanted"),
+        ("UPDATE public.generations SET status = 'cancelled'", "unwanted"),
+        ("UPDATE public.generations SET status = 'completed', audio_object_key = 'mine'", "stored"),
+        ("UPDATE public.generations SET status = 'completed', audio_object_key = 'another'", "unwanted"),
+        ("DELETE FROM public.generations", "unwanted"),
+    ],
+)
+async def test_the_row_says_what_an_object_is_worth(world: World, change: str, verdict: str) -> None:
+    await find(world, SPOKEN)
+    await world.connection.execute(change)
+    assert await speech.verdict(world.connection, world.task_id, "mine") == verdict
+
+
+async def test_a_completed_speech_is_known_by_its_key_when_its_task_is_gone(world: World) -> None:
+    await world.connection.execute("UPDATE public.generations SET status = 'completed', audio_object_key = 'mine'")
+    await world.connection.execute("DELETE FROM internal.runs")
+    await world.connection.execute("DELETE FROM public.tasks")
+    assert await speech.verdict(world.connection, world.task_id, "mine") == "stored"

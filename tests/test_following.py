@@ -1,0 +1,145 @@
+"""One shared view per followed task: what makes it look at the rows, and what does not."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from server.announce import LIVE_CHANNEL, Announcer
+from server.database import Database, Listener
+from server.following import LOOK_EVERY_SECONDS, Feed, Following
+from server.live import LiveAudio
+from server.records import speech
+from tests.support import wait_for
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class CountingDatabase(Database):
+    """A database that knows how often it was asked."""
+
+    asked = 0
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> "AsyncIterator[Connection]":
+        self.asked += 1
+        async with super().connection() as connection:
+            yield connection
+
+
+@dataclass
+class World:
+    """One process that follows, and rows that others change."""
+
+    database: CountingDatabase
+    announcer: Announcer
+    following: Following
+    rows: Rows
+
+    async def new_task(self) -> UUID:
+        task_id = uuid4()
+        await self.rows.execute(
+            "INSERT INTO public.tasks (id, user_id, type, status) VALUES ($1, $2, 'generate', 'processing')",
+            task_id,
+            uuid4(),
+        )
+        return task_id
+
+    async def move(self, task_id: UUID, provider_status: str) -> None:
+        """Change a row as another process would, one that tells nobody."""
+        await self.rows.execute("UPDATE public.tasks SET provider_status = $2 WHERE id = $1", task_id, provider_status)
+
+    @contextlib.asynccontextmanager
+    async def followed(self, task_id: UUID) -> AsyncIterator[Feed]:
+        task = await speech.find_task(self.rows, task_id)
+        assert task
+        async with self.following.follow(task) as feed:
+            yield feed
+
+
+@pytest.fixture
+async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
+    """A process that announces, listens and follows; nothing is followed yet."""
+    async with CountingDatabase.open(database_url, size=2) as database:
+        assert isinstance(database, CountingDatabase)
+        listener = Listener(database_url)
+        announcer = Announcer(database)
+        following = Following(database, listener, LiveAudio(), announcer)
+        loops = [asyncio.create_task(part.run()) for part in (listener, announcer, following)]
+        await listener.connected.wait()
+        try:
+            yield World(database, announcer, following, rows)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def test_a_change_here_is_seen_at_once(world: World) -> None:
+    task_id = await world.new_task()
+    async with world.followed(task_id) as feed:
+        await world.move(task_id, "streaming")
+        world.announcer.changed(task_id)
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS / 2)
+
+
+async def test_a_change_elsewhere_is_seen_when_it_is_told(world: World, database_url: str) -> None:
+    task_id = await world.new_task()
+    async with world.followed(task_id) as feed, Database.open(database_url, size=2) as theirs:
+        elsewhere = Announcer(theirs)
+        telling = asyncio.create_task(elsewhere.run())
+        await world.move(task_id, "streaming")
+        elsewhere.changed(task_id)
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS / 2)
+        telling.cancel()
+
+
+async def test_a_change_that_nobody_tells_is_seen_by_the_clock_whatever_else_is_told(
+    world: World, database_url: str
+) -> None:
+    """Its one notification may be lost while a speech of another process is told about at every tick."""
+    quiet, busy = await world.new_task(), await world.new_task()
+    mouth = await asyncpg.connect(database_url)
+    async with world.followed(quiet) as feed, world.followed(busy):
+        await world.move(quiet, "session_updated")
+        world.announcer.changed(quiet)
+        await wait_for(lambda: feed.task.provider_status == "session_updated")
+
+        async def chatter() -> None:
+            while True:
+                await mouth.execute("SELECT pg_notify($1, $2)", LIVE_CHANNEL, f"another-process:{busy.hex}")
+                await asyncio.sleep(LOOK_EVERY_SECONDS / 20)
+
+        chattering = asyncio.create_task(chatter())
+        await world.move(quiet, "streaming")
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS * 5)
+        chattering.cancel()
+        await asyncio.gather(chattering, return_exceptions=True)
+    await mouth.close()
+
+
+async def test_growth_that_this_process_announces_makes_it_look_at_nothing(world: World, database_url: str) -> None:
+    """Its own followers have the log; a look per tick of its own spool would double the cost of streaming."""
+    task_id = await world.new_task()
+    heard: list[object] = []
+    listening = await asyncpg.connect(database_url)
+    await listening.add_listener(LIVE_CHANNEL, lambda *arguments: heard.append(arguments))
+    try:
+        async with world.followed(task_id):
+            before = world.database.asked
+            for count in range(1, 21):
+                world.announcer.spread([task_id])
+                await wait_for(lambda count=count: len(heard) >= count)  # type: ignore[misc]
+            told = len(heard)
+            by_clock = 5
+            assert world.database.asked - before <= told + by_clock, "one connection each to announce, none to look"
+    finally:
+        await listening.close()
