@@ -7,6 +7,7 @@ billing counts an ideograph as two, so counting the cap that way is right under 
 import re
 import unicodedata
 from enum import IntEnum
+from typing import Literal
 
 from server.providers.languages import HAN
 
@@ -79,6 +80,8 @@ class _Place(IntEnum):
     SENTENCE = 5
 
 
+# How far one looks around a place: somebody may send a thousand blanks, and each is a place to cut at.
+_LONGEST_RUN = 24
 _NO_BREAK = "\u00a0\u202f\u2007\u2060"
 _WIDE_STOPS = "。！？｡．"
 _STOPS = ".!?…" + _WIDE_STOPS
@@ -88,6 +91,8 @@ _DASHES = "–—―─"
 _CLOSERS = ")]}»›”’」』）】》〉］｝〕"
 _EITHER_QUOTES = "\"'"
 _OPENERS = "([{«‹„‚“‘「『（【《〈［｛〔¿¡"
+# One language's opening mark is another's closing one (« so », »so«; “so”, „so“): the spaces around it decide first.
+_TURNING_QUOTES = "«»‹›“”‘’"
 _HAN_NUMERALS = "一二三四五六七八九十百千万萬億亿兆〇零两"
 # Signs that Japanese never starts a line with, so a piece should not either.
 _NEVER_FIRST = "ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶー々ゝゞヽヾ・"
@@ -107,16 +112,16 @@ def _place(text: str, cut: int) -> _Place:
     if _joined(text, cut):
         return _Place.INSIDE_CHARACTER
     left, right = cut, cut
-    while left > 0 and _breaks(text[left - 1]):
+    while left > max(0, cut - _LONGEST_RUN) and _breaks(text[left - 1]):
         left -= 1
-    while right < len(text) and _breaks(text[right]):
+    while right < min(len(text), cut + _LONGEST_RUN) and _breaks(text[right]):
         right += 1
-    if left == 0 or right == len(text):
-        return _Place.WORD  # only whitespace on one side
+    if left == 0 or right == len(text) or _breaks(text[left - 1]) or _breaks(text[right]):
+        return _Place.WORD  # only whitespace on one side, as far as one looks
     before, after = text[left - 1], text[right]
-    if before in _OPENERS or before in _NO_BREAK or after in _NO_BREAK:
+    if _opens(text, left - 1) or before in _NO_BREAK or after in _NO_BREAK:
         return _Place.INSIDE_WORD
-    if after in _CLOSERS or after in _STOPS or after in _COMMAS:
+    if _closes(text, right) or after in _STOPS or after in _COMMAS:
         return _Place.INSIDE_WORD  # also French: a space stands before "!", and belongs to the word
     gap = text[left:right]
     if before.isdigit() and after.isdigit():
@@ -124,7 +129,11 @@ def _place(text: str, cut: int) -> _Place:
     if gap.count("\n") > 1:
         return _Place.SENTENCE
     stop = left
-    while stop > 1 and (text[stop - 1] in _CLOSERS or (gap and text[stop - 1] in _EITHER_QUOTES)):
+    while stop > max(1, left - _LONGEST_RUN) and (
+        _closes(text, stop - 1)
+        or (gap and text[stop - 1] in _EITHER_QUOTES)
+        or (stop < left and text[stop - 1].isspace())  # French: « so », with a space before the closing mark
+    ):
         stop -= 1
     if stop < left and not gap and after in "とっ":
         return _Place.INSIDE_WORD  # Japanese: the particle behind a quotation belongs to it
@@ -175,6 +184,29 @@ def _script(character: str) -> str:
     if "\u30a0" <= character <= "\u30ff" or "\uff66" <= character <= "\uff9f":
         return "katakana"
     return "han" if _IDEOGRAPH.match(character) else ""
+
+
+def _opens(text: str, at: int) -> bool:
+    """Whether ``text[at]`` is a bracket or a quotation mark that opens."""
+    turned = _turned(text, at)
+    return text[at] in _OPENERS if turned is None else turned == "opens"
+
+
+def _closes(text: str, at: int) -> bool:
+    """Whether ``text[at]`` is a bracket or a quotation mark that closes."""
+    turned = _turned(text, at)
+    return text[at] in _CLOSERS if turned is None else turned == "closes"
+
+
+def _turned(text: str, at: int) -> Literal["opens", "closes"] | None:
+    """What the spaces around a quotation mark make of it; None where they say nothing."""
+    if text[at] not in _TURNING_QUOTES:
+        return None
+    space_before = at == 0 or text[at - 1].isspace()
+    space_behind = at + 1 == len(text) or text[at + 1].isspace()
+    if space_before == space_behind:
+        return None
+    return "opens" if space_before else "closes"
 
 
 def _abbreviated(text: str, stop: int) -> bool:

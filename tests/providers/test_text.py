@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 import unicodedata
 
 import pytest
@@ -52,6 +53,12 @@ def test_long_text_is_cut_at_sentence_ends_in_every_language(language: str, cap:
         ("说三百二十元整", 9, ["说", "三百二十", "元整"]),
         ("私はコンピューターを買う", 10, ["私は", "コンピューターを", "買う"]),
         ("はい。「いいえ。」と言う", 9, ["はい。", "「いいえ。」と", "言う"]),
+        ("Il répondit : « Non ! » « Oui ! » dit-elle", 26, ["Il répondit : « Non ! » ", "« Oui ! » dit-elle"]),
+        ("«Vieni subito!» Disse di no", 20, ["«Vieni subito!» ", "Disse di no"]),
+        ("»Komm doch!« »Ich kann nicht.« Er ging", 18, ["»Komm doch!« ", "»Ich kann nicht.« ", "Er ging"]),
+        ("Er rief: „Komm doch!“ Sie ging", 26, ["Er rief: „Komm doch!“ ", "Sie ging"]),
+        ("“Come in!” ‘I will not.’ So he", 26, ["“Come in!” ‘I will not.’ ", "So he"]),
+        ("„Komm“, sagte er. »Nein«, rief sie. So", 19, ["„Komm“, sagte er. ", "»Nein«, rief sie. ", "So"]),
         ("aaaaaaaaaaaa", 5, ["aaaaa", "aaaaa", "aa"]),
         ("", 5, [""]),
         ("short", 5, ["short"]),
@@ -103,6 +110,25 @@ def test_two_thousand_characters_are_cut_quickly() -> None:
     """The job does this in the event loop, where every millisecond delays somebody's delta."""
     text = SENTENCES["English"] * 19
     assert len(split_text(text)) == 4
+
+
+@pytest.mark.parametrize("run", [" ", "\n", '" ', "» ", "\u0301", "。"])
+def test_a_long_run_of_one_kind_is_cut_without_looking_back_at_all_of_it(run: str) -> None:
+    """Counted in calls, not in seconds: each place may cost a bounded number of looks."""
+    text = "a" + (run * 2000)[:1998] + "b"
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        pieces = split_text(text)
+    finally:
+        sys.setprofile(None)
+    assert "".join(pieces) == text
+    assert calls < 2000 * 250
 
 
 def test_ideographs_count_twice_and_all_else_once() -> None:
