@@ -15,7 +15,7 @@ dev:
 
 test: lint
 	@echo "Running the tests…"
-	@$(CLEAN) $(RUN) pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal $(ARGS)
+	@$(CLEAN) $(RUN) pytest --numprocesses=auto --dist=worksteal $(ARGS)
 
 lint:
 	@PYTHON="$(PYTHON)" .ci/install test

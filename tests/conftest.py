@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import sys
 import tempfile
 import threading
@@ -95,6 +96,11 @@ def _postgres_for_tests() -> Iterator[Path]:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two workers a core: half of the time a test waits for somebody else's answer."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 def pytest_configure_node(node: "WorkerController") -> None:
     """Start one server for all workers, in the process that outlives them."""
     if _WORKER_KEY not in node.config.stash.get(_stash, {}):
