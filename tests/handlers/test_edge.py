@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from server.dev.simulator import Simulator
-from server.dev.simulator.app import API_KEY
+from server.dev.simulator import API_KEY, Simulator
 from server.settings import Settings
 from tests.gateway import Client, Gateway, Process, insert_voice, process
 from tests.handlers.wire import exchange, problem_of

@@ -3,9 +3,10 @@
 Nothing here is a real provider and nothing is billed. ``app`` has the way in; ``behaviours`` lists how it misbehaves.
 """
 
-from .app import API_KEY, Simulator, run_simulator, running_simulator
+from .app import run_simulator, running_simulator
 from .behaviours import AT_ONCE, ENGINE_411, TO_MANY, TOO_MANY, Pace, Planned
 from .ledger import Call
+from .state import API_KEY, Simulator
 
 __all__ = [
     "API_KEY",

@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import httpx
 from starlette.requests import Request
@@ -16,10 +16,8 @@ from .reference_audio import checked
 from .refusals import Refusal
 from .rest import answer, asked_for
 from .speech import ISO_LANGUAGES, AudioFormat, Coding
+from .state import Simulator
 from .voices import Kind, Voice, model_of
-
-if TYPE_CHECKING:
-    from .app import Simulator
 
 _FEATURES: dict[str, Kind] = {"qwen-voice-enrollment": "vc", "qwen-voice-design": "vd"}
 _ACTIONS = {"vc": ("create", "list", "delete"), "vd": ("create", "list", "query", "delete")}
@@ -29,7 +27,7 @@ _MOST_AUDIO_BYTES = 10 * 1024 * 1024
 _FETCH_SECONDS = 10.0
 
 
-async def customize(simulator: "Simulator", request: Request) -> Response:
+async def customize(simulator: Simulator, request: Request) -> Response:
     """Answer one ``POST /api/v1/services/audio/tts/customization``."""
     call = simulator.ledger.record("customization", "unknown", model=None, voice=None)
     asked, given, refusal = asked_for(simulator, request, await request.body())
@@ -48,7 +46,7 @@ async def customize(simulator: "Simulator", request: Request) -> Response:
     return await answer(simulator, request, "customization", call, facts, work)
 
 
-def _noted(simulator: "Simulator", call: Call, asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _noted(simulator: Simulator, call: Call, asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Write into the call what was asked, and return what behaviours may ask for."""
     text = given.get("preview_text") or given.get("text") or ""
     notes = {
@@ -72,7 +70,7 @@ class _Feature:
 
     def __init__(
         self,
-        simulator: "Simulator",
+        simulator: Simulator,
         kind: Kind,
         call: Call,
         asked: dict[str, Any],

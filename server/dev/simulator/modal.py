@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,9 +15,7 @@ from .behaviours import RestBehaviour
 from .ledger import Call
 from .rest import Work, answer
 from .speech import LANGUAGES, billed_characters, wav_file
-
-if TYPE_CHECKING:
-    from .app import Simulator
+from .state import Simulator
 
 _CALL_PARAMETER = "__modal_function_call_id"
 _RESULT_WAITS_SECONDS = 5.0
@@ -64,7 +62,7 @@ class Modal:
     and cancelled jobs, too. A job that waits for a machine is ``running``.
     """
 
-    def __init__(self, simulator: "Simulator") -> None:
+    def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
         self._jobs: dict[str, _Job] = {}
         self._redirected: dict[str, _Redirected] = {}

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from itertools import cycle, repeat
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -27,10 +27,8 @@ from .speech import (
     portions_of,
     sound_of,
 )
+from .state import Simulator
 from .voices import Model, model_of
-
-if TYPE_CHECKING:
-    from .app import Simulator
 
 _IDLE_COMMIT_SECONDS = 0.5
 """In ``server_commit`` mode: how long after the last append the simulated server decides to speak what it has. When
@@ -78,7 +76,7 @@ class Session:
     speaker, which sends one response cycle after the other, at the pace it was told.
     """
 
-    def __init__(self, simulator: "Simulator", socket: WebSocket) -> None:
+    def __init__(self, simulator: Simulator, socket: WebSocket) -> None:
         self._simulator, self._socket = simulator, socket
         self._model_name = socket.query_params.get("model", "")
         self._call: Call = simulator.ledger.record(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -12,16 +12,14 @@ from .behaviours import BehaviourSurface, Planned, RestBehaviour
 from .ledger import Call, now_iso
 from .refusals import Refusal
 from .serving import transport_of
-
-if TYPE_CHECKING:
-    from .app import Simulator
+from .state import Simulator
 
 Work = Callable[[RestBehaviour], Awaitable[Response]]
 """Does what the request asks for and answers it; raises ``Refusal`` where the real provider would refuse."""
 
 
 def asked_for(
-    simulator: "Simulator", request: Request, body: bytes
+    simulator: Simulator, request: Request, body: bytes
 ) -> tuple[dict[str, Any], dict[str, Any], Refusal | None]:
     """The JSON object of a DashScope request, its ``input``, and the refusal of a wrong key or of what is no object."""
     try:
@@ -37,7 +35,7 @@ def asked_for(
 
 
 async def answer(
-    simulator: "Simulator", request: Request, surface: BehaviourSurface, call: Call | None, facts: Any, work: Work
+    simulator: Simulator, request: Request, surface: BehaviourSurface, call: Call | None, facts: Any, work: Work
 ) -> Response:
     """Answer one request as planned, and note in its call what was answered.
 
@@ -53,7 +51,7 @@ async def answer(
 
 
 async def _play(
-    simulator: "Simulator", request: Request, planned: Planned | None, call: Call | None, work: Work
+    simulator: Simulator, request: Request, planned: Planned | None, call: Call | None, work: Work
 ) -> Response:
     behaviour = planned.behaviour if planned is not None and isinstance(planned.behaviour, RestBehaviour) else None
     if planned is None or behaviour is None:
@@ -104,12 +102,12 @@ async def _play(
     return done
 
 
-def _unanswered(simulator: "Simulator", call: Call | None) -> None:
+def _unanswered(simulator: Simulator, call: Call | None) -> None:
     if call is not None:
         simulator.ledger.note(call, unanswered=True)
 
 
-async def _done(simulator: "Simulator", call: Call | None, behaviour: RestBehaviour, work: Work) -> Response:
+async def _done(simulator: Simulator, call: Call | None, behaviour: RestBehaviour, work: Work) -> Response:
     try:
         return await work(behaviour)
     except Refusal as refusal:

@@ -2,13 +2,10 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -20,58 +17,33 @@ from .refusals import Refusal
 from .rest import answer, asked_for
 from .serving import drain, transport_of
 from .speech import ISO_LANGUAGES, LANGUAGES, billed_characters, language_of, wav_file
+from .state import Simulator
 from .voices import model_of
-
-if TYPE_CHECKING:
-    from .app import Simulator
 
 MOST_CHARACTERS = 600
 """Text cap of one request. Whether an ideograph counts once or twice there is not documented: here it counts twice, so
 that who passes here passes either way."""
 
 _VALID_SECONDS = 24 * 3600
-_KEPT_BYTES = 128 * 1024 * 1024
 _REMARK = "Simulated speech (eSpeak NG)"
 _SLICE_BYTES = 24_000
 
 
-@dataclass(frozen=True)
-class _File:
-    audio: bytes
-    expires_at: float
-    facts: dict[str, Any]
+async def download(simulator: Simulator, request: Request) -> Response:
+    """Answer ``GET /downloads/<name>``, which needs no key."""
+    file = simulator.downloads.find(request.path_params["name"])
 
+    async def work(behaviour: RestBehaviour) -> Response:
+        if file is None:
+            return _storage_error(404, "NoSuchKey", "The specified key does not exist.")
+        if time.time() >= file.expires_at:
+            return _storage_error(403, "AccessDenied", "Request has expired.")
+        audio = file.audio.ljust(behaviour.minimum_bytes, b"\0")
+        headers = {"Content-Length": str(len(audio))}
+        body = _body(request, audio, behaviour)
+        return StreamingResponse(body, media_type="audio/wav", headers=headers)
 
-class Downloads:
-    """The synthesised files, by name, until they are too many."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, _File] = OrderedDict()
-
-    def offer(self, audio: bytes, expires_at: float, facts: dict[str, Any]) -> str:
-        """Keep a file; returns path and query of its address."""
-        name = hashlib.sha256(f"{len(self._files)} {time.time_ns()}".encode()).hexdigest()[:24] + ".wav"
-        self._files[name] = _File(audio, expires_at, facts)
-        while sum(len(file.audio) for file in self._files.values()) > _KEPT_BYTES and len(self._files) > 1:
-            self._files.popitem(last=False)
-        signature = hashlib.sha256(f"simulated {name} {expires_at}".encode()).hexdigest()[:16]
-        return f"/downloads/{name}?Expires={int(expires_at)}&Signature={signature}&simulated=true"
-
-    async def serve(self, simulator: "Simulator", request: Request) -> Response:
-        """Answer ``GET /downloads/<name>``, which needs no key."""
-        file = self._files.get(request.path_params["name"])
-
-        async def work(behaviour: RestBehaviour) -> Response:
-            if file is None:
-                return _storage_error(404, "NoSuchKey", "The specified key does not exist.")
-            if time.time() >= file.expires_at:
-                return _storage_error(403, "AccessDenied", "Request has expired.")
-            audio = file.audio.ljust(behaviour.minimum_bytes, b"\0")
-            headers = {"Content-Length": str(len(audio))}
-            body = _body(request, audio, behaviour)
-            return StreamingResponse(body, media_type="audio/wav", headers=headers)
-
-        return await answer(simulator, request, "download", None, file.facts if file else {}, work)
+    return await answer(simulator, request, "download", None, file.facts if file else {}, work)
 
 
 async def _body(request: Request, audio: bytes, behaviour: RestBehaviour) -> AsyncIterator[bytes]:
@@ -93,7 +65,7 @@ def _storage_error(status: int, code: str, message: str) -> Response:
     return Response(page, status_code=status, media_type="application/xml")
 
 
-async def synthesize(simulator: "Simulator", request: Request) -> Response:
+async def synthesize(simulator: Simulator, request: Request) -> Response:
     """Answer one ``POST /api/v1/services/aigc/multimodal-generation/generation``."""
     call = simulator.ledger.record("http", "synthesize", model=None, voice=None, text="", characters=0)
     asked, given, refusal = asked_for(simulator, request, await request.body())
@@ -113,7 +85,7 @@ async def synthesize(simulator: "Simulator", request: Request) -> Response:
 
 
 async def _spoken(
-    simulator: "Simulator",
+    simulator: Simulator,
     request: Request,
     call: Call,
     facts: dict[str, Any],
@@ -157,7 +129,7 @@ async def _spoken(
     return JSONResponse(body)
 
 
-def _checked(simulator: "Simulator", facts: dict[str, Any], language: Any) -> tuple[str, str]:
+def _checked(simulator: Simulator, facts: dict[str, Any], language: Any) -> tuple[str, str]:
     """Voice and text of a request that can be spoken."""
     model = model_of(facts["model"]) if isinstance(facts["model"], str) else None
     if model is None:
