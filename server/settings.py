@@ -38,6 +38,7 @@ class Deadlines:
     download_tries: int = 3
     download_seconds: float = 120.0
     customization_seconds: float = 90.0
+    customization_settles_seconds: float = 310.0
     modal_submit_seconds: float = 60.0
     modal_status_seconds: float = 0.8
     modal_job_seconds: float = 1800.0

@@ -133,9 +133,9 @@ class Sweeper:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """SELECT task_id, attempt FROM internal.runs
-                    WHERE state = 'queued' AND job_name = $2 AND created_at < now() - make_interval(secs => $1)""",
+                    WHERE state = 'queued' AND job_name = ANY($2) AND created_at < now() - make_interval(secs => $1)""",
                 self._deadlines.queue_seconds,
-                speech.SYNTHESIZE_JOB,
+                [speech.SYNTHESIZE_JOB, speech.PREVIEW_JOB],
             )
         return [(row["task_id"], row["attempt"]) for row in rows]
 

@@ -7,7 +7,9 @@ finds the voice at the provider by its name and adopts it (design §6).
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
@@ -32,8 +34,9 @@ from server.errors import (
     ProviderRejected,
     ProviderTimeout,
     ProviderUnavailable,
+    StorageUnavailable,
 )
-from server.jobs.generate import checked_language
+from server.jobs.generate import checked_language, is_visible
 from server.parts import Parts
 from server.providers.qwen_customization import CreatedVoice
 from server.records import purchases, voices
@@ -50,12 +53,20 @@ T = TypeVar("T")
 UPLOAD_SECONDS = 300
 LONGEST_RECORDING_BYTES = 10 * 1024 * 1024
 SHORTEST_SECONDS, LONGEST_SECONDS = 3.0, 60.0
+# Encoders add silence at both ends of what they are given, and round it up to whole frames.
+PADDING_SECONDS = 0.2
 PROVIDER_LINK_SECONDS = 600
 # Losers of the claim look at the row; the winner's call takes 90 s at most.
 LOOK_EVERY_SECONDS = 0.25
 LOOK_FOR_SECONDS = 100.0
 # Together with the call this stays within the lease.
 FIND_SECONDS = 25.0
+# After these the provider is done with the call; after any other unknown end it may still be at it.
+_OVER = frozenset({"broken_off", "unreadable_answer"})
+_UNANSWERED = (
+    "The speech provider did not say whether it has created this voice. "
+    "Please try again in a few minutes: you will not pay twice."
+)
 # The provider has answered and the database is gone: so long the answer is held.
 WRITE_SECONDS = 30.0
 # A request that is cut off has so long to say that it does not know what became of its call.
@@ -86,7 +97,7 @@ def checked_name(name: str) -> str:
         Invalid: Nothing is left, or too much.
     """
     trimmed = name.strip()
-    if not 1 <= len(trimmed) <= 100:
+    if not 1 <= len(trimmed) <= 100 or not is_visible(trimmed):
         raise Invalid("Please give the voice a name of 1 to 100 characters.")
     return trimmed
 
@@ -100,8 +111,12 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
         ProviderError: Refused (400 or 502), not reached (503), or with an unknown end (504).
     """
     name, language = checked_name(request.name), checked_language(parts, request.language)
-    if known := await _known(parts, user_id, request.voice_id):
-        return known
+    async with parts.database.connection() as connection:
+        known = await voices.find_any(connection, request.voice_id)
+    if known is not None:
+        if known.user_id != user_id:
+            raise NotFound("This voice does not exist.")
+        return present(known)
     recording = await _recording(parts, user_id, request.voice_id)
     kind = await asyncio.to_thread(checked_recording, recording)
     abilities = parts.providers.abilities
@@ -121,9 +136,17 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
     return await _Enrollment(parts, wanted, recording, kind).run()
 
 
-async def _known(parts: Parts, user_id: UUID, voice_id: UUID) -> Voice | None:
-    async with parts.database.connection() as connection:
-        return await voices.find_any(connection, voice_id, user_id)
+def present(voice: Voice | None) -> Voice:
+    """A voice that was stored, now or before.
+
+    Raises:
+        NotFound: It belongs to somebody else, or its user has deleted it.
+    """
+    if voice is None:
+        raise NotFound("This voice does not exist.")
+    if voice.deleted:
+        raise NotFound("This voice was deleted. Please create a new one.")
+    return voice
 
 
 async def _recording(parts: Parts, user_id: UUID, voice_id: UUID) -> bytes:
@@ -150,18 +173,17 @@ def checked_recording(recording: bytes) -> ReferenceKind:
     except AudioError as exc:
         raise Invalid(str(exc)) from exc
     if seconds < SHORTEST_SECONDS:
-        raise Invalid(f"The recording is only {seconds:.1f} seconds long. Please record at least 3 seconds of speech.")
-    if seconds > LONGEST_SECONDS:
-        raise Invalid(f"The recording is {seconds:.0f} seconds long. Please use at most 60 seconds.")
+        shown = math.floor(seconds * 10) / 10  # never the limit itself
+        raise Invalid(f"The recording is only {shown} seconds long. Please record at least 3 seconds of speech.")
+    if seconds > LONGEST_SECONDS + (0.0 if kind == "wav" else PADDING_SECONDS):
+        shown = math.ceil(seconds * 10) / 10
+        raise Invalid(f"The recording is {shown} seconds long. Please use at most 60 seconds.")
     return kind
 
 
 async def _store(parts: Parts, wanted: NewVoice) -> Voice:
     async with parts.database.transaction() as connection:
-        voice = await voices.insert(connection, wanted)
-    if voice is None:
-        raise NotFound("This voice does not exist.")
-    return voice
+        return present(await voices.insert(connection, wanted))
 
 
 class _Enrollment:
@@ -191,9 +213,10 @@ class _Enrollment:
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)
             async with self._parts.database.transaction() as connection:
+                before = await purchases.find(connection, self._wanted.id, locked=True)
                 attempt = await purchases.claim(connection, self._wanted.id, kind="clone", user_id=self._wanted.user_id)
             if attempt is not None:
-                return await self._buy(attempt)
+                return await self._buy(attempt, before)
             turned_away = True
             if asyncio.get_running_loop().time() > deadline:
                 raise ProviderUnavailable("This voice is still being created. Please try again in a moment.")
@@ -207,33 +230,68 @@ class _Enrollment:
         """The voice with what the provider said of it, as ``outcome`` keeps it."""
         return msgspec.structs.replace(self._wanted, provider_voice_kind="vc", **facts)
 
-    async def _buy(self, attempt: int) -> Voice:
+    async def _buy(self, attempt: int, before: Purchase | None) -> Voice:
+        parts, voice_id = self._parts, self._wanted.id
+        called_at = _called_at(before)
         try:
-            # An earlier attempt may have created it without living to tell.
-            adopted = await find_at_provider(self._parts, "vc", self._wanted.id) if attempt > 1 else None
-            created = adopted or await self._create()
+            created = await self._created_before(before)
+            if created is None:
+                called_at = None
+                created = await self._create()
         except ProviderError as exc:
-            await settle(self._parts, self._wanted.id, attempt, exc)
+            await settle(parts, voice_id, attempt, exc, called_at=called_at)
             raise
         except AudioError as exc:
             refused = ProviderRejected(str(exc), status=400)
-            await settle(self._parts, self._wanted.id, attempt, refused)
+            await settle(parts, voice_id, attempt, refused)
             raise refused from exc
+        except StorageUnavailable as exc:
+            await settle(parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False}))
+            raise
         except asyncio.CancelledError:
-            await say_unknown(self._parts, self._wanted.id, attempt)
+            await say_unknown(parts, voice_id, attempt, called_at=called_at)
             raise
         return await self._keep(attempt, created)
 
+    async def _created_before(self, before: Purchase | None) -> CreatedVoice | None:
+        """The voice that an earlier attempt has created; None where certainly none has.
+
+        Raises:
+            ProviderTimeout: Nobody can say yet: the provider does not list its voices, or is perhaps still at it.
+            ProviderError: The provider does not list its voices, and the earlier attempt was refused anyway.
+        """
+        if before is None or _was_refused_for_good(before):
+            return None
+        settings = self._parts.settings
+        try:
+            async with asyncio.timeout(FIND_SECONDS):
+                found = await self._parts.providers.customization.find("vc", purchases.provider_name(self._wanted.id))
+        except (ProviderError, TimeoutError) as exc:
+            if before.state == "refused" and isinstance(exc, ProviderError):
+                raise
+            facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
+            raise ProviderTimeout(_UNANSWERED, diagnostics={**facts, "code": "not_listed"}) from exc
+        if found is not None:
+            model = found.target_model or settings.qwen_vc_target_model
+            return CreatedVoice(voice_id=found.voice_id, target_model=model)
+        if _may_still_come(before, settings.deadlines.customization_settles_seconds):
+            raise ProviderTimeout(_UNANSWERED, diagnostics={"code": "not_decided"})
+        return None
+
     async def _create(self) -> CreatedVoice:
         wanted = self._wanted
-        return await self._parts.providers.customization.clone(
-            preferred_name=purchases.provider_name(wanted.id),
-            recording=await self._for_the_provider(),
-            mime=REFERENCE_MIME_TYPES[self._kind],
-            target_model=self._parts.settings.qwen_vc_target_model,
-            transcript=wanted.reference_transcript,
-            language=wanted.language,
-        )
+        recording = await self._for_the_provider()
+        try:
+            return await self._parts.providers.customization.clone(
+                preferred_name=purchases.provider_name(wanted.id),
+                recording=recording,
+                mime=REFERENCE_MIME_TYPES[self._kind],
+                target_model=self._parts.settings.qwen_vc_target_model,
+                transcript=wanted.reference_transcript,
+                language=wanted.language,
+            )
+        except ProviderTimeout as exc:
+            raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
 
     async def _for_the_provider(self) -> bytes | str:
         """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""
@@ -266,32 +324,33 @@ class _Enrollment:
             )
             return stored
 
-        stored = await written(self._parts, keep, {"voice_id": str(voice.id), **facts})
-        if stored is None:
-            raise NotFound("This voice does not exist.")
-        return stored
+        return present(await written(self._parts, keep, {"voice_id": str(voice.id), **facts}))
 
 
-async def find_at_provider(parts: Parts, kind: Literal["vc", "vd"], subject: UUID) -> CreatedVoice | None:
-    """The voice that an earlier attempt at this purchase has created; None where none did.
+def _was_refused_for_good(before: Purchase) -> bool:
+    """Whether an attempt was refused in a way that leaves no doubt. A gateway's 502 may hide a success."""
+    outcome = before.outcome or {}
+    sent = outcome.get("diagnostics", {}).get("text_sent", True)
+    return before.state == "refused" and not (outcome.get("category") == "provider_unavailable" and sent)
 
-    Raises:
-        ProviderTimeout: The provider does not say, so whether it was created is as unknown as before.
-    """
-    try:
-        async with asyncio.timeout(FIND_SECONDS):
-            found = await parts.providers.customization.find(kind, purchases.provider_name(subject))
-    except (ProviderError, TimeoutError) as exc:
-        facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
-        raise ProviderTimeout(
-            "The speech provider does not say whether it has created this voice. Please try again in a moment.",
-            diagnostics={**facts, "code": "not_listed"},
-        ) from exc
-    if found is None:
+
+def _called_at(before: Purchase | None) -> datetime | None:
+    """When the call left whose end nobody knows; at the latest, where that was not written down."""
+    if before is None or before.state == "refused":
         return None
-    settings = parts.settings
-    wanted = settings.qwen_vc_target_model if kind == "vc" else settings.qwen_vd_target_model
-    return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model or wanted)
+    told = (before.outcome or {}).get("called_at") if before.state == "unknown" else None
+    return datetime.fromisoformat(told) if told else before.updated_at
+
+
+def _may_still_come(before: Purchase, settles_seconds: float) -> bool:
+    """Whether the provider may still be at a call that we have heard no end of: its own calls last up to 300 s."""
+    called_at = _called_at(before)
+    if called_at is None:
+        return False
+    if before.state == "unknown" and (before.outcome or {}).get("diagnostics", {}).get("code") in _OVER:
+        return False
+    now = before.updated_at + timedelta(seconds=before.age_seconds)
+    return now - called_at < timedelta(seconds=settles_seconds)
 
 
 async def written(parts: Parts, work: "Callable[[Connection], Awaitable[T]]", facts: dict[str, Any]) -> T:
@@ -307,8 +366,20 @@ async def written(parts: Parts, work: "Callable[[Connection], Awaitable[T]]", fa
         raise DatabaseUnavailable from exc
 
 
-async def settle(parts: Parts, subject: UUID, attempt: int, exc: ProviderError, *, part: int = 0) -> None:
-    """Write down how a purchase was refused, or that nobody knows. A lost database leaves it to the lease."""
+async def settle(
+    parts: Parts,
+    subject: UUID,
+    attempt: int,
+    exc: ProviderError,
+    *,
+    part: int = 0,
+    called_at: datetime | None = None,
+) -> None:
+    """Write down how a purchase was refused, or that nobody knows. A lost database leaves it to the lease.
+
+    Args:
+        called_at: When the call left that nobody knows the end of, if it was not this attempt's.
+    """
     state: Literal["unknown", "refused"] = "unknown" if isinstance(exc, ProviderTimeout) else "refused"
     request_id = exc.diagnostics.get("request_id") or None
 
@@ -325,6 +396,7 @@ async def settle(parts: Parts, subject: UUID, attempt: int, exc: ProviderError, 
                 "status": exc.status,
                 "category": exc.category,
                 "diagnostics": exc.diagnostics,
+                **({"called_at": called_at.isoformat()} if called_at else {}),
             },
         )
 
@@ -334,10 +406,13 @@ async def settle(parts: Parts, subject: UUID, attempt: int, exc: ProviderError, 
         logger.exception("a refusal could not be written down", extra={"subject": str(subject)})
 
 
-async def say_unknown(parts: Parts, subject: UUID, attempt: int, *, part: int = 0) -> None:
+async def say_unknown(
+    parts: Parts, subject: UUID, attempt: int, *, part: int = 0, called_at: datetime | None = None
+) -> None:
     """Write down, while being cut off in the middle of a call, that nobody will know what became of it."""
+    cut_off = ProviderTimeout(diagnostics={"code": "cut_off"})
     with anyio.move_on_after(LAST_WORDS_SECONDS, shield=True):
-        await settle(parts, subject, attempt, ProviderTimeout(diagnostics={"code": "cut_off"}), part=part)
+        await settle(parts, subject, attempt, cut_off, part=part, called_at=called_at)
 
 
 def refusal_of(purchase: Purchase) -> ProviderError:

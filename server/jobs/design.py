@@ -14,7 +14,7 @@ from uuid import UUID, uuid4, uuid5
 import anyio
 import msgspec
 
-from server.audio import identify
+from server.audio import AudioError, identify, reference_duration_seconds
 from server.contract import DesignPreviewRequest, DesignSaveRequest
 from server.database import REFUSED
 from server.errors import (
@@ -28,16 +28,8 @@ from server.errors import (
     StorageUnavailable,
     UtterError,
 )
-from server.jobs.clone import (
-    LOOK_EVERY_SECONDS,
-    checked_name,
-    find_at_provider,
-    reference_key,
-    say_unknown,
-    settle,
-    written,
-)
-from server.jobs.generate import checked_language
+from server.jobs.clone import checked_name, present, reference_key, refusal_of, say_unknown, settle, written
+from server.jobs.generate import checked_language, is_visible
 from server.jobs.synthesize import RESTARTED
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
@@ -57,6 +49,8 @@ LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
 # A preview that is paid for waits so long for the storage to come back.
 STORE_SECONDS = 120.0
 SHOW_SECONDS = 1.0
+_UNANSWERED = "The speech provider did not answer in time. Please make the preview again."
+_LOST = "The server was restarted while it made this preview. Please make it again."
 _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
 
 
@@ -75,7 +69,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
         Invalid, Conflict, Overloaded: Nothing was created then.
     """
     text, instruct = plain(request.text), plain(request.instruct)
-    if not text or not instruct:
+    if not is_visible(text) or not is_visible(instruct):
         raise Invalid("Please enter a text to preview and a description of the voice.")
     language = checked_language(parts, request.language)
     request_hash = hashlib.sha256(type(request).__name__.encode() + msgspec.json.encode(request)).digest()
@@ -142,6 +136,8 @@ async def _make(parts: Parts, preview: Preview) -> None:
     except ProviderError as exc:
         if buys:
             await settle(parts, preview.task_id, bought, exc)
+        if isinstance(exc, ProviderTimeout):
+            raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
         raise
     except asyncio.CancelledError:
         # The call has left; whether it was carried out nobody will know. Reconciliation lists it.
@@ -157,37 +153,28 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
     """The purchase's attempt, once it is ours; None where an earlier one has brought all that is needed.
 
     Raises:
-        ProviderTimeout: An earlier attempt may have bought a voice whose preview nobody has.
+        ProviderTimeout: An earlier attempt may have bought a voice. Its preview cannot be had again, and a second call
+            would be a second bill: the task fails, and the purchase stays for reconciliation.
     """
 
     async def claim(connection: "Connection") -> tuple[int | None, Purchase | None]:
-        attempt = await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id)
-        return attempt, await purchases.find(connection, preview.task_id)
+        known = await purchases.find(connection, preview.task_id, locked=True)
+        if known is not None:
+            return None, known
+        return await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id), None
 
-    while True:
-        attempt, known = await parts.database.patiently(claim)
-        if attempt == 1:
-            return attempt
-        if attempt is not None:
-            try:
-                found = await find_at_provider(parts, "vd", preview.task_id)
-                if found is None:
-                    return attempt
-                # Its preview cannot be had again: the task fails, and the purchase stays for reconciliation.
-                raise ProviderTimeout(
-                    "The preview of this voice was lost. Please make it again.",
-                    diagnostics={"code": "preview_lost", "voice": found.voice_id},
-                )
-            except ProviderError as exc:
-                await settle(parts, preview.task_id, attempt, exc)
-                raise
-            except asyncio.CancelledError:
-                await say_unknown(parts, preview.task_id, attempt)
-                raise
-        if known is not None and known.state == "done":
-            await _complete(parts, preview, known.outcome or {}, attempt=None)
-            return None
-        await asyncio.sleep(LOOK_EVERY_SECONDS)  # until the lease of whoever died with it has lapsed
+    attempt, known = await parts.database.patiently(claim)
+    if attempt is not None:
+        return attempt
+    if known is not None and known.state == "done":
+        await _complete(parts, preview, known.outcome or {}, attempt=None)
+        return None
+    if known is not None and known.state == "refused":
+        raise refusal_of(known)
+    lost = ProviderTimeout(_LOST, diagnostics={"code": "preview_lost"})
+    if known is not None and known.state == "calling":
+        await settle(parts, preview.task_id, known.attempt, lost)
+    raise lost
 
 
 async def _keep(parts: Parts, preview: Preview, designed: DesignedPreview, attempt: int) -> None:
@@ -358,7 +345,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
                 raise _unfinished(task)
         known = await voices.saved_from(connection, purchase.subject, user_id)
     if known is not None:
-        return known
+        return present(known)
     outcome = purchase.outcome or {}
     voice_id = uuid5(_VOICES, str(purchase.subject))
     preview = await _preview_audio(parts, outcome.get("object_key"))
@@ -391,15 +378,20 @@ async def _save_recording(
     parts: Parts, user_id: UUID, request: DesignSaveRequest, name: str, language: str, audio: bytes | None
 ) -> Voice:
     """Where the provider keeps no voices, the preview itself is the voice: its recording and what it says."""
-    if audio is None and request.task_id is not None:
+    previewed = audio is None and request.task_id is not None
+    if request.task_id is not None and previewed:
         async with parts.database.connection() as connection:
             task = await speech.find_task(connection, request.task_id, user_id)
+            known = await voices.saved_from(connection, request.task_id, user_id)
+        if known is not None:
+            return present(known)
         if task is None or task.type != "design_preview" or task.status != "completed":
             raise _unfinished(task)
         audio = await _preview_audio(parts, (task.result or {}).get("object_key"))
-    if not audio or identify(audio) != "wav":
+    if not audio or not await asyncio.to_thread(_is_heard, audio):
         raise Invalid("Please send the preview's audio along, as a WAV file.")
-    voice_id = uuid4()
+    # The same preview is the same voice, however often it is saved; a bare file is a new one each time.
+    voice_id = uuid5(_VOICES, str(request.task_id)) if previewed else uuid4()
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, audio, content_type="audio/wav", size=len(audio))
     return await _insert(
@@ -414,16 +406,22 @@ async def _save_recording(
             source="designed",
             description=plain(request.instruct),
             tts_provider=parts.providers.abilities.provider,
+            preview_task_id=request.task_id if previewed else None,
         ),
     )
 
 
+def _is_heard(audio: bytes) -> bool:
+    """Whether something is in a WAV file. Milliseconds of work for megabytes: for a thread."""
+    try:
+        return identify(audio) == "wav" and reference_duration_seconds(audio, "wav") > 0
+    except AudioError:
+        return False
+
+
 async def _insert(parts: Parts, voice: NewVoice) -> Voice:
     async with parts.database.transaction() as connection:
-        stored = await voices.insert(connection, voice)
-    if stored is None:
-        raise NotFound("This preview does not exist.")
-    return stored
+        return present(await voices.insert(connection, voice))
 
 
 async def _preview_audio(parts: Parts, object_key: object) -> bytes:
@@ -441,4 +439,6 @@ def _unfinished(task: SpeechTask | None) -> UtterError:
         return NotFound("This preview does not exist.")
     if not task.terminal:
         return Conflict("This preview is not finished yet. Please wait until you can hear it.")
+    if task.status == "completed":
+        return Conflict("This preview was made with another speech provider. Please make it again.")
     return Conflict("This preview did not succeed, so it cannot be saved. Please make it again.")

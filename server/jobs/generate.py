@@ -26,6 +26,11 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
 
 
+def is_visible(text: str) -> bool:
+    """Whether anything of a text can be seen."""
+    return not all(unicodedata.category(letter) in _INVISIBLE for letter in text)
+
+
 def count_characters(text: str) -> int:
     """Characters as browsers count them: UTF-16 code units, so most emoji are two."""
     return len(text.encode("utf-16-le")) // 2
@@ -153,6 +158,6 @@ def _checked_length(parts: Parts, text: str) -> int:
     cap = parts.settings.qwen_max_text_chars
     if characters > cap:
         raise Invalid(f"Text cannot exceed {cap} characters")
-    if all(unicodedata.category(letter) in _INVISIBLE for letter in text):
+    if not is_visible(text):
         raise Invalid("Please enter text to speak")
     return characters

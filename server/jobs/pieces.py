@@ -5,6 +5,7 @@ call leaves: whether an unanswered one was billed nobody knows, so it is never s
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from server.database import Connection
 
 _DELTA_BYTES = 16 * 1024
+_BLANKS = re.compile(r"\s{3,}")
+
+
+def pieces_of(text: str) -> list[str]:
+    """What is sent of a text, in order: nothing is paid for blanks, nor refused for a piece without a word."""
+    pieces = split_text(_BLANKS.sub(lambda run: "\n\n" if run[0].count("\n") > 1 else run[0][0], text))
+    return [piece for piece in pieces if any(map(str.isalnum, piece))] or pieces
 
 
 class InPieces:
@@ -81,7 +89,7 @@ class _Speech:
 
     async def _speak(self) -> AsyncGenerator[SpeechEvent, None]:
         rate: int | None = None
-        for part, text in enumerate(split_text(self._request.text)):
+        for part, text in enumerate(pieces_of(self._request.text)):
             yield SpeechStatus("provider_synthesizing")
             piece = await self._bought(part, text)
             yield SpeechStatus("provider_downloading")
@@ -101,7 +109,12 @@ class _Speech:
             self._facts["pieces"][-1] = {**piece.facts(), "download": fetched.facts}
             wav = parse_wav(fetched.wav)
             samples = await asyncio.to_thread(to_mono_pcm16, wav)
-            if not samples or (rate is not None and rate != wav.sample_rate_hz):
+            if not samples:
+                raise ProviderUnavailable(
+                    "The speech provider handed out empty audio. Please try again.",
+                    diagnostics={"code": "empty_audio"},
+                )
+            if rate is not None and rate != wav.sample_rate_hz:
                 # Joining is appending: a piece of another rate would be heard at the wrong speed.
                 raise ProviderUnavailable(
                     "The speech provider handed out audio that does not fit together. Please try again.",
@@ -137,6 +150,8 @@ class _Speech:
         async def claim(connection: "Connection") -> int | None:
             return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)
 
+        # Before the claim: what only waits for its turn has not left us, and anybody may take it over.
+        await self._parts.providers.pieces.turn()
         attempt = await self._parts.database.patiently(claim)
         if attempt is None:
             raise ProviderTimeout(

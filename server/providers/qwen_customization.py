@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import httpx
 import msgspec
 
+from server.audio import AudioError, parse_wav
 from server.errors import ProviderRejected
 from server.providers.errors import OperatorAlarm, operator_alarm
 from server.providers.languages import language_iso, spoken_iso
@@ -117,7 +118,7 @@ class QwenCustomization:
         )
         if len(body) > _MOST_DATA_URL_BYTES + 20_000:
             raise ProviderRejected(
-                "The recording is too large for the speech provider. Please use a shorter one.",
+                "The recording is too large for the speech provider. Please use a smaller file.",
                 status=400,
                 diagnostics={"code": "too_large", "text_sent": False},
             )
@@ -134,7 +135,8 @@ class QwenCustomization:
                 does not find out itself.
 
         Raises:
-            ProviderTimeout: Also where the answer came without its preview: the voice is paid for and cannot be shown.
+            ProviderTimeout: Also where the answer came without a preview that can be heard: the voice is paid for and
+            cannot be shown.
         """
         body = {
             "model": _DESIGN,
@@ -150,8 +152,9 @@ class QwenCustomization:
         }
         created = await self._rest.post(_PATH, msgspec.json.encode(body), _Created, within_seconds=self._within_seconds)
         voice = _created(created, target_model)
-        if not voice.preview:
-            raise unknown_outcome("no_preview", request_id=voice.request_id, voice=voice.voice_id)
+        if not await asyncio.to_thread(_is_heard, voice.preview):
+            code = "unreadable_preview" if voice.preview else "no_preview"
+            raise unknown_outcome(code, request_id=voice.request_id, voice=voice.voice_id)
         return voice
 
     async def voices(self, kind: Kind) -> AsyncIterator[ListedVoice]:
@@ -184,6 +187,14 @@ class QwenCustomization:
         }
         listed = await self._rest.post(_PATH, msgspec.json.encode(body), _Listed, within_seconds=self._within_seconds)
         return listed.output
+
+
+def _is_heard(preview: bytes) -> bool:
+    """Whether a designed voice's sample is a WAV file with something in it."""
+    try:
+        return bool(preview) and len(parse_wav(preview).samples) > 0
+    except AudioError:
+        return False
 
 
 def _clone_body(

@@ -16,7 +16,7 @@ import msgspec
 
 from server.audio import AudioError, parse_wav
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, operator_alarm
+from server.providers.errors import OperatorAlarm, ProviderMisconfigured, operator_alarm
 from server.providers.pacing import Pacer
 from server.providers.qwen_rest import QwenRest, TooMuchError, read_at_most, unknown_outcome
 from server.settings import Settings
@@ -93,10 +93,23 @@ class QwenHttp:
         self, settings: Settings, http: httpx.AsyncClient, pacer: Pacer, alarm: OperatorAlarm = operator_alarm
     ) -> None:
         self._rest = QwenRest(settings, http, alarm)
+        self._alarm = alarm
         self._http = http
         self._pacer = pacer
         self._hosts = tuple(pattern.lower() for pattern in settings.provider_download_hosts)
         self._deadlines = settings.deadlines
+
+    async def turn(self) -> None:
+        """Wait for the turn of one piece; ``synthesize`` is called right afterwards.
+
+        Raises:
+            ProviderUnavailable: The turn did not come in time. Nothing has left us.
+        """
+        try:
+            await self._pacer.start()
+        except ProviderError as error:
+            error.diagnostics["text_sent"] = False
+            raise
 
     async def synthesize(self, *, text: str, voice: str, model: str, language: str = "Auto") -> SpokenPiece:
         """Have one piece of text spoken, of at most 600 characters (``text.split_text`` cuts longer ones).
@@ -105,7 +118,6 @@ class QwenHttp:
         """
         body = {"model": model, "input": {"text": text, "voice": voice, "language_type": language}}
         try:
-            await self._pacer.start()
             # No X-DashScope-Async: on models that are never asynchronous it makes the call fail.
             answer = await self._rest.post(
                 _PATH,
@@ -201,7 +213,12 @@ class QwenHttp:
         if address.scheme not in ("https", "http") or address.userinfo or not plain or port > 65535:
             raise _download_refused("bad_address", facts)
         if not any(fnmatchcase(host, pattern) for pattern in self._hosts):
-            raise _download_refused("host_not_allowed", facts)
+            # Trying again would be billed again and fetch nothing: the list of hosts is the operator's to mend.
+            refused = ProviderMisconfigured(
+                diagnostics={**_known(facts), "code": "download_host_not_allowed", "message": "PROVIDER_DOWNLOAD_HOSTS"}
+            )
+            self._alarm.hear(refused)
+            raise refused
         if address.scheme == "http" and address.port is None:
             return [address.copy_with(scheme="https"), address]
         return [address]

@@ -28,6 +28,7 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
         provider_name: By which a repeated call finds at the provider what an earlier one has made.
         outcome: What it brought (for ``done``), or the refusal's ``detail``, ``status`` and diagnostics.
         lapsed: Its buyer has been silent for longer than its lease: whoever comes next may take over.
+        age_seconds: Since ``updated_at``, by the database's clock.
     """
 
     subject: UUID
@@ -41,11 +42,13 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
     outcome: dict[str, Any] | None
     lapsed: bool
     updated_at: datetime
+    age_seconds: float
 
 
 _PURCHASE = """
 SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, outcome,
-       state = 'calling' AND lease_until < now() AS lapsed, updated_at
+       state = 'calling' AND lease_until < now() AS lapsed, updated_at,
+       extract(epoch FROM now() - updated_at)::float8 AS age_seconds
   FROM internal.purchases
 """
 
@@ -67,8 +70,8 @@ async def claim(
     """Become the one who buys, for the time of a lease. Let it commit before the call leaves.
 
     Returns:
-        Which attempt this is (from 1 on); None where somebody else is buying, or where it is decided. Of a piece of
-        speech and a job an unknown outcome is decided, too: they cannot be found again at the provider.
+        Which attempt this is (from 1 on); None where somebody else is buying, or where it is decided. Of all
+        but a clone an unknown outcome is decided, too: what it brought cannot be had again from the provider.
     """
     attempt: int | None = await connection.fetchval(
         """INSERT INTO internal.purchases AS p (subject, part, kind, user_id, state, lease_until, provider_name)
@@ -76,7 +79,7 @@ async def claim(
            ON CONFLICT (subject, part) DO UPDATE
               SET state = 'calling', attempt = p.attempt + 1, lease_until = excluded.lease_until, updated_at = now()
             WHERE p.user_id = excluded.user_id AND p.kind = excluded.kind
-              AND (p.state = 'refused' OR (p.kind IN ('clone', 'design')
+              AND (p.state = 'refused' OR (p.kind = 'clone'
                    AND (p.state = 'unknown' OR (p.state = 'calling' AND p.lease_until < now()))))
         RETURNING attempt""",
         subject,
@@ -118,8 +121,10 @@ async def decide(
     return bool(decided)
 
 
-async def find(connection: "Connection", subject: UUID, part: int = 0) -> Purchase | None:
-    row = await connection.fetchrow(f"{_PURCHASE} WHERE subject = $1 AND part = $2", subject, part)
+async def find(connection: "Connection", subject: UUID, part: int = 0, *, locked: bool = False) -> Purchase | None:
+    """A purchase as it stands; ``locked`` for the rest of the transaction."""
+    lock = "FOR UPDATE" if locked else ""
+    row = await connection.fetchrow(f"{_PURCHASE} WHERE subject = $1 AND part = $2 {lock}", subject, part)
     return Purchase(**dict(row)) if row else None
 
 

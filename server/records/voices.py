@@ -29,6 +29,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     provider_target_model: str | None
     provider_voice_kind: str | None
     gone: bool
+    deleted: bool
     preview_task_id: UUID | None
 
 
@@ -36,7 +37,8 @@ _VOICE = """
 SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
        coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider,
        v.provider_voice_id, v.provider_target_model, v.provider_voice_kind,
-       coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.preview_task_id
+       coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.deleted_at IS NOT NULL AS deleted,
+       v.preview_task_id
   FROM public.voices v
 """
 
@@ -118,9 +120,9 @@ async def insert(connection: "Connection", voice: NewVoice) -> Voice | None:
     return Voice(**dict(row)) if row else None
 
 
-async def find_any(connection: "Connection", voice_id: UUID, user_id: UUID) -> Voice | None:
-    """A voice, deleted or not; None where it does not exist or belongs to somebody else."""
-    row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2", voice_id, user_id)
+async def find_any(connection: "Connection", voice_id: UUID) -> Voice | None:
+    """A voice, deleted or not, whoever it belongs to."""
+    row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1", voice_id)
     return Voice(**dict(row)) if row else None
 
 

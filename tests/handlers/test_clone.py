@@ -123,10 +123,19 @@ async def test_a_repeated_finalize_answers_the_same_voice_and_pays_once(
     voice_id = await upload(client, recording())
     first = await finalize(client, voice_id)
     again = await finalize(client, voice_id, name="Somebody else", transcript="Other words.")
-    await rows.execute("UPDATE public.voices SET deleted_at = now()")
-    after_deletion = await finalize(client, voice_id)
-    assert first.json() == again.json() == after_deletion.json() == {"id": voice_id, "name": "Ada"}
+    assert first.json() == again.json() == {"id": voice_id, "name": "Ada"}
     assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_a_deleted_voice_is_not_finalized_back_into_a_library_where_nobody_sees_it(
+    client: Client, simulator: Simulator
+) -> None:
+    voice_id = await upload(client, recording())
+    assert (await finalize(client, voice_id)).status_code == 200
+    await client.http.delete(f"/api/voices/{voice_id}")
+    problem_of(await finalize(client, voice_id), 404, "not_found", says="was deleted")
+    assert await listed(client) == []
+    assert len(creations(simulator)) == 1
 
 
 # --- what is no recording ---------------------------------------------------------------------------------------------
@@ -140,8 +149,8 @@ async def test_a_repeated_finalize_answers_the_same_voice_and_pays_once(
         (b"OggS" + bytes(5000), "WAV, MP3 or M4A"),
         (b"\x1a\x45\xdf\xa3" + bytes(5000), "WAV, MP3 or M4A"),
         (b"RIFF\0\0\0\0WAVE", "no audio"),
-        (recording(2.9), "2.9 seconds long. Please record at least 3 seconds"),
-        (recording(60.6), "61 seconds long. Please use at most 60 seconds"),
+        (recording(2.97), "2.9 seconds long. Please record at least 3 seconds"),
+        (recording(60.04), "60.1 seconds long. Please use at most 60 seconds"),
         (mp3(2.0), "at least 3 seconds"),
         (m4a(61.0), "at most 60 seconds"),
         (recording(4.0) + bytes(10 * 1024 * 1024), "larger than 10 MB"),
@@ -158,6 +167,14 @@ async def test_what_cannot_be_cloned_from_is_refused_before_any_call(
     assert await purchase(rows, voice_id) is None
 
 
+async def test_what_an_encoder_adds_is_not_held_against_a_recording(client: Client) -> None:
+    """A minute of speech is a little more than a minute of MP3."""
+    voice_id = await upload(client, mp3(60.0), mime="audio/mpeg")
+    assert (await finalize(client, voice_id)).status_code == 200
+    longer = await upload(client, mp3(60.5), mime="audio/mpeg")
+    problem_of(await finalize(client, longer), 400, "validation", says="at most 60 seconds")
+
+
 async def test_nothing_uploaded_is_said_so(client: Client, simulator: Simulator) -> None:
     assert problem_of(await finalize(client, uuid4()), 400, "validation") == "Audio file not uploaded."
     assert simulator.calls == []
@@ -169,7 +186,7 @@ async def test_somebody_elses_recording_is_as_good_as_none(gateway: Gateway, cli
         refused = await finalize(stranger, voice_id)
         assert problem_of(refused, 400, "validation") == "Audio file not uploaded."
         assert (await finalize(client, voice_id)).status_code == 200
-        problem_of(await finalize(stranger, voice_id), 400, "validation")
+        problem_of(await finalize(stranger, voice_id), 404, "not_found", says="does not exist")
         assert await listed(stranger) == []
 
 
@@ -178,6 +195,7 @@ async def test_somebody_elses_recording_is_as_good_as_none(gateway: Gateway, cli
     [
         ({"name": ""}, "`name`"),
         ({"name": "   "}, "name"),
+        ({"name": "\u200b\u2060"}, "Please give the voice a name"),
         ({"name": "x" * 101}, "`name` must have at most 100"),
         ({"name": 7}, "`name` must be a string"),
         ({"language": "Klingon"}, "language is not supported"),
@@ -288,6 +306,30 @@ async def test_every_refusal_is_a_sentence_with_the_right_status_and_leaves_no_v
     assert billed(simulator) == 1
 
 
+async def test_a_refusal_that_lasts_is_the_same_refusal_each_time(
+    client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """A wrong key, a bill or an outage meets every call alike; none of them makes the purchase doubtful."""
+    for code in REFUSALS:
+        simulator.behave("customization", {"do": "error", "code": code}, times=0)
+        voice_id = await upload(client, recording())
+        first, second = [await finalize(client, voice_id) for _ in range(2)]
+        assert first.status_code == second.status_code != 504, code
+        assert first.json()["detail"] == second.json()["detail"], code
+        bought = await purchase(rows, voice_id)
+        assert bought is not None
+        assert bought["state"] == "refused", code
+        simulator.behaviours.clear()
+
+
+async def test_a_gateway_that_fails_may_hide_a_voice_which_is_adopted(client: Client, simulator: Simulator) -> None:
+    simulator.behave("customization", {"do": "html", "status": 502, "effect": True}, action="create")
+    voice_id = await upload(client, recording())
+    problem_of(await finalize(client, voice_id), 503, "provider_unavailable")
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
 @pytest.mark.parametrize(
     ("behaviour", "status", "category", "says"),
     [
@@ -359,19 +401,43 @@ async def test_an_unknown_creation_is_not_repeated_while_the_provider_does_not_l
         problem_of(await finalize(client, voice_id), 504, "timeout")
         for behaviour in ({"do": "error", "code": "SystemError"}, {"do": "hang"}):
             simulator.behave("customization", behaviour, action="list")
-            problem_of(await finalize(client, voice_id), 504, "timeout", says="does not say")
+            problem_of(await finalize(client, voice_id), 504, "timeout", says="will not pay twice")
         assert len(creations(simulator)) == 1
         assert (await finalize(client, voice_id)).status_code == 200
     assert len(creations(simulator)) == billed(simulator) == 1
 
 
-async def test_a_creation_that_was_never_carried_out_is_made_by_the_next_finalize(
-    settings: Settings, simulator: Simulator
+async def test_a_creation_that_may_still_be_carried_out_is_not_repeated(
+    settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
+    """We have hung up, and the provider is still at it: its own calls last up to five minutes."""
     patience = replace(settings, deadlines=Deadlines(customization_seconds=0.5))
     async with running_gateway(patience) as gateway, gateway.client() as client:
         voice_id = await upload(client, recording())
-        simulator.behave("customization", {"do": "hang", "effect": False}, action="create")
+        plan = simulator.behave("customization", {"do": "hold"}, action="create")
+        problem_of(await finalize(client, voice_id), 504, "timeout", says="will not pay twice")
+        for _ in range(3):
+            problem_of(await finalize(client, voice_id), 504, "timeout", says="try again in a few minutes")
+            await rows.execute("UPDATE internal.purchases SET updated_at = now() - interval '10 minutes'")
+        assert len(creations(simulator)) == 1
+        plan.release()
+        await simulator.until(lambda _: billed(simulator) == 1)
+        assert (await finalize(client, voice_id)).status_code == 200
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "settles_seconds"),
+    [({"do": "hang", "effect": False}, 0.0), ({"do": "abort", "effect": False}, 3600.0)],
+    ids=["after the longest that the provider may be at it", "at once where the provider has broken off"],
+)
+async def test_a_creation_that_was_never_carried_out_is_made_by_the_next_finalize(
+    settings: Settings, simulator: Simulator, behaviour: dict[str, Any], settles_seconds: float
+) -> None:
+    deadlines = Deadlines(customization_seconds=0.5, customization_settles_seconds=settles_seconds)
+    async with running_gateway(replace(settings, deadlines=deadlines)) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        simulator.behave("customization", behaviour, action="create")
         problem_of(await finalize(client, voice_id), 504, "timeout")
         answers = await asyncio.gather(*(finalize(client, voice_id) for _ in range(3)))
         assert [answer.status_code for answer in answers] == [200] * 3

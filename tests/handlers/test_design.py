@@ -85,6 +85,8 @@ async def test_a_preview_reads_processing_from_its_first_poll_on_and_ends_withou
         ({"text": "x" * 501}, "`text` must have at most 500"),
         ({"instruct": ""}, "`instruct`"),
         ({"instruct": "x" * 501}, "`instruct` must have at most 500"),
+        ({"text": "\u200b"}, "Please enter a text"),
+        ({"instruct": " \u2060 "}, "Please enter a text"),
         ({"language": "Klingon"}, "language is not supported"),
         ({"text": "a\0b"}, "cannot be stored"),
         ({"text": 5}, "`text` must be a string"),
@@ -125,9 +127,14 @@ async def test_the_provider_is_told_a_language(
         ({"do": "error", "code": "Throttling.RateQuota"}, "provider_unavailable", "busy"),
         ({"do": "error", "code": "InternalError"}, "provider_unavailable", "try again"),
         ({"do": "abort"}, "timeout", "in time"),
-        ({"do": "answer", "json": {"output": {"voice": "qwen-tts-vd-x-voice-1"}}}, "timeout", "in time"),
+        ({"do": "answer", "json": {"output": {"voice": "qwen-tts-vd-x-voice-1"}}}, "timeout", "make the preview again"),
+        (
+            {"do": "answer", "json": {"output": {"voice": "qwen-tts-vd-x", "preview_audio": {"data": "anVuaw=="}}}},
+            "timeout",
+            "make the preview again",
+        ),
     ],
-    ids=["content", "key", "throttled", "broken", "no answer", "no preview"],
+    ids=["content", "key", "throttled", "broken", "no answer", "no preview", "a preview that is no audio"],
 )
 async def test_a_preview_that_fails_says_why_and_is_not_tried_again(
     client: Client, simulator: Simulator, behaviour: dict[str, Any], category: str, says: str
@@ -228,6 +235,28 @@ async def test_a_task_whose_row_has_gone_for_good_can_still_be_saved(client: Cli
     assert (await save(client, task_id)).status_code == 200
     assert (await save_form(client)).status_code == 200
     assert await voices_in(rows) == 1
+
+
+async def test_a_voice_that_was_deleted_is_not_saved_back_into_a_library_where_nobody_sees_it(
+    client: Client, simulator: Simulator
+) -> None:
+    task_id = await previewed(client)
+    voice = (await save(client, task_id)).json()
+    await client.http.delete(f"/api/voices/{voice['id']}")
+    for answer in (await save(client, task_id), await save_form(client), await save_form(client, task_id)):
+        problem_of(answer, 404, "not_found", says="was deleted")
+    assert await listed(client) == []
+    assert (await save(client, await previewed(client))).status_code == 200, "a new preview is a new voice"
+    assert billed(simulator) == 2
+
+
+async def test_a_preview_of_the_other_provider_is_refused_with_the_reason(
+    settings: Settings, client: Client, rows: Rows
+) -> None:
+    """It did succeed, before the switch."""
+    task_id = await previewed(client)
+    await rows.execute("DELETE FROM internal.purchases")
+    problem_of(await save(client, task_id), 409, "conflict", says="another speech provider")
 
 
 async def test_fifty_saves_at_once_are_one_voice(client: Client, simulator: Simulator, rows: Rows) -> None:

@@ -154,10 +154,11 @@ async def test_a_preview_is_made_and_saved_as_a_voice(
     assert (await client.ended(answer["task_id"]))["status"] == "completed"
 
 
-async def test_a_preview_can_be_saved_by_its_task_alone(client: Client) -> None:
+async def test_a_preview_can_be_saved_by_its_task_alone_and_is_one_voice(client: Client) -> None:
     task = await previewed(client)
-    voice = await save(client, None, task_id=task["id"])
-    assert voice.status_code == 200, voice.text
+    voices = await asyncio.gather(*(save(client, None, task_id=task["id"]) for _ in range(5)))
+    assert {voice.status_code for voice in voices} == {200}
+    assert len({voice.json()["id"] for voice in voices}) == 1
     [listed] = (await client.http.get("/api/voices")).json()["voices"]
     assert listed["compatible"] is True
 
@@ -166,6 +167,7 @@ async def test_what_is_no_preview_is_not_saved(gateway: Gateway, client: Client,
     problem_of(await save(client, None), 400, "validation", says="WAV")
     problem_of(await save(client, b"ID3 an MP3, perhaps"), 400, "validation", says="WAV")
     problem_of(await save(client, b""), 400, "validation", says="WAV")
+    problem_of(await save(client, b"RIFF\0\0\0\0WAVE"), 400, "validation", says="WAV")
     problem_of(await save(client, None, task_id=str(uuid4())), 404, "not_found")
     task = await previewed(client)
     async with gateway.client() as stranger:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -250,7 +251,7 @@ async def test_samples_and_rate_are_those_of_the_file_wherever_they_stand_in_it(
     ("contents", "code"),
     [
         ([b"<html>not a file</html>"], "unreadable_audio"),
-        ([wav(b"")], "unfit_audio"),
+        ([wav(b"")], "empty_audio"),
         ([wav(tone(1.0, 24_000).tobytes()), wav(tone(1.0, 16_000).tobytes(), sample_rate_hz=16_000)], "unfit_audio"),
     ],
     ids=["no audio file", "no samples", "pieces of two rates"],
@@ -429,6 +430,43 @@ async def test_a_cancel_in_the_middle_of_a_piece_ends_it_at_once(
         assert await rows.fetchval(f"SELECT count(*) FROM {table}") == 0
     assert len(asked(simulator)) == 2
     assert await rows.fetchval("SELECT status FROM public.generations") == "cancelled"
+
+
+async def test_what_only_waited_for_its_turn_is_spoken_by_the_next_process(
+    settings: Settings, database_url: str, simulator: Simulator, rows: Rows
+) -> None:
+    """Nothing of it had left the first one, so nothing can have been billed."""
+    user_id = uuid4()
+    voice_id = await insert_voice(database_url, user_id, model=MODEL)
+    slow = replace(settings, qwen_starts_per_minute=1, shutdown_grace_seconds=0.1)
+    async with running_gateway(slow) as leaving, leaving.client(user_id) as client:
+        first = await client.generate(voice_id, "First.")
+        await client.ended(first["task_id"])
+        second = await client.generate(voice_id, "Second.")
+
+        async def waits() -> bool:
+            return bool(await rows.fetchval("SELECT state = 'speaking' FROM internal.runs"))
+
+        await wait_for(waits)
+    assert [call["text"] for call in asked(simulator)] == ["First."]
+    async with running_gateway(settings) as next_one, next_one.client(user_id) as client:
+        task = await client.ended(second["task_id"])
+    assert task["status"] == "completed", task["error"]
+    assert [call["text"] for call in asked(simulator)] == ["First.", "Second."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" + " " * 1998 + "b", "One.\n" + "\n" * 1900 + "Two.", "One." + "!" * 1500 + " Two.", "Hi 👍" + " 👍" * 600],
+    ids=["blanks", "lines", "marks", "emoji"],
+)
+async def test_nothing_is_paid_for_a_piece_without_a_word(
+    client: Client, voice_id: UUID, simulator: Simulator, text: str
+) -> None:
+    task = await client.ended((await client.generate(voice_id, text))["task_id"])
+    assert task["status"] == "completed", task["error"]
+    assert asked(simulator)
+    assert all(any(map(str.isalnum, call["text"])) for call in asked(simulator))
 
 
 async def test_a_process_that_dies_in_the_first_piece_leaves_it_undecided_and_nobody_asks_again(

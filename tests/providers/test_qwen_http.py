@@ -11,7 +11,7 @@ import pytest
 from server.dev.simulator import ENGINE_411, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers import qwen_http
-from server.providers.errors import ProviderMisconfigured
+from server.providers.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.pacing import Pacer
 from server.providers.qwen_http import QwenHttp, SpokenPiece
 from server.providers.speech import may_start_again
@@ -205,6 +205,19 @@ async def test_address_that_is_not_on_the_list_is_never_asked(provider_settings:
         with pytest.raises(ProviderRejected) as caught:
             await provider.download(SpokenPiece(url=url))
     assert caught.value.diagnostics["code"] in ("download_bad_address", "download_host_not_allowed")
+
+
+async def test_a_host_that_is_not_on_the_list_is_the_operators_to_mend(
+    provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each further try would be billed, and would fetch nothing either."""
+    async with httpx.AsyncClient() as http:
+        provider = QwenHttp(provider_settings(), http, Pacer(6000), OperatorAlarm())
+        with pytest.raises(ProviderRejected) as caught:
+            await provider.download(SpokenPiece(url="https://files.example/a.wav?Signature=secret"))
+    assert "tell its operator" in caught.value.detail
+    assert "PROVIDER_DOWNLOAD_HOSTS" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_plain_http_address_is_tried_with_https_first(provider_settings: MakeSettings) -> None:
