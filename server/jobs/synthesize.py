@@ -299,6 +299,6 @@ class _Synthesis:
             return
 
         async def mark(connection: "Connection") -> None:
-            await voices.mark_gone(connection, voice_id)
+            await voices.mark_gone(connection, voice_id, self._parts.providers.account)
 
         await self._parts.database.patiently(mark)

@@ -3,6 +3,7 @@
 New work follows the mode; work that is under way follows its own row, so ``source`` asks for the row's provider.
 """
 
+from hashlib import sha256
 from typing import Protocol
 
 import msgspec
@@ -36,7 +37,7 @@ class VoiceFacts(Protocol):
     @property
     def reference_transcript(self) -> str | None: ...
     @property
-    def gone(self) -> bool: ...
+    def gone_from(self) -> str | None: ...
 
 
 class Abilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,8 @@ class Providers:
 
     Attributes:
         abilities: Those of the active mode, for new work.
+        account: Names the provider's account without telling its key. A key of another account knows none of the
+            voices; what it says of them must not outlive it.
         customization: Where Qwen's voices are made and found.
         pieces: Qwen's non-streaming lane, a piece of text at a time.
     """
@@ -87,6 +90,8 @@ class Providers:
         pieces: QwenHttp,
     ) -> None:
         self._settings = settings
+        named = (settings.dashscope_base_url, settings.dashscope_workspace or "", settings.dashscope_api_key)
+        self.account = sha256("\n".join(named).encode()).hexdigest()[:16]
         self._realtime = realtime
         self.modal = modal
         self.customization = customization
@@ -180,7 +185,7 @@ class Providers:
             return Conflict(
                 f"This voice was made for another speech provider and cannot speak with the present one. {again}"
             )
-        if voice.gone:
+        if voice.gone_from == self.account:
             return Conflict(f"The speech provider no longer has this voice. {again}")
         if self.abilities.takes_jobs:
             return _without_reference(voice, again)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class Voice(msgspec.Struct, frozen=True, kw_only=True):
-    """One voice. A deleted one is still there for the history, and for a generation that is under way."""
+    """One voice. A deleted one is still there for the history, and for a generation that is under way.
+
+    Attributes:
+        gone_from: The account (``Providers.account``) that said it does not have this voice.
+    """
 
     id: UUID
     user_id: UUID
@@ -28,7 +32,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     provider_voice_id: str | None
     provider_target_model: str | None
     provider_voice_kind: str | None
-    gone: bool
+    gone_from: str | None
     deleted: bool
     preview_task_id: UUID | None
 
@@ -37,7 +41,7 @@ _VOICE = """
 SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
        coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider,
        v.provider_voice_id, v.provider_target_model, v.provider_voice_kind,
-       coalesce((v.provider_metadata ->> 'gone')::bool, false) AS gone, v.deleted_at IS NOT NULL AS deleted,
+       v.provider_metadata ->> 'gone_from' AS gone_from, v.deleted_at IS NOT NULL AS deleted,
        v.preview_task_id
   FROM public.voices v
 """
@@ -145,10 +149,12 @@ async def delete(connection: "Connection", voice_id: UUID, user_id: UUID) -> boo
     return bool(deleted)
 
 
-async def mark_gone(connection: "Connection", voice_id: UUID) -> None:
-    """The provider no longer has this voice: it cannot speak until its user creates it again."""
+async def mark_gone(connection: "Connection", voice_id: UUID, account: str) -> None:
+    """A provider's account no longer has this voice: it cannot speak there until its user creates it again."""
     await connection.execute(
-        """UPDATE public.voices SET provider_metadata = coalesce(provider_metadata, '{}') || '{"gone": true}'
+        """UPDATE public.voices
+              SET provider_metadata = coalesce(provider_metadata, '{}') || jsonb_build_object('gone_from', $2::text)
             WHERE id = $1""",
         voice_id,
+        account,
     )

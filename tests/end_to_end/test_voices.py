@@ -202,6 +202,23 @@ async def test_a_voice_that_vanished_at_the_provider_is_marked_and_can_be_made_a
     assert (await client.ended((await client.generate(UUID(again)))["task_id"]))["status"] == "completed"
 
 
+async def test_what_a_wrong_account_says_of_a_voice_does_not_outlive_it(
+    settings: Settings, simulator: Simulator
+) -> None:
+    """Somebody puts the key of another account in, and takes it out again: nobody has to pay for a voice twice."""
+    async with running_gateway(settings) as gateway, gateway.client() as client:
+        voice_id = await cloned(client)
+    body = {"voice_id": voice_id, "text": "Good evening."}
+    simulator.behave("realtime", {"do": "error", "at": "text", "code": "VoiceNotFound", "message": "Voice not found"})
+    mistaken = replace(settings, dashscope_workspace="another")
+    async with running_gateway(mistaken) as gateway, gateway.client(client.user_id) as client:
+        assert (await client.ended((await client.generate(UUID(voice_id)))["task_id"]))["status"] == "failed"
+        problem_of(await client.http.post("/api/generate", json=body), 409, "conflict", says="re-clone")
+    async with running_gateway(settings) as gateway, gateway.client(client.user_id) as client:
+        assert (await listed(client))[0]["compatible"] is True
+        assert (await client.ended((await client.generate(UUID(voice_id)))["task_id"]))["status"] == "completed"
+
+
 async def test_each_voice_speaks_on_the_lane_it_was_born_for(
     client: Client, database_url: str, simulator: Simulator
 ) -> None:
