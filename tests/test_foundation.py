@@ -326,7 +326,7 @@ def test_make_test_hides_the_shells_variables_from_the_tests(checkout: Path) -> 
     )
     *lint, test = [line for line in done.stdout.splitlines() if "-m " in line]
     assert [line.split("-m ")[1].split()[0] for line in lint] == ["ruff", "ruff", "mypy"]
-    assert "pytest --numprocesses=logical" in test
+    assert "pytest --numprocesses=auto" in test
     allowed = {"PATH", "HOME", "LANG", "TERM", "TMPDIR", "PWD", "SHLVL", "_", "OLDPWD"}
     assert set(test.split("-m ")[0].split()) <= allowed
 

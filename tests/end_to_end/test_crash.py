@@ -457,9 +457,10 @@ async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(
         try:
             async with holder.transaction():
                 await holder.execute("SELECT 1 FROM public.generations FOR UPDATE")
-                await rows.execute("UPDATE internal.runs SET beat_at = now() - interval '1 minute'")
 
                 async def sweep_waits() -> bool:
+                    # Again each time: the owner says that it lives, and may do so before the sweep has looked.
+                    await rows.execute("UPDATE internal.runs SET beat_at = now() - interval '1 minute'")
                     return bool(
                         await rows.fetchval(
                             """SELECT EXISTS (SELECT 1 FROM pg_stat_activity
