@@ -164,15 +164,17 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
         return await purchases.claim(connection, preview.task_id, kind="design", user_id=preview.user_id), None
 
     attempt, known = await parts.database.patiently(claim)
-    if attempt is not None:
+    if known is None:
         return attempt
-    if known is not None and known.state == "done":
+    if known.state == "done":
         await _complete(parts, preview, known.outcome or {}, attempt=None)
         return None
-    if known is not None and known.state == "refused":
+    if known.state == "refused":
         raise refusal_of(known)
+    if known.state == "calling" and preview.attempt == 1:
+        return known.attempt  # nobody was here before us: our own claim, whose commit was not heard of
     lost = ProviderTimeout(_LOST, diagnostics={"code": "preview_lost"})
-    if known is not None and known.state == "calling":
+    if known.state == "calling":
         await settle(parts, preview.task_id, known.attempt, lost)
     raise lost
 

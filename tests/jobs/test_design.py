@@ -286,6 +286,24 @@ async def test_a_commit_whose_answer_is_lost_completes_one_preview(
         assert (await save(client, task_id)).status_code == 200
 
 
+async def test_a_claim_whose_commit_was_not_heard_of_is_ones_own(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """The first attempt at a preview finds that it is being bought: nobody but itself can have said so."""
+    await take_no_jobs(gateway)
+    task_id = await start_preview(client)
+    await rows.execute(
+        """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until)
+           VALUES ($1, 'design', $2, 'calling', now() + interval '1 minute')""",
+        UUID(task_id),
+        client.user_id,
+    )
+    await design.make_preview(gateway.parts, task_id=UUID(task_id), attempt=1)
+    assert (await client.task(task_id))["status"] == "completed"
+    assert (await save(client, task_id)).status_code == 200
+    assert billed(simulator) == 1
+
+
 async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
     settings: Settings,
     door: PostgresProxy,
