@@ -457,8 +457,8 @@ async def test_what_only_waited_for_its_turn_is_spoken_by_the_next_process(
 
 @pytest.mark.parametrize(
     "text",
-    ["a" + " " * 1998 + "b", "One.\n" + "\n" * 1900 + "Two.", "One." + "!" * 1500 + " Two.", "Hi 👍" + " 👍" * 600],
-    ids=["blanks", "lines", "marks", "emoji"],
+    ["a" + " " * 1998 + "b", "One.\n" + "\n" * 1900 + "Two.", "One." + "!" * 1500 + " Two."],
+    ids=["blanks", "lines", "marks"],
 )
 async def test_nothing_is_paid_for_a_piece_without_a_word(
     client: Client, voice_id: UUID, simulator: Simulator, text: str
