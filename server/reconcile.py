@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import asyncpg
 import msgspec
 
 from server import logs
@@ -20,6 +21,9 @@ def run(settings: Settings, *, as_json: bool, store: bool, delete: bool) -> int:
         found = asyncio.run(_look(settings, store=store, delete=delete))
     except UtterError as exc:
         print(exc.detail, file=sys.stderr)
+        return 1
+    except asyncpg.UndefinedTableError:
+        print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
         return 1
     except REFUSED as exc:
         print(f"PostgreSQL at DATABASE_URL cannot be used ({type(exc).__name__}).", file=sys.stderr)

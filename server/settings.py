@@ -38,6 +38,7 @@ class Deadlines:
     download_tries: int = 3
     download_seconds: float = 120.0
     customization_seconds: float = 90.0
+    customization_broken_seconds: float = 20.0
     customization_settles_seconds: float = 310.0
     modal_submit_seconds: float = 60.0
     modal_status_seconds: float = 0.8
@@ -48,6 +49,7 @@ class Deadlines:
     finalize_seconds: float = 86_400.0
     keep_unstored_seconds: float = 604_800.0
     keep_hidden_seconds: float = 86_400.0
+    keep_purchases_seconds: float = 7_776_000.0
     renew_every_seconds: float = 1.0
     sweep_every_seconds: float = 5.0
     lost_after_seconds: float = 15.0

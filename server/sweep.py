@@ -232,6 +232,12 @@ class Sweeper:
                 (deadlines.keep_hidden_seconds,),
             ),
             ("DELETE FROM internal.idempotency WHERE created_at < now() - interval '24 hours'", ()),
+            # Voices and previews are known by theirs for ever; what is left of a speech is only money, long looked at.
+            (
+                """DELETE FROM internal.purchases WHERE kind IN ('http', 'modal')
+                      AND updated_at < now() - make_interval(secs => $1)""",
+                (deadlines.keep_purchases_seconds,),
+            ),
             (
                 """WITH expired AS (
                        DELETE FROM internal.runs

@@ -28,7 +28,9 @@ from server.errors import (
     StorageUnavailable,
     UtterError,
 )
-from server.jobs.clone import checked_name, present, reference_key, refusal_of, say_unknown, settle, written
+from server.jobs.buying import refusal_of, say_unknown, settle, written
+from server.jobs.clone import checked_name, reference_key
+from server.jobs.enrollment import present, store
 from server.jobs.generate import checked_language, is_visible
 from server.jobs.synthesize import RESTARTED
 from server.parts import Parts
@@ -120,11 +122,11 @@ async def make_preview(parts: Parts, *, task_id: UUID, attempt: int) -> None:
 
 
 async def _make(parts: Parts, preview: Preview) -> None:
+    await _show(parts, preview, "provider_synthesizing")
     buys = parts.providers.abilities_of(preview.provider).enrolls
     bought = await _bought(parts, preview) if buys else 0
     if bought is None:
         return
-    await _show(parts, preview, "provider_synthesizing")
     try:
         designed = await parts.providers.design(
             preview.provider,
@@ -354,7 +356,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
     # A recording of its own, so that the voice survives its preview, and a provider that clones can be fed with it.
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, preview, content_type="audio/wav", size=len(preview))
-    return await _insert(
+    return await store(
         parts,
         NewVoice(
             id=voice_id,
@@ -396,7 +398,7 @@ async def _save_recording(
     voice_id = uuid5(_VOICES, str(request.task_id)) if previewed else uuid4()
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, audio, content_type="audio/wav", size=len(audio))
-    return await _insert(
+    return await store(
         parts,
         NewVoice(
             id=voice_id,
@@ -419,11 +421,6 @@ def _is_heard(audio: bytes) -> bool:
         return identify(audio) == "wav" and reference_duration_seconds(audio, "wav") > 0
     except AudioError:
         return False
-
-
-async def _insert(parts: Parts, voice: NewVoice) -> Voice:
-    async with parts.database.transaction() as connection:
-        return present(await voices.insert(connection, voice))
 
 
 async def _preview_audio(parts: Parts, object_key: object) -> bytes:

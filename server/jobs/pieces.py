@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
-from server.jobs.clone import say_unknown, settle
+from server.jobs.buying import say_unknown, settle
 from server.parts import Parts
 from server.providers.qwen_http import SpokenPiece
 from server.providers.speech import (

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Younger objects may belong to rows that are about to be written.
 OLD_ENOUGH = timedelta(hours=1)
 # Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
-_OURS = re.compile(r"(^|-)u[0-9a-f]{15}(-|$)")
+_OURS = re.compile(r"(^|-)(u[0-9a-f]{15})(-|$)")
 
 
 class Leftovers(msgspec.Struct, kw_only=True):
@@ -35,7 +35,8 @@ class Leftovers(msgspec.Struct, kw_only=True):
 
     Attributes:
         purchases: Calls whose end nobody knows.
-        provider_voices: Voices that the provider keeps under our names and no row knows.
+        provider_voices: Voices that the provider keeps under our names and no row knows; with ``awaited_by`` those
+            that a clone's next try may adopt.
         objects: Stored objects that no row shows, as ``bucket``, ``key`` and ``size``.
         removals: Objects that are to be removed and are still there.
         unstored: Speeches that were paid for and could not be stored.
@@ -99,12 +100,15 @@ async def _provider_voices(parts: Parts, found: Leftovers) -> None:
         return
     async with parts.database.connection() as connection:
         known = await leftovers.provider_voice_ids(connection)
+        awaited = await leftovers.awaited_voices(connection)
     for kind in ("vc", "vd"):
         try:
             async for voice in parts.providers.customization.voices(kind):
-                if _OURS.search(voice.voice_id) and voice.voice_id not in known:
+                ours = _OURS.search(voice.voice_id)
+                if ours and voice.voice_id not in known:
                     entry = {"kind": kind, "voice": voice.voice_id, "target_model": voice.target_model}
-                    found.provider_voices.append({**entry, "created_at": voice.created_at})
+                    awaited_by = {"awaited_by": awaited[ours[2]]} if ours[2] in awaited else {}
+                    found.provider_voices.append({**entry, "created_at": voice.created_at, **awaited_by})
         except ProviderError as exc:
             found.problems.append(f"The provider's {kind} voices could not be listed: {exc.detail}")
 
@@ -129,9 +133,21 @@ async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Lef
     for key, size in batch.items():
         if key in wanted:
             continue
-        if delete:
-            await parts.storage.delete(bucket, key)
-        found.objects.append({"bucket": bucket.value, "key": key, "size": size, "deleted": delete})
+        deleted = delete and await _delete(parts, bucket, key, found)
+        found.objects.append({"bucket": bucket.value, "key": key, "size": size, "deleted": deleted})
+
+
+async def _delete(parts: Parts, bucket: Bucket, key: str, found: Leftovers) -> bool:
+    """Delete an object unless it has got its row meanwhile."""
+    async with parts.database.connection() as connection:
+        if await leftovers.wanted_keys(connection, [key]):
+            return False
+    try:
+        await parts.storage.delete(bucket, key)
+    except StorageUnavailable as exc:
+        found.problems.append(f"{key} in the bucket of {bucket.value} could not be removed: {exc.detail}")
+        return False
+    return True
 
 
 def table(found: Leftovers) -> str:

@@ -17,11 +17,11 @@ import httpx
 import msgspec
 
 from server.audio import AudioError, parse_wav
-from server.errors import ProviderRejected
+from server.errors import ProviderRejected, ProviderUnavailable
 from server.providers.errors import OperatorAlarm, operator_alarm
 from server.providers.languages import language_iso, spoken_iso
 from server.providers.qwen_rest import QwenRest, unknown_outcome
-from server.settings import Settings
+from server.settings import Settings, model_family
 
 _PATH = "/api/v1/services/audio/tts/customization"
 _CLONE, _DESIGN = "qwen-voice-enrollment", "qwen-voice-design"
@@ -29,7 +29,7 @@ _CLONE, _DESIGN = "qwen-voice-enrollment", "qwen-voice-design"
 _MOST_DATA_URL_BYTES = 10_000_000
 _PAGE_SIZE = 100
 # An account holds 1000 voices of each kind; an unpaged or endless list ends here.
-_MOST_PAGES = 60
+_MOST_PAGES = 120
 
 Kind = Literal["vc", "vd"]
 
@@ -53,29 +53,27 @@ class ListedVoice(msgspec.Struct, frozen=True, kw_only=True):
     """A voice as the provider lists it. ``created_at`` is its own text (``2025-08-11 17:59:32``, zone unknown)."""
 
     voice_id: str
-    target_model: str
+    target_model: str = ""
     created_at: str = ""
 
 
-class _Preview(msgspec.Struct):
-    data: str | None = None
-
-
 class _Voice(msgspec.Struct):
+    """All but the voice's id is of any type: an oddity beside it must not lose a voice that is paid for."""
+
     voice: Annotated[str, msgspec.Meta(min_length=1)]
-    target_model: str | None = None
+    target_model: Any = None
     gmt_create: Any = None
-    preview_audio: _Preview | None = None
+    preview_audio: Any = None
 
 
 class _Created(msgspec.Struct):
     output: _Voice
-    request_id: str | None = None
+    request_id: Any = None
 
 
 class _Page(msgspec.Struct):
-    voice_list: list[_Voice] | None = None
-    total_count: int | None = None
+    voice_list: list[Any] | None = None
+    total_count: Any = None
 
 
 class _Listed(msgspec.Struct):
@@ -158,25 +156,32 @@ class QwenCustomization:
         return voice
 
     async def voices(self, kind: Kind) -> AsyncIterator[ListedVoice]:
-        """Every voice of one kind that the account holds, in the provider's order, each once."""
+        """Every voice of one kind that the account holds, in the provider's order, each once.
+
+        Raises:
+            ProviderUnavailable: Also where the list does not come to an end: what it lacks cannot be known then.
+        """
         seen: set[str] = set()
         for page_index in range(_MOST_PAGES):
             page = await self._page(kind, page_index)
-            fresh = [voice for voice in page.voice_list or [] if voice.voice not in seen]
+            entries = page.voice_list or []
+            fresh = [voice for entry in entries if (voice := _listed(entry)) and voice.voice_id not in seen]
             for voice in fresh:
-                seen.add(voice.voice)
-                created_at = voice.gmt_create if isinstance(voice.gmt_create, str) else ""
-                yield ListedVoice(voice_id=voice.voice, target_model=voice.target_model or "", created_at=created_at)
+                seen.add(voice.voice_id)
+                yield voice
             # Clones are listed without a total, so the end is a page with nothing new; a server that ignores the
             # page's number comes to the same.
-            if not fresh or (page.total_count is not None and len(seen) >= page.total_count):
+            whole = type(page.total_count) is int and len(seen) >= page.total_count
+            if not fresh or (whole and len(entries) < _PAGE_SIZE):
                 return
+        raise ProviderUnavailable(diagnostics={"code": "endless_list", "text_sent": True})
 
     async def find(self, kind: Kind, preferred_name: str) -> ListedVoice | None:
-        """The voice that was created under this name; None if there is none."""
+        """The voice that was created under this name; None if there is none. One of the other kind is none."""
         named = re.compile(rf"(^|-){re.escape(preferred_name)}(-|$)")
         async for voice in self.voices(kind):
-            if named.search(voice.voice_id):
+            other_kind = voice.target_model and model_family(voice.target_model) != kind
+            if named.search(voice.voice_id) and not other_kind:
                 return voice
         return None
 
@@ -218,15 +223,35 @@ def data_url(recording: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(recording).decode()}"
 
 
-def _created(created: _Created, target_model: str) -> CreatedVoice:
+def _created(created: _Created, wanted_model: str) -> CreatedVoice:
     voice = created.output
-    try:
-        preview = base64.b64decode((voice.preview_audio and voice.preview_audio.data) or "")
-    except ValueError:
-        preview = b""
+    model = voice.target_model if isinstance(voice.target_model, str) else ""
+    # Whatever it says: a voice that was asked for one family's model does not speak with the other's.
+    fits = model_family(model) == model_family(wanted_model)
     return CreatedVoice(
         voice_id=voice.voice,
-        target_model=voice.target_model or target_model,
-        request_id=created.request_id or "",
-        preview=preview,
+        target_model=model if fits else wanted_model,
+        request_id=str(created.request_id or ""),
+        preview=_preview(voice.preview_audio),
     )
+
+
+def _preview(sample: Any) -> bytes:
+    """The bytes of ``{"data": "<Base64>"}``, also as a data URL; empty where there are none."""
+    data = sample.get("data") if isinstance(sample, dict) else None
+    if not isinstance(data, str):
+        return b""
+    try:
+        return base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data)
+    except ValueError:
+        return b""
+
+
+def _listed(entry: Any) -> ListedVoice | None:
+    """One entry of a list; None where it is no voice. Somebody else's odd voice must not hide all others."""
+    try:
+        voice = msgspec.convert(entry, _Voice)
+    except msgspec.ValidationError:
+        return None
+    facts = {"target_model": voice.target_model, "created_at": voice.gmt_create}
+    return ListedVoice(voice_id=voice.voice, **{name: fact for name, fact in facts.items() if isinstance(fact, str)})

@@ -167,11 +167,15 @@ class QwenHttp:
     async def _fetch(self, piece: SpokenPiece, facts: dict[str, Any]) -> bytes:
         addresses = self._addresses(piece.url, facts)
         for number in range(self._deadlines.download_tries):
-            if piece.expires_at is not None and piece.expires_at <= time.time():
+            # Whether it has expired the store knows: what stands here is the provider's word, and our clock.
+            if number and _seems_expired(piece):
                 raise _download_refused("expired", facts)
             facts["tries"] = number + 1
             try:
                 audio = await self._get(addresses[min(number, len(addresses) - 1)], facts)
+            except _Refused as exc:
+                code = "expired" if exc.status == 403 and _seems_expired(piece) else "refused"
+                raise _download_refused(code, facts) from exc
             except httpx.HTTPError as exc:
                 facts["message"] = type(exc).__name__
                 audio = None
@@ -195,7 +199,7 @@ class QwenHttp:
                     raise _download_refused("too_large", facts) from exc
             if status >= 500 or status in (408, 429):
                 return None
-            raise _download_refused("refused", facts)
+            raise _Refused(status)
 
     def _addresses(self, url: str, facts: dict[str, Any]) -> list[httpx.URL]:
         """What to try, in order: https first where the provider said http without a port, then as it said.
@@ -222,6 +226,17 @@ class QwenHttp:
         if address.scheme == "http" and address.port is None:
             return [address.copy_with(scheme="https"), address]
         return [address]
+
+
+class _Refused(Exception):
+    """The store does not hand the file out."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def _seems_expired(piece: SpokenPiece) -> bool:
+    return piece.expires_at is not None and piece.expires_at <= time.time()
 
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:

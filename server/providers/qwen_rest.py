@@ -22,6 +22,9 @@ logging.getLogger("httpcore").setLevel(logging.WARNING)
 # A minute of speech as 48 kHz samples in Base64 is 8 MB; no answer that we ask for comes near this.
 _MOST_BYTES = 32 * 1024 * 1024
 
+# What some gateways say where there is no error.
+_NO_CODES = frozenset({"", "0", "200", "success", "ok"})
+
 _T = TypeVar("_T")
 
 
@@ -97,7 +100,8 @@ class QwenRest:
         # Some bodies carry a ``status_code`` and some do not: the HTTP status decides, then a code that is not empty.
         if status == 504 and not envelope.code:
             raise unknown_outcome("gateway_timeout", **facts)
-        if status != 200 or envelope.code:
+        done = 200 <= status < 300
+        if not done or envelope.code.lower() not in _NO_CODES:
             raise classify(envelope.code, envelope.message, http_status=status, diagnostics=facts)
         try:
             return msgspec.json.decode(content, type=answer_type)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Kind = Literal["clone", "design", "http", "modal"]
 State = Literal["calling", "done", "refused", "unknown"]
 
-LEASE_SECONDS = 120.0
+LEASE_SECONDS = 180.0
 
 
 class Purchase(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +51,44 @@ SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, 
        extract(epoch FROM now() - updated_at)::float8 AS age_seconds
   FROM internal.purchases
 """
+
+
+class Doubt(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that may have been carried out, though nobody here has heard so.
+
+    Attributes:
+        since: When it ended for us.
+        code: How it did: ``refused`` where the provider's gateway said no, else the code of the unknown outcome.
+        age_seconds: Since then, by the database's clock.
+    """
+
+    since: datetime
+    code: str
+    age_seconds: float
+
+    def as_outcome(self) -> dict[str, str]:
+        """For the outcome of a later attempt, which must not forget it."""
+        return {"in_doubt_since": self.since.isoformat(), "in_doubt_code": self.code}
+
+
+def doubt_of(purchase: Purchase | None) -> Doubt | None:
+    """What is doubtful about the last attempt at a purchase, or about an earlier one that it only looked for."""
+    if purchase is None or purchase.state == "done":
+        return None
+    since, code = purchase.updated_at, "died"
+    if purchase.state != "calling":
+        outcome = purchase.outcome or {}
+        diagnostics = outcome.get("diagnostics") or {}
+        if "in_doubt_since" in outcome:
+            since, code = datetime.fromisoformat(outcome["in_doubt_since"]), outcome["in_doubt_code"]
+        elif purchase.state == "unknown":
+            code = str(diagnostics.get("code", ""))
+        elif outcome.get("category") == "provider_unavailable" and diagnostics.get("text_sent", True):
+            code = "refused"  # a failing gateway may hide a success
+        else:
+            return None
+    earlier = (purchase.updated_at - since).total_seconds()
+    return Doubt(since=since, code=code, age_seconds=purchase.age_seconds + earlier)
 
 
 def provider_name(subject: UUID) -> str:

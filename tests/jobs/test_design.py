@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from server.dev.simulator import Planned, Simulator
-from server.jobs import clone, design
+from server.jobs import buying, design
 from server.jobs.reconcile import reconcile
 from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
@@ -311,7 +311,7 @@ async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(clone, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(buying, "WRITE_SECONDS", 0.3)
     async with running_gateway(replace(settings, database_url=door.url)) as gateway, gateway.client() as client:
         plan = held(simulator)
         task_id = await start_preview(client)
@@ -323,7 +323,7 @@ async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
             return [
                 vars(record)
                 for record in caplog.records
-                if record.levelname == "ERROR" and record.name == clone.__name__
+                if record.levelname == "ERROR" and record.name == buying.__name__
             ]
 
         [said] = await wait_for(lines)

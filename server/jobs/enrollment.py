@@ -1,0 +1,247 @@
+"""Enrolling a cloned voice at the provider exactly once, whoever asks for it, how often, and whatever breaks.
+
+The provider bills each creation and knows no idempotency key. So one caller at a time holds the purchase, and after a
+call with a doubtful end the voice is looked for under its own name, for as long as the provider may still be at it,
+before another call is made (design §6).
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from server.audio import REFERENCE_MIME_TYPES, AudioError, ReferenceKind, to_reference_wav
+from server.errors import (
+    NotFound,
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ProviderUnavailable,
+    StorageUnavailable,
+)
+from server.jobs.buying import refusal_of, say_not_called, say_unknown, settle, written
+from server.parts import Parts
+from server.providers.qwen_customization import CreatedVoice
+from server.records import purchases, voices
+from server.records.purchases import Doubt, Purchase
+from server.records.voices import NewVoice, Voice
+from server.storage import Bucket
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+PROVIDER_LINK_SECONDS = 600
+# Losers of the claim look at the row; the winner's call takes 90 s at most.
+LOOK_EVERY_SECONDS = 0.25
+LOOK_FOR_SECONDS = 100.0
+# One look at the provider's list, how long a caller waits for a voice to turn up there, and how often it looks.
+# Together with the call this stays within the lease.
+FIND_SECONDS = 25.0
+WAIT_SECONDS = 20.0
+LOOK_AGAIN_SECONDS = 2.0
+_UNANSWERED = (
+    "The speech provider did not say whether it has created this voice. "
+    "Please try again in a few minutes: you will not pay twice."
+)
+
+
+class _Overtaken(Exception):
+    """A row has come to be between looking for it and claiming it; what it says must be known first."""
+
+
+def present(voice: Voice | None) -> Voice:
+    """A voice that was stored, now or before.
+
+    Raises:
+        NotFound: It belongs to somebody else, or its user has deleted it.
+    """
+    if voice is None:
+        raise NotFound("This voice does not exist.")
+    if voice.deleted:
+        raise NotFound("This voice was deleted. Please create a new one.")
+    return voice
+
+
+async def store(parts: Parts, wanted: NewVoice) -> Voice:
+    """The voice, stored now or before.
+
+    Raises:
+        NotFound: As ``present``.
+    """
+    async with parts.database.transaction() as connection:
+        return present(await voices.insert(connection, wanted))
+
+
+class Enrollment:
+    """One caller's part in buying one voice."""
+
+    def __init__(self, parts: Parts, wanted: NewVoice, recording: bytes, kind: ReferenceKind) -> None:
+        self._parts = parts
+        self._wanted = wanted
+        self._recording = recording
+        self._kind = kind
+
+    async def run(self) -> Voice:
+        """Buy the voice, or wait for whoever is buying it.
+
+        Raises:
+            ProviderError: As the buyer was refused.
+        """
+        deadline = asyncio.get_running_loop().time() + LOOK_FOR_SECONDS
+        turned_away = False
+        while True:
+            purchase = await self._look()
+            if purchase is not None and purchase.user_id != self._wanted.user_id:
+                raise NotFound("This voice does not exist.")
+            if purchase is not None and purchase.state == "done":
+                # Its row is there, unless somebody deleted it past us: then it comes back with what was paid for.
+                return await store(self._parts, self._bought(purchase.outcome or {}))
+            if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
+                raise refusal_of(purchase)
+            claimed = await self._claim()
+            if claimed is not None:
+                return await self._buy(*claimed)
+            turned_away = True
+            if asyncio.get_running_loop().time() > deadline:
+                raise ProviderUnavailable("This voice is still being created. Please try again in a moment.")
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    async def _look(self) -> Purchase | None:
+        async with self._parts.database.connection() as connection:
+            return await purchases.find(connection, self._wanted.id)
+
+    def _bought(self, facts: dict[str, Any]) -> NewVoice:
+        """The voice with what the provider said of it, as ``outcome`` keeps it."""
+        return msgspec.structs.replace(self._wanted, provider_voice_kind="vc", **facts)
+
+    async def _claim(self) -> tuple[int, Purchase | None] | None:
+        """The attempt that is ours to make, and what became of the one before; None where somebody else is buying."""
+        voice_id, user_id = self._wanted.id, self._wanted.user_id
+        while True:
+            try:
+                async with self._parts.database.transaction() as connection:
+                    before = await purchases.find(connection, voice_id, locked=True)
+                    attempt = await purchases.claim(connection, voice_id, kind="clone", user_id=user_id)
+                    if attempt is None:
+                        return None
+                    if before is None and attempt > 1:
+                        raise _Overtaken
+                    return attempt, before
+            except _Overtaken:
+                continue
+
+    async def _buy(self, attempt: int, before: Purchase | None) -> Voice:
+        parts, voice_id = self._parts, self._wanted.id
+        doubt, called = purchases.doubt_of(before), False
+        try:
+            created = await self._created_before(doubt) if doubt else None
+            if created is None:
+                doubt = None
+                recording = await self._for_the_provider()
+                called = True
+                created = await self._create(recording)
+        except ProviderError as exc:
+            await settle(parts, voice_id, attempt, exc, doubt=doubt)
+            raise
+        except AudioError as exc:
+            refused = ProviderRejected(str(exc), status=400)
+            await settle(parts, voice_id, attempt, refused)
+            raise refused from exc
+        except StorageUnavailable as exc:
+            await settle(parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False}))
+            raise
+        except asyncio.CancelledError:
+            if called or doubt:
+                await say_unknown(parts, voice_id, attempt, doubt=doubt)
+            else:
+                await say_not_called(parts, voice_id, attempt)
+            raise
+        return await self._keep(attempt, created)
+
+    async def _created_before(self, doubt: Doubt) -> CreatedVoice | None:
+        """The voice that a doubtful call has created; None where certainly none will come of it any more.
+
+        Raises:
+            ProviderTimeout: Nobody can say yet: the provider does not list its voices, or is perhaps still at it.
+            ProviderError: The provider does not list its voices, and most likely it has refused the call, too.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            if found := await self._find(doubt):
+                return found
+            left = self._settles_seconds(doubt) - doubt.age_seconds - (clock() - began)
+            if left <= 0:
+                return None
+            if left > WAIT_SECONDS:
+                raise ProviderTimeout(_UNANSWERED, diagnostics={"code": "not_decided"})
+            await asyncio.sleep(min(left, LOOK_AGAIN_SECONDS))
+
+    def _settles_seconds(self, doubt: Doubt) -> float:
+        """How long after a call ended for us the provider may still be carrying it out."""
+        deadlines = self._parts.settings.deadlines
+        match doubt.code:
+            case "refused" | "unreadable_answer":
+                return 0.0  # it has answered
+            case "broken_off":
+                return deadlines.customization_broken_seconds
+        return deadlines.customization_settles_seconds
+
+    async def _find(self, doubt: Doubt) -> CreatedVoice | None:
+        name, model = purchases.provider_name(self._wanted.id), self._parts.settings.qwen_vc_target_model
+        try:
+            async with asyncio.timeout(FIND_SECONDS):
+                found = await self._parts.providers.customization.find("vc", name)
+        except (ProviderError, TimeoutError) as exc:
+            if doubt.code == "refused" and isinstance(exc, ProviderError):
+                raise
+            facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
+            raise ProviderTimeout(_UNANSWERED, diagnostics={**facts, "code": "not_listed"}) from exc
+        return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model or model) if found else None
+
+    async def _create(self, recording: bytes | str) -> CreatedVoice:
+        wanted = self._wanted
+        try:
+            return await self._parts.providers.customization.clone(
+                preferred_name=purchases.provider_name(wanted.id),
+                recording=recording,
+                mime=REFERENCE_MIME_TYPES[self._kind],
+                target_model=self._parts.settings.qwen_vc_target_model,
+                transcript=wanted.reference_transcript,
+                language=wanted.language,
+            )
+        except ProviderTimeout as exc:
+            raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
+
+    async def _for_the_provider(self) -> bytes | str:
+        """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""
+        recording = self._recording
+        if self._kind == "wav":
+            recording = await asyncio.to_thread(to_reference_wav, self._recording)
+        if not self._parts.storage.public or recording != self._recording:
+            return recording
+        return await self._parts.storage.signed_get(
+            Bucket.REFERENCES,
+            self._wanted.reference_object_key,
+            expires_seconds=PROVIDER_LINK_SECONDS,
+            filename=f"reference.{self._kind}",
+        )
+
+    async def _keep(self, attempt: int, created: CreatedVoice) -> Voice:
+        """Voice row and ``done`` in one transaction; what was paid for is not given up while the database is away."""
+        facts = {
+            "provider_voice_id": created.voice_id,
+            "provider_target_model": created.target_model,
+            "provider_region": self._parts.settings.dashscope_region,
+            "provider_request_id": created.request_id or None,
+        }
+        voice = self._bought(facts)
+
+        async def keep(connection: "Connection") -> Voice | None:
+            stored = await voices.insert(connection, voice)
+            await purchases.decide(
+                connection, voice.id, "done", attempt=attempt, request_id=created.request_id or None, outcome=facts
+            )
+            return stored
+
+        return present(await written(self._parts, keep, {"voice_id": str(voice.id), **facts}))
