@@ -13,6 +13,7 @@ import pytest
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
+from server.records import purchases
 from server.settings import VC_REALTIME, Deadlines, Settings
 from server.storage import Bucket
 from tests.audio.samples import box, mp3, tone, wav
@@ -322,12 +323,84 @@ async def test_a_refusal_that_lasts_is_the_same_refusal_each_time(
         simulator.behaviours.clear()
 
 
-async def test_a_gateway_that_fails_may_hide_a_voice_which_is_adopted(client: Client, simulator: Simulator) -> None:
+@pytest.mark.parametrize(
+    "look",
+    [
+        None,
+        {"do": "error", "code": "AccessDenied"},
+        {"do": "error", "code": "InvalidApiKey"},
+        {"do": "error", "code": "Throttling"},
+        {"do": "empty"},
+        {"do": "html", "status": 502},
+        {"do": "abort"},
+    ],
+    ids=["seen at once", "no access", "wrong key", "throttled", "empty body", "another 502", "broken off"],
+)
+async def test_a_gateway_that_fails_may_hide_a_voice_which_is_adopted_however_looking_for_it_went(
+    client: Client, simulator: Simulator, look: dict[str, Any] | None
+) -> None:
+    """What a look-up meets says nothing about the call that it was to clear up."""
     simulator.behave("customization", {"do": "html", "status": 502, "effect": True}, action="create")
     voice_id = await upload(client, recording())
     problem_of(await finalize(client, voice_id), 503, "provider_unavailable")
+    if look:
+        simulator.behave("customization", look, times=2, action="list")
+        for _ in range(2):
+            assert (await finalize(client, voice_id)).status_code in (502, 503, 504)
     assert (await finalize(client, voice_id)).status_code == 200
     assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_a_broken_connection_is_waited_out_before_it_is_called_again(
+    settings: Settings, simulator: Simulator
+) -> None:
+    """It may be a router that broke it, while the provider goes on working."""
+    deadlines = Deadlines(customization_broken_seconds=15.0)
+    async with running_gateway(replace(settings, deadlines=deadlines)) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        simulator.behave("customization", {"do": "abort", "effect": False}, action="create")
+        problem_of(await finalize(client, voice_id), 504, "timeout")
+        simulator.behave("customization", {"do": "answer", "json": {"output": {"voice_list": []}}}, action="list")
+        again = asyncio.create_task(finalize(client, voice_id))
+        await simulator.until(lambda _: listings(simulator) == 1)
+        name = purchases.provider_name(UUID(voice_id))
+        simulator.voices.create("vc", name, settings.qwen_vc_target_model, "en")  # now the provider has finished
+        assert (await again).status_code == 200
+    assert len(creations(simulator)) == 1
+
+
+async def test_a_list_without_an_end_proves_nothing(client: Client, simulator: Simulator) -> None:
+    """Whose voice is not in the part that one has seen may still have one."""
+    simulator.behave("customization", {"do": "abort", "effect": False}, action="create")
+    voice_id = await upload(client, recording())
+    problem_of(await finalize(client, voice_id), 504, "timeout")
+    for page in range(200):
+        strangers = [{"voice": f"qwen-tts-vc-x{page}_{number}-voice-1"} for number in range(100)]
+        page_of_many = {"output": {"voice_list": strangers, "total_count": 10}}
+        simulator.behave("customization", {"do": "answer", "json": page_of_many}, action="list")
+    problem_of(await finalize(client, voice_id), 504, "timeout")
+    assert len(creations(simulator)) == 1
+
+
+async def test_a_lying_model_or_kind_is_not_stored(client: Client, simulator: Simulator, settings: Settings) -> None:
+    """A voice is made for the model that was asked for; one of the other kind under our name is not ours."""
+    answer = {"output": {"voice": "qwen-tts-vc-x-voice-1", "target_model": "qwen3-tts-vd-realtime-2026-01-15"}}
+    simulator.behave("customization", {"do": "answer", "json": answer}, action="create")
+    assert (await finalize(client, await upload(client, recording()))).status_code == 200
+    assert (await listed(client))[0]["compatible"] is True
+    voice_id = await upload(client, recording())
+    simulator.behave("customization", {"do": "abort"}, action="create")
+    problem_of(await finalize(client, voice_id), 504, "timeout")
+    name = purchases.provider_name(UUID(voice_id))
+    theirs = [
+        {"voice": f"qwen-tts-vd-{name}-voice-9", "target_model": "qwen3-tts-vd-realtime-2026-01-15"},
+        {"voice": ""},
+        {"voice": "odd", "target_model": 5},
+        {"voice": f"qwen-tts-vc-{name}-voice-8", "target_model": settings.qwen_vc_target_model, "gmt_create": 7},
+    ]
+    simulator.behave("customization", {"do": "answer", "json": {"output": {"voice_list": theirs}}}, action="list")
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert (await listed(client))[0]["provider_voice_id"] == f"qwen-tts-vc-{name}-voice-8"
 
 
 @pytest.mark.parametrize(

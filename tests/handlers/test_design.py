@@ -1,6 +1,7 @@
 """POST /api/voices/design/preview and /api/voices/design: what they take, what they refuse, and in which words."""
 
 import asyncio
+from base64 import b64encode
 from dataclasses import replace
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -16,7 +17,7 @@ from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
 from tests.support import wait_for
-from tests.voices import DESIGN, billed, creations, listed, previewed, save, save_form, start_preview
+from tests.voices import DESIGN, billed, creations, listed, previewed, recording, save, save_form, start_preview
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -117,6 +118,24 @@ async def test_the_provider_is_told_a_language(
 ) -> None:
     await previewed(client, text=text, language=language)
     assert creations(simulator)[0]["language"] == iso
+
+
+@pytest.mark.parametrize("oddity", ["request_id", "target_model", "data url"])
+async def test_an_oddity_beside_a_preview_does_not_lose_it(
+    client: Client, simulator: Simulator, rows: Rows, oddity: str
+) -> None:
+    """It is paid for, and cannot be had again."""
+    audio = b64encode(recording()).decode()
+    output: dict[str, Any] = {"voice": "qwen-tts-vd-x-voice-1", "preview_audio": {"data": audio}}
+    if oddity == "data url":
+        output["preview_audio"]["data"] = f"data:audio/wav;base64,{audio}"
+    if oddity == "target_model":
+        output["target_model"] = 5
+    answer = {"output": output, "request_id": 77 if oddity == "request_id" else "a"}
+    simulator.behave("customization", {"do": "answer", "json": answer}, action="create")
+    saved = await save(client, await previewed(client))
+    assert saved.status_code == 200, saved.text
+    assert (await listed(client))[0]["compatible"] is True
 
 
 @pytest.mark.parametrize(

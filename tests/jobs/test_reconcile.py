@@ -146,17 +146,21 @@ async def test_objects_without_a_row_are_listed_and_removed_only_when_told(gatew
 
 
 @pytest.mark.usefixtures("_everything_is_old")
-@pytest.mark.parametrize("state", ["unknown", "calling"])
+@pytest.mark.parametrize("state", ["unknown", "calling", "refused"])
 async def test_the_recording_of_a_clone_with_an_unknown_end_stays_until_it_is_adopted(
     gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, state: str
 ) -> None:
     """Without it nobody could finalize again, and the voice that is paid for would be lost."""
     voice_id = await upload(client, recording())
-    simulator.behave("customization", {"do": "abort"}, action="create")
-    assert (await finalize(client, voice_id)).status_code == 504
-    await rows.execute("UPDATE internal.purchases SET state = $1", state)
-    await lapse(rows, voice_id)
-    assert (await reconcile(gateway.parts, delete_objects=True)).objects == []
+    hidden = {"do": "html", "status": 502, "effect": True} if state == "refused" else {"do": "abort"}
+    simulator.behave("customization", hidden, action="create")
+    assert (await finalize(client, voice_id)).status_code in (503, 504)
+    if state == "calling":
+        await rows.execute("UPDATE internal.purchases SET state = 'calling'")
+        await lapse(rows, voice_id)
+    found = await reconcile(gateway.parts, delete_objects=True)
+    assert found.objects == []
+    assert [voice["awaited_by"] for voice in found.provider_voices] == [UUID(voice_id)], "nobody should delete it"
     assert (await finalize(client, voice_id)).json() == {"id": voice_id, "name": "Ada"}
     assert billed(simulator) == 1
 
@@ -236,12 +240,16 @@ async def test_the_command_prints_a_table_or_json(
 
 
 async def test_the_command_says_what_it_could_not_look_at_by_its_exit_status(
-    settings: Settings, simulator: Simulator
+    settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
     simulator.behave("customization", {"do": "error", "code": "InvalidApiKey"}, times=0)
     status, said, _ = await command(settings, simulator)
     assert status == 1
     assert "! The provider's vc voices could not be listed" in said
+    await rows.execute("DROP TABLE internal.removals")
+    status, said, complaints = await command(settings, simulator)
+    assert (status, said) == (1, "")
+    assert "python -m server migrate" in complaints
     nowhere = replace(settings, database_url="postgresql://127.0.0.1:1/nowhere")
     status, said, complaints = await command(nowhere, simulator)
     assert (status, said) == (1, "")

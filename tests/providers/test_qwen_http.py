@@ -6,6 +6,7 @@ import wave
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from server.dev.simulator import ENGINE_411, Simulator
@@ -159,7 +160,26 @@ async def test_download_that_does_not_pass_has_its_reason(
     assert "downloads" not in str(error.diagnostics)
 
 
-async def test_expired_address_is_refused_without_asking(provider: QwenHttp, simulator: Simulator) -> None:
+@pytest.mark.parametrize("expires_at", [0, -1, 1_000_000_000, "soon", None])
+async def test_audio_that_is_there_is_fetched_whatever_is_said_of_its_expiry(
+    provider: QwenHttp, expires_at: Any
+) -> None:
+    """The provider's clock, its units, or our own clock may be wrong; the store knows."""
+    piece = msgspec.structs.replace(await synthesize(provider), expires_at=expires_at)
+    assert (await provider.download(piece)).wav[:4] == b"RIFF"
+
+
+@pytest.mark.parametrize("oddity", [{"code": 0}, {"code": "200"}, {"code": "Success"}])
+async def test_a_success_that_has_a_code_is_one(
+    provider: QwenHttp, simulator: Simulator, oddity: dict[str, Any]
+) -> None:
+    answer = {"output": {"audio": {"url": "http://127.0.0.1/a.wav"}}, **oddity}
+    for status in (200, 201, 202):
+        simulator.behave("http", {"do": "answer", "json": answer, "status": status})
+        assert (await synthesize(provider)).url == "http://127.0.0.1/a.wav"
+
+
+async def test_expired_address_is_said_to_be_expired(provider: QwenHttp, simulator: Simulator) -> None:
     simulator.behave("http", {"expires_in_seconds": 0})
     with pytest.raises(ProviderRejected) as caught:
         await provider.download(await synthesize(provider))
