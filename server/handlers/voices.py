@@ -20,6 +20,7 @@ from server.records import voices
 from server.storage import Bucket
 
 LINK_SECONDS = 3600
+_SUFFIXES = {"audio/mpeg": ".mp3", "audio/mp4": ".m4a", "audio/x-m4a": ".m4a"}
 
 
 async def list_voices(request: Request) -> Response:
@@ -53,9 +54,11 @@ async def get_preview(request: Request) -> Response:
     if voice is None:
         raise NotFound("This voice does not exist.")
     key = voice.reference_object_key
-    if not key or await parts.storage.head(Bucket.REFERENCES, key) is None:
+    stored = await parts.storage.head(Bucket.REFERENCES, key) if key else None
+    if not key or stored is None:
         raise NotFound("This voice has no recording.")
-    name = f"utter-voice-{voice.id}.wav"
+    # The key always ends in .wav; what was uploaded may be something else.
+    name = f"utter-voice-{voice.id}{_SUFFIXES.get(stored.content_type or '', '.wav')}"
     return redirect(await parts.storage.signed_get(Bucket.REFERENCES, key, expires_seconds=LINK_SECONDS, filename=name))
 
 

@@ -183,7 +183,9 @@ async def test_a_stereo_recording_is_refused(client: httpx.AsyncClient) -> None:
         {"target_model": VD_REALTIME},
         {"target_model": "nonsense"},
         {"language": "English"},
+        {"language": ["en"]},
         {"audio": {}},
+        {"audio": {"data": "http://[::1"}},
         {"audio": {"data": "ftp://somewhere/file.wav"}},
         {"action": "query"},
     ],
@@ -192,6 +194,34 @@ async def test_wrong_fields_of_a_clone_are_refused(client: httpx.AsyncClient, ch
     refused = await client.post(CUSTOMIZATION, json=clone(data_url(wav_file(tone())), **changes))
 
     assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "qwen-voice-design", "input": {"action": "create", "voice_prompt": "\\ud800"}}',
+        b'{"model": NaN}',
+        b"[" * 100_000,
+        b'{"model": "qwen-voice-design", "parameters": "x", "input": {"action": "create", "target_model":'
+        b' "qwen3-tts-vd-realtime-2026-01-15", "voice_prompt": "x", "preview_text": "Hello"}}',
+    ],
+    ids=["half an emoji", "no number", "deep", "parameters that are none"],
+)
+async def test_what_no_real_provider_could_read_is_refused_and_hides_no_call(
+    client: httpx.AsyncClient, body: bytes
+) -> None:
+    refused = await client.post(CUSTOMIZATION, content=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter")
+    [call] = (await client.get("/calls")).json()
+    assert (call["status"], call["code"]) == (400, "InvalidParameter")
+
+
+async def test_a_design_may_go_without_a_name_as_the_sdk_sends_it(client: httpx.AsyncClient) -> None:
+    body = design()
+    del body["input"]["preferred_name"]
+    made = await client.post(CUSTOMIZATION, json=body)
+    assert made.status_code == 200
+    assert "-design-" in made.json()["output"]["voice"]
 
 
 async def test_the_account_can_be_full(client: httpx.AsyncClient) -> None:

@@ -18,6 +18,7 @@ from server.audio import parse_wav, wav_header
 from server.dev.simulator import Simulator
 from server.dev.simulator.speech import Speech
 from server.settings import Settings
+from tests.audio.samples import mp3
 from tests.end_to_end.hearing import Ears
 from tests.gateway import Client, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
@@ -317,6 +318,13 @@ async def test_page_asks_for_previews_of_voices_by_a_redirect_that_needs_no_toke
     content = recording(4.0, 44_100)
     voice_id = await cloned(page.client, content)
     assert await page.play(f"/api/voices/{voice_id}/preview") == content
+    other = await upload(page.client, mp3(4.0), mime="audio/mpeg")
+    assert (await finalize(page.client, other)).status_code == 200
+    for kind, voice in (("wav", voice_id), ("mp3", other)):
+        link = (await page.http.get(f"/api/voices/{voice}/preview")).headers["location"]
+        async with httpx.AsyncClient() as anybody:
+            saved_as = (await anybody.get(urljoin(page.client.url, link))).headers["content-disposition"]
+        assert f"utter-voice-{voice}.{kind}" in saved_as
 
 
 async def test_page_gets_json_for_every_deletion(page: Page) -> None:

@@ -1,6 +1,7 @@
 """The simulated providers as one application, and the ways to run it."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -64,7 +65,8 @@ class _Controls:
     async def calls(self, request: Request) -> Response:
         if request.method == "DELETE":
             self._simulator.ledger.clear()
-        return JSONResponse(self._simulator.calls)
+        # Not Starlette's: what a WebSocket was sent may hold half an emoji.
+        return Response(json.dumps(self._simulator.calls), media_type="application/json")
 
     async def behaviours(self, request: Request) -> Response:
         if request.method == "DELETE":

@@ -109,6 +109,8 @@ class _Feature:
         prompt = self._text("voice_prompt", 2048)
         preview_text = self._text("preview_text", 1024)
         parameters = self._asked.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise Refusal("InvalidParameter", "parameters must be an object.")
         rate = parameters.get("sample_rate", 24_000)
         form = parameters.get("response_format", "wav")
         if rate not in (8000, 16000, 24000, 48000) or form not in ("pcm", "wav", "mp3"):
@@ -150,14 +152,16 @@ class _Feature:
 
     def _common(self, default_language: str) -> tuple[str, str, str]:
         """Preferred name, target model and language of a creation."""
-        name, target = self._given.get("preferred_name"), self._given.get("target_model")
+        # One page of the vendor's requires a name and another does not; the SDK leaves a design's out.
+        unnamed = None if self._kind == "vc" else "design"
+        name, target = self._given.get("preferred_name") or unnamed, self._given.get("target_model")
         language = self._given.get("language") or default_language
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise Refusal("InvalidParameter", "preferred_name must be up to 16 letters, digits or underscores.")
         model = model_of(target) if isinstance(target, str) else None
         if model is None or model.kind != self._kind:
             raise Refusal("InvalidParameter", "target_model is not one that such a voice can be created for.")
-        if language and language not in ISO_LANGUAGES:
+        if language and (not isinstance(language, str) or language not in ISO_LANGUAGES):
             raise Refusal("InvalidParameter", f"language must be one of {', '.join(ISO_LANGUAGES)}.")
         return name, model.name, str(language)
 
@@ -221,5 +225,5 @@ async def _audio_bytes(where: str) -> bytes:
                 if len(data) > _MOST_AUDIO_BYTES:
                     raise Refusal("InvalidParameter", "The audio must stay under 10 MB.")
             return bytes(data)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         raise Refusal("InvalidParameter", "The audio could not be fetched.") from None

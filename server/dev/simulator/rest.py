@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from .refusals import Refusal
 from .serving import transport_of
 from .state import Simulator
 
+logger = logging.getLogger(__name__)
+
 Work = Callable[[RestBehaviour], Awaitable[Response]]
 """Does what the request asks for and answers it; raises ``Refusal`` where the real provider would refuse."""
 
@@ -23,8 +26,9 @@ def asked_for(
 ) -> tuple[dict[str, Any], dict[str, Any], Refusal | None]:
     """The JSON object of a DashScope request, its ``input``, and the refusal of a wrong key or of what is no object."""
     try:
-        asked = json.loads(body)
-    except ValueError:
+        asked = json.loads(body, parse_constant=_no_json)
+        json.dumps(asked, ensure_ascii=False).encode()  # not half an emoji, which no answer could repeat
+    except (ValueError, RecursionError):
         asked = None
     refusal = simulator.unauthorized(request)
     if not isinstance(asked, dict):
@@ -32,6 +36,10 @@ def asked_for(
         refusal = refusal or Refusal("InvalidParameter", "The request body is not a JSON object.")
     given = asked.get("input")
     return asked, given if isinstance(given, dict) else {}, refusal
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 async def answer(
@@ -45,7 +53,7 @@ async def answer(
     """
     planned = simulator.behaviours.claim(surface, **facts)
     response = await _play(simulator, request, planned, call, work)
-    if call is not None:
+    if call is not None and not call.get("unanswered"):
         simulator.ledger.note(call, status=response.status_code, answered_at=now_iso())
     return response
 
@@ -110,7 +118,11 @@ def _unanswered(simulator: Simulator, call: Call | None) -> None:
 async def _done(simulator: Simulator, call: Call | None, behaviour: RestBehaviour, work: Work) -> Response:
     try:
         return await work(behaviour)
-    except Refusal as refusal:
-        if call is not None:
-            simulator.ledger.note(call, code=refusal.code)
-        return refusal.response(simulator.request_id(), behaviour.envelope)
+    except Refusal as exc:
+        refusal = exc
+    except Exception:
+        logger.exception("the simulation failed")
+        refusal = Refusal("InternalError")
+    if call is not None:
+        simulator.ledger.note(call, code=refusal.code)
+    return refusal.response(simulator.request_id(), behaviour.envelope)
