@@ -204,6 +204,13 @@ class S3Store:
             yield piece
 
 
+# Names that no provider on the internet can resolve (RFC 6762, RFC 8375, RFC 9476, and common usage in clusters).
+_PRIVATE_NAMES = (
+    *(".local", ".internal", ".localhost", ".localdomain", ".lan", ".home.arpa", ".svc", ".corp", ".intranet"),
+    *(".private", ".home", ".test", ".alt"),
+)
+
+
 @asynccontextmanager
 async def open_s3_store(
     settings: StorageSettings, *, call_seconds: float = 30.0, put_seconds: float = 300.0, page_keys: int = 1000
@@ -239,7 +246,7 @@ async def open_s3_store(
         yield S3Store(
             client,
             bucket_names(settings),
-            public=_is_public(settings.endpoint),
+            public=_is_public(settings.endpoint) and not await _resolves_privately(settings.endpoint),
             call_seconds=call_seconds,
             put_seconds=put_seconds,
             page_keys=page_keys,
@@ -267,7 +274,20 @@ def _is_public(endpoint: str | None) -> bool:
     try:
         return ip_address(host).is_global
     except ValueError:
-        return "." in host and not host.endswith((".local", ".internal", ".localhost", ".lan"))
+        return "." in host and not host.endswith(_PRIVATE_NAMES)
+
+
+async def _resolves_privately(endpoint: str | None) -> bool:
+    """Whether a name that looks public leads into our own network; one that cannot be resolved now may be either."""
+    host = urlsplit(endpoint or "").hostname
+    if host is None:
+        return False
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except (OSError, TimeoutError):
+        return False
+    return not all(ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
 
 
 def _md5_base64(file: IO[bytes]) -> str:

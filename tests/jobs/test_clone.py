@@ -300,7 +300,12 @@ async def test_a_store_that_the_provider_can_reach_hands_it_a_link(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What had to be made fit travels with the call all the same: what is stored stays as it came."""
+
+    async def leads_out(_endpoint: str | None) -> bool:
+        return False
+
     monkeypatch.setattr(s3, "_is_public", lambda _endpoint: True)
+    monkeypatch.setattr(s3, "_resolves_privately", leads_out)
     settings = make_settings(database_url, simulator, tmp_path, storage=await s3_settings(s3_server))
     async with running_gateway(settings) as gateway, gateway.client() as client:
         for content, mime in ((recording(), "audio/wav"), (mp3(4.0), "audio/mpeg"), (recording(4.0, 48_000), "")):

@@ -11,7 +11,7 @@ import pytest
 
 from server.errors import StorageUnavailable
 from server.settings import StorageSettings
-from server.storage import Bucket, ObjectStore
+from server.storage import Bucket, ObjectStore, s3
 from server.storage.open import open_store
 from server.storage.s3 import _is_public, open_s3_store
 from tests.storage.conftest import s3_settings
@@ -178,7 +178,14 @@ async def test_a_put_that_the_service_answers_with_an_error_page_is_tried_again(
         ("http://minio:9000", False),
         ("http://10.0.0.5:9000", False),
         ("http://store.internal", False),
+        ("http://minio.storage.svc:9000", False),
+        ("http://objects.corp", False),
     ],
 )
 def test_a_store_is_public_where_its_address_can_be_reached_from_anywhere(endpoint: str | None, public: bool) -> None:
     assert _is_public(endpoint) is public
+
+
+async def test_a_name_that_leads_into_our_own_network_is_not_public() -> None:
+    assert await s3._resolves_privately("http://localhost:9000")
+    assert not await s3._resolves_privately(None)
