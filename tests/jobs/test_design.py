@@ -19,6 +19,7 @@ from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.settings import Deadlines, Settings
 from server.storage import Bucket
+from server.sweep import NOBODY_FREE
 from tests.end_to_end.conftest import take_no_jobs
 from tests.gateway import Client, Gateway, Process, process, running_gateway
 from tests.handlers.wire import problem_of
@@ -302,6 +303,33 @@ async def test_a_claim_whose_commit_was_not_heard_of_is_ones_own(
     assert (await client.task(task_id))["status"] == "completed"
     assert (await save(client, task_id)).status_code == 200
     assert billed(simulator) == 1
+
+
+async def test_a_refusal_that_was_written_down_before_the_task_could_end_is_told(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    """The process died between the two; the next one asks nobody again."""
+    await take_no_jobs(gateway)
+    task_id = await start_preview(client)
+    await rows.execute(
+        """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until, outcome)
+           VALUES ($1, 'design', $2, 'refused', now(), $3)""",
+        UUID(task_id),
+        client.user_id,
+        {"detail": "The filter refused this.", "category": "provider_rejected", "status": 400, "diagnostics": {}},
+    )
+    await design.make_preview(gateway.parts, task_id=UUID(task_id), attempt=1)
+    task = await client.task(task_id)
+    assert (task["status"], task["error"]) == ("failed", "The filter refused this.")
+    assert simulator.calls == []
+
+
+async def test_a_preview_that_nobody_takes_up_fails_in_time(gateway: Gateway, client: Client, rows: Rows) -> None:
+    await take_no_jobs(gateway)
+    task_id = await start_preview(client)
+    await rows.execute("UPDATE internal.runs SET created_at = now() - interval '301 seconds'")
+    task = await client.ended(task_id)
+    assert (task["status"], task["error"]) == ("failed", NOBODY_FREE)
 
 
 async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
