@@ -476,6 +476,28 @@ async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(
         assert (await client.ended(task["task_id"]))["status"] == "completed"
 
 
+async def test_purchases_of_speech_go_after_three_months_and_those_of_voices_never(
+    gateway: Gateway, rows: Rows, settings: Settings, door: PostgresProxy
+) -> None:
+    """A saved or repeated voice is known by its purchase, however old it is."""
+    for kind in ("http", "modal", "clone", "design"):
+        for days in (80, 100):
+            await rows.execute(
+                """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until, updated_at)
+                   SELECT gen_random_uuid(), $1, gen_random_uuid(), 'done', now(), now() - make_interval(days => $2)""",
+                kind,
+                days,
+            )
+    async with gateway_behind(door, replace(settings, deadlines=replace(IMPATIENT, sweep_every_seconds=0.05))):
+
+        async def gone() -> bool:
+            return bool(await rows.fetchval("SELECT count(*) FROM internal.purchases") == 6)
+
+        await wait_for(gone)
+    kept = await rows.fetch("SELECT kind, count(*) FROM internal.purchases GROUP BY kind ORDER BY kind")
+    assert [tuple(row) for row in kept] == [("clone", 2), ("design", 2), ("http", 1), ("modal", 1)]
+
+
 async def test_what_has_served_its_time_goes(
     gateway: Gateway, user_id: UUID, voice_id: UUID, rows: Rows, settings: Settings, door: PostgresProxy
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from server.contract import CloneFinalizeRequest
 from server.dev.simulator import Simulator
-from server.jobs import buying, enrollment
+from server.jobs import buying, clone, enrollment
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.records import purchases
 from server.settings import Deadlines, Settings
@@ -24,7 +26,18 @@ from tests.handlers.wire import problem_of
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.storage.conftest import s3_settings
 from tests.support import make_settings, wait_for
-from tests.voices import billed, creations, finalize, lapse, listed, listings, purchase_in, recording, upload
+from tests.voices import (
+    TRANSCRIPT,
+    billed,
+    creations,
+    finalize,
+    lapse,
+    listed,
+    listings,
+    purchase_in,
+    recording,
+    upload,
+)
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -137,6 +150,13 @@ async def test_different_voices_do_not_wait_for_each_other(client: Client, simul
     plan.release()
     assert (await held).status_code == 200
     assert billed(simulator) == 2
+
+
+def asked(voice_id: str) -> CloneFinalizeRequest:
+    """What ``finalize`` sends, for a test that is the handler itself."""
+    return CloneFinalizeRequest(
+        voice_id=UUID(voice_id), name="Ada", language="English", transcript=TRANSCRIPT, description=None
+    )
 
 
 # --- what happens in the middle ---------------------------------------------------------------------------------------
@@ -287,6 +307,67 @@ async def test_a_voice_that_somebody_deleted_past_us_comes_back_with_what_was_pa
     assert after
     assert dict(before) == {**dict(after), "created_at": before["created_at"]}
     assert billed(simulator) == 1
+
+
+async def test_who_is_cut_off_while_looking_does_not_forget_what_is_looked_for(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows
+) -> None:
+    voice_id = await upload(client, recording())
+    simulator.behave("customization", {"do": "html", "status": 504, "effect": True}, action="create")
+    problem_of(await finalize(client, voice_id), 504, "timeout")
+    plan = simulator.behave("customization", {"do": "hold"}, action="list")
+    looking = asyncio.create_task(clone.finalize(gateway.parts, client.user_id, asked(voice_id)))
+    await plan.held()
+    looking.cancel()
+    await asyncio.wait({looking})
+    outcome = (await purchase_in(rows, voice_id, "unknown"))["outcome"]
+    assert (outcome["diagnostics"]["code"], outcome["in_doubt_code"]) == ("cut_off", "gateway_timeout")
+    plan.release()
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert len(creations(simulator)) == billed(simulator) == 1
+
+
+async def test_who_is_cut_off_before_the_call_leaves_no_doubt(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs to wait five minutes for a call that never left."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(content: bytes) -> bytes:
+        begun.set()
+        go_on.wait(10.0)
+        return content
+
+    monkeypatch.setattr(enrollment, "to_reference_wav", slowly)
+    voice_id = await upload(client, recording())
+    making = asyncio.create_task(clone.finalize(gateway.parts, client.user_id, asked(voice_id)))
+    await wait_for(begun.is_set)
+    making.cancel()
+    await asyncio.wait({making})
+    go_on.set()
+    await purchase_in(rows, voice_id, "refused")
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert (len(creations(simulator)), listings(simulator)) == (1, 0)
+
+
+async def test_a_call_that_was_made_between_look_and_claim_is_known(
+    gateway: Gateway, client: Client, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One caller sees no purchase, and before it makes its own another has bought and does not know the end."""
+    find = purchases.find
+
+    async def find_and_be_overtaken(*arguments: Any, locked: bool = False, **named: Any) -> Any:
+        found = await find(*arguments, locked=locked, **named)
+        if locked and found is None:
+            monkeypatch.setattr(purchases, "find", find)
+            problem_of(await finalize(client, voice_id), 504, "timeout")
+        return found
+
+    simulator.behave("customization", {"do": "abort"}, action="create")
+    voice_id = await upload(client, recording())
+    monkeypatch.setattr(purchases, "find", find_and_be_overtaken)
+    assert (await clone.finalize(gateway.parts, client.user_id, asked(voice_id))).name == "Ada"
+    assert len(creations(simulator)) == billed(simulator) == 1
 
 
 # --- how the recording gets there -------------------------------------------------------------------------------------

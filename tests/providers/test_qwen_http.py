@@ -179,6 +179,16 @@ async def test_a_success_that_has_a_code_is_one(
         assert (await synthesize(provider)).url == "http://127.0.0.1/a.wav"
 
 
+async def test_an_address_that_has_expired_between_two_tries_is_not_asked_again(
+    provider: QwenHttp, simulator: Simulator
+) -> None:
+    piece = msgspec.structs.replace(await synthesize(provider), expires_at=1.0)
+    simulator.behave("download", {"do": "html"}, times=0)
+    with pytest.raises(ProviderRejected) as caught:
+        await provider.download(piece)
+    assert (caught.value.diagnostics["code"], caught.value.diagnostics["tries"]) == ("download_expired", 1)
+
+
 async def test_expired_address_is_said_to_be_expired(provider: QwenHttp, simulator: Simulator) -> None:
     simulator.behave("http", {"expires_in_seconds": 0})
     with pytest.raises(ProviderRejected) as caught:
