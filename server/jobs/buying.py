@@ -66,6 +66,7 @@ async def settle(
                 "status": exc.status,
                 "category": exc.category,
                 "diagnostics": exc.diagnostics,
+                "throttled": exc.throttled,
                 **(doubt.as_outcome() if doubt else {}),
             },
         )

@@ -152,7 +152,7 @@ async def _make(parts: Parts, preview: Preview) -> None:
 
 
 async def _bought(parts: Parts, preview: Preview) -> int | None:
-    """The purchase's attempt, once it is ours; None where an earlier one has brought all that is needed.
+    """The purchase's attempt, once it is ours; None where there is nothing (more) to buy.
 
     Raises:
         ProviderTimeout: An earlier attempt may have bought a voice. Its preview cannot be had again, and a second call
@@ -160,6 +160,9 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
     """
 
     async def claim(connection: "Connection") -> tuple[int | None, Purchase | None]:
+        # While the database was away the run may have been taken over, or cancelled.
+        if not await speech.holds(connection, preview.task_id, preview.attempt, parts.leases.owner):
+            return None, None
         known = await purchases.find(connection, preview.task_id, locked=True)
         if known is not None:
             return None, known
@@ -174,7 +177,7 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
     if known.state == "refused":
         raise refusal_of(known)
     if known.state == "calling" and preview.attempt == 1:
-        return known.attempt  # nobody was here before us: our own claim, whose commit was not heard of
+        return known.attempt  # nobody was here before us, nor since: our own claim, whose commit was not heard of
     lost = ProviderTimeout(_LOST, diagnostics={"code": "preview_lost"})
     if known.state == "calling":
         await settle(parts, preview.task_id, known.attempt, lost)

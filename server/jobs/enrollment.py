@@ -25,6 +25,7 @@ from server.providers.qwen_customization import CreatedVoice
 from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice
+from server.settings import model_family
 from server.storage import Bucket
 
 if TYPE_CHECKING:
@@ -183,8 +184,10 @@ class Enrollment:
         match doubt.code:
             case "refused" | "unreadable_answer":
                 return 0.0  # it has answered
-            case "broken_off":
+            case "broken_off" | "gateway":
                 return deadlines.customization_broken_seconds
+            case "died":  # counted from the claim, and the call may have left only after a long look
+                return deadlines.customization_settles_seconds + WAIT_SECONDS + 2 * FIND_SECONDS
         return deadlines.customization_settles_seconds
 
     async def _find(self, doubt: Doubt) -> CreatedVoice | None:
@@ -193,11 +196,14 @@ class Enrollment:
             async with asyncio.timeout(FIND_SECONDS):
                 found = await self._parts.providers.customization.find("vc", name)
         except (ProviderError, TimeoutError) as exc:
-            if doubt.code == "refused" and isinstance(exc, ProviderError):
+            if doubt.code in ("refused", "gateway") and isinstance(exc, ProviderError):
                 raise
             facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
             raise ProviderTimeout(_UNANSWERED, diagnostics={**facts, "code": "not_listed"}) from exc
-        return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model or model) if found else None
+        if found is None:
+            return None
+        fits = model_family(found.target_model) == "vc"
+        return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model if fits else model)
 
     async def _create(self, recording: bytes | str) -> CreatedVoice:
         wanted = self._wanted

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
-from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
+from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.jobs.buying import say_unknown, settle
 from server.parts import Parts
 from server.providers.qwen_http import SpokenPiece
@@ -25,7 +25,7 @@ from server.providers.speech import (
     pause_before_start,
 )
 from server.providers.text import split_text
-from server.records import purchases
+from server.records import purchases, speech
 from server.records.speech import Assignment
 
 if TYPE_CHECKING:
@@ -148,6 +148,9 @@ class _Speech:
         subject, user_id = self._assignment.task_id, self._assignment.user_id
 
         async def claim(connection: "Connection") -> int | None:
+            if not await speech.holds(connection, subject, self._assignment.attempt, self._parts.leases.owner):
+                # Taken over or cancelled while the database was away; the row has the words that its user reads.
+                raise ProviderRejected(diagnostics={"code": "fenced", "text_sent": False})
             return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)
 
         # Before the claim: what only waits for its turn has not left us, and anybody may take it over.

@@ -69,7 +69,12 @@ def envelope_of(data: object) -> Envelope:
 def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
-    return str(value)
+    return storable(value)
+
+
+def storable(value: object) -> str:
+    """What a provider said, as PostgreSQL takes it; empty for nothing."""
+    return str(value or "").replace("\0", "")
 
 
 def _printable(message: str) -> str:

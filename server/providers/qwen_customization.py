@@ -18,7 +18,7 @@ import msgspec
 
 from server.audio import AudioError, parse_wav
 from server.errors import ProviderRejected, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, operator_alarm
+from server.providers.errors import OperatorAlarm, operator_alarm, storable
 from server.providers.languages import language_iso, spoken_iso
 from server.providers.qwen_rest import QwenRest, unknown_outcome
 from server.settings import Settings, model_family
@@ -180,7 +180,7 @@ class QwenCustomization:
         """The voice that was created under this name; None if there is none. One of the other kind is none."""
         named = re.compile(rf"(^|-){re.escape(preferred_name)}(-|$)")
         async for voice in self.voices(kind):
-            other_kind = voice.target_model and model_family(voice.target_model) != kind
+            other_kind = model_family(voice.target_model) not in (None, kind)
             if named.search(voice.voice_id) and not other_kind:
                 return voice
         return None
@@ -229,9 +229,9 @@ def _created(created: _Created, wanted_model: str) -> CreatedVoice:
     # Whatever it says: a voice that was asked for one family's model does not speak with the other's.
     fits = model_family(model) == model_family(wanted_model)
     return CreatedVoice(
-        voice_id=voice.voice,
+        voice_id=storable(voice.voice),
         target_model=model if fits else wanted_model,
-        request_id=str(created.request_id or ""),
+        request_id=storable(created.request_id),
         preview=_preview(voice.preview_audio),
     )
 

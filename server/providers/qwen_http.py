@@ -16,7 +16,7 @@ import msgspec
 
 from server.audio import AudioError, parse_wav
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, ProviderMisconfigured, operator_alarm
+from server.providers.errors import OperatorAlarm, ProviderMisconfigured, operator_alarm, storable
 from server.providers.pacing import Pacer
 from server.providers.qwen_rest import QwenRest, TooMuchError, read_at_most, unknown_outcome
 from server.settings import Settings
@@ -130,14 +130,14 @@ class QwenHttp:
             if error.throttled:
                 self._pacer.throttled()
             raise
-        audio, request_id = answer.output.audio, str(answer.request_id or "")
+        audio, request_id = answer.output.audio, storable(answer.request_id)
         if not audio.url:
             raise unknown_outcome("no_address", request_id=request_id)
         usage = answer.usage if isinstance(answer.usage, dict) else {}
         return SpokenPiece(
             url=audio.url,
             request_id=request_id,
-            audio_id=str(audio.id or ""),
+            audio_id=storable(audio.id),
             expires_at=float(audio.expires_at) if type(audio.expires_at) in (int, float) else None,
             usage={name: count for name, count in usage.items() if type(count) is int},
         )

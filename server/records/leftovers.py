@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 
 # As ``purchases.doubt_of`` has it, but for a call that has certainly not left: keeping too much harms nobody.
 _DOUBTFUL_CLONE = """kind = 'clone' AND (state IN ('calling', 'unknown') OR (state = 'refused'
-    AND (outcome ? 'in_doubt_since' OR outcome ->> 'category' = 'provider_unavailable')))"""
+    AND (outcome ? 'in_doubt_since' OR (outcome ->> 'category' = 'provider_unavailable'
+         AND coalesce(outcome #>> '{diagnostics,text_sent}', 'true') = 'true'))))"""
 
 
 async def removals(connection: "Connection") -> list[dict[str, Any]]:

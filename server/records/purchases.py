@@ -58,7 +58,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         since: When it ended for us.
-        code: How it did: ``refused`` where the provider's gateway said no, else the code of the unknown outcome.
+        code: How it did: ``refused`` by the provider or by a ``gateway`` before it, ``died`` with its caller, else the
+            code of the unknown outcome.
         age_seconds: Since then, by the database's clock.
     """
 
@@ -83,8 +84,11 @@ def doubt_of(purchase: Purchase | None) -> Doubt | None:
             since, code = datetime.fromisoformat(outcome["in_doubt_since"]), outcome["in_doubt_code"]
         elif purchase.state == "unknown":
             code = str(diagnostics.get("code", ""))
+        elif outcome.get("throttled"):
+            return None  # turned away at the door
         elif outcome.get("category") == "provider_unavailable" and diagnostics.get("text_sent", True):
-            code = "refused"  # a failing gateway may hide a success
+            # It may hide a success; without a code of the provider's own somebody in between has answered.
+            code = "refused" if diagnostics.get("code") else "gateway"
         else:
             return None
     earlier = (purchase.updated_at - since).total_seconds()

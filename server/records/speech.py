@@ -325,6 +325,17 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
     )
 
 
+async def holds(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> bool:
+    """Whether a run is still ``owner``'s to work on, and stays so for this transaction."""
+    held = await connection.fetchval(
+        "SELECT true FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND owner = $3 FOR UPDATE",
+        task_id,
+        attempt,
+        owner,
+    )
+    return bool(held)
+
+
 async def progress(connection: "Connection", task_id: UUID, attempt: int, provider_status: str) -> bool:
     """Show where the provider's work stands; False when this attempt has nothing to say any more."""
     moved = await connection.fetchval(

@@ -285,7 +285,7 @@ async def _resolves_privately(endpoint: str | None) -> bool:
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(host, None)
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, UnicodeError):
         return False
     return not all(ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
 

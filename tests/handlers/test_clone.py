@@ -353,15 +353,64 @@ async def test_a_gateway_that_fails_may_hide_a_voice_which_is_adopted_however_lo
     assert len(creations(simulator)) == billed(simulator) == 1
 
 
-async def test_a_broken_connection_is_waited_out_before_it_is_called_again(
-    settings: Settings, simulator: Simulator
+async def test_who_was_turned_away_at_the_door_need_not_look_for_a_voice(client: Client, simulator: Simulator) -> None:
+    """A key may be allowed to create voices and not to list them: one throttle must not lock a voice out for good."""
+    simulator.behave("customization", {"do": "error", "code": "Throttling"}, action="create")
+    simulator.behave("customization", {"do": "error", "code": "AccessDenied"}, action="list", times=0)
+    voice_id = await upload(client, recording())
+    problem_of(await finalize(client, voice_id), 503, "provider_unavailable")
+    assert (await finalize(client, voice_id)).status_code == 200
+    assert listings(simulator) == 0
+
+
+@pytest.mark.parametrize(
+    "model", ["qwen3-tts-vc", "Qwen3-TTS-VC-Realtime-2026-01-15", "qwen-voice-enrollment", "", None]
+)
+async def test_an_odd_spelling_of_a_model_does_not_hide_a_voice_of_ours(
+    client: Client, simulator: Simulator, settings: Settings, model: str | None
 ) -> None:
-    """It may be a router that broke it, while the provider goes on working."""
+    """The name is ours alone; and the voice was made for the model that was asked for."""
+    voice_id = await upload(client, recording())
+    simulator.behave("customization", {"do": "abort", "effect": False}, action="create")
+    problem_of(await finalize(client, voice_id), 504, "timeout")
+    ours = {"voice": f"qwen-tts-vc-{purchases.provider_name(UUID(voice_id))}-voice-8", "target_model": model}
+    simulator.behave("customization", {"do": "answer", "json": {"output": {"voice_list": [ours]}}}, action="list")
+    assert (await finalize(client, voice_id)).status_code == 200
+    [voice] = await listed(client)
+    assert (voice["provider_voice_id"], voice["compatible"]) == (ours["voice"], True)
+    assert len(creations(simulator)) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"status": 400, "json": {"code": "Inval\0id", "message": "x\0y", "request_id": "a\0b"}},
+        {"status": 200, "json": {"output": {"voice": "qwen-tts-vc-x-voice-1"}, "request_id": "a\0b"}},
+    ],
+)
+async def test_what_the_database_cannot_hold_of_an_answer_is_left_out(
+    client: Client, simulator: Simulator, rows: Rows, said: dict[str, Any]
+) -> None:
+    simulator.behave("customization", {"do": "answer", **said}, action="create")
+    voice_id = await upload(client, recording())
+    assert (await finalize(client, voice_id)).status_code in (200, 400, 502)
+    bought = await purchase(rows, voice_id)
+    assert bought is not None
+    assert (bought["state"], bought["request_id"]) == ("done" if said["status"] == 200 else "refused", "ab")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"do": "abort"}, {"do": "html", "status": 502}], ids=["connection broken", "gateway failed"]
+)
+async def test_what_somebody_in_between_broke_is_waited_out_before_it_is_called_again(
+    settings: Settings, simulator: Simulator, broken: dict[str, Any]
+) -> None:
+    """A router or a gateway has given up, while the provider may go on working."""
     deadlines = Deadlines(customization_broken_seconds=15.0)
     async with running_gateway(replace(settings, deadlines=deadlines)) as gateway, gateway.client() as client:
         voice_id = await upload(client, recording())
-        simulator.behave("customization", {"do": "abort", "effect": False}, action="create")
-        problem_of(await finalize(client, voice_id), 504, "timeout")
+        simulator.behave("customization", {**broken, "effect": False}, action="create")
+        assert (await finalize(client, voice_id)).status_code in (503, 504)
         simulator.behave("customization", {"do": "answer", "json": {"output": {"voice_list": []}}}, action="list")
         again = asyncio.create_task(finalize(client, voice_id))
         await simulator.until(lambda _: listings(simulator) == 1)

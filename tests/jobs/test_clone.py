@@ -200,7 +200,7 @@ async def test_while_the_lease_of_a_dead_process_holds_nobody_calls(
     await asyncio.wait({waiting}, timeout=0.6)
     assert not waiting.done()
     assert simulator.calls == []
-    await rows.execute("UPDATE internal.purchases SET updated_at = now() - interval '6 minutes'")
+    await rows.execute("UPDATE internal.purchases SET updated_at = now() - interval '7 minutes'")
     await lapse(rows, voice_id)
     assert (await waiting).status_code == 200
     assert (listings(simulator), billed(simulator)) == (1, 1)

@@ -305,6 +305,40 @@ async def test_a_claim_whose_commit_was_not_heard_of_is_ones_own(
     assert billed(simulator) == 1
 
 
+@pytest.mark.parametrize("meanwhile", ["taken over", "cancelled"])
+async def test_a_preview_that_is_no_longer_ones_own_is_not_bought(
+    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """A process that comes back after an outage buys nothing before it has looked whose the run is."""
+    await take_no_jobs(gateway)
+    task_id = await start_preview(client)
+    show = design._show
+
+    async def show_and_be_overtaken(*arguments: Any) -> None:
+        await show(*arguments)
+        if meanwhile == "cancelled":
+            await client.http.post(f"/api/tasks/{task_id}/cancel")
+            return
+        await rows.execute("UPDATE internal.runs SET attempt = 2, owner = gen_random_uuid()")
+        await rows.execute(
+            """INSERT INTO internal.purchases (subject, kind, user_id, state, lease_until)
+               VALUES ($1, 'design', $2, 'calling', now() + interval '1 minute')""",
+            UUID(task_id),
+            client.user_id,
+        )
+
+    async def nobody_is_told(*_: Any) -> None:
+        """The cancel's word to whoever speaks is late."""
+
+    monkeypatch.setattr(design, "_show", show_and_be_overtaken)
+    monkeypatch.setattr(gateway.parts.leases, "drop", lambda _task_id: None)
+    monkeypatch.setattr(gateway.parts.leases, "_renew", nobody_is_told)
+    await design.make_preview(gateway.parts, task_id=UUID(task_id), attempt=1)
+    assert simulator.calls == []
+    bought = await purchase(rows, task_id)
+    assert (bought and bought["state"]) == ("calling" if meanwhile == "taken over" else None)
+
+
 async def test_a_refusal_that_was_written_down_before_the_task_could_end_is_told(
     gateway: Gateway, client: Client, simulator: Simulator, rows: Rows
 ) -> None:

@@ -432,6 +432,32 @@ async def test_a_cancel_in_the_middle_of_a_piece_ends_it_at_once(
     assert await rows.fetchval("SELECT status FROM public.generations") == "cancelled"
 
 
+async def test_a_piece_of_a_speech_that_is_no_longer_ones_own_is_not_bought(
+    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cancelled while this process could not hear of it."""
+    turn = gateway.parts.providers.pieces.turn
+
+    async def turn_and_be_overtaken() -> None:
+        await turn()
+        await client.http.post(f"/api/tasks/{answer['task_id']}/cancel")
+        ready.set()
+
+    async def nobody_is_told(*_: Any) -> None:
+        """The cancel's word to whoever speaks is late."""
+
+    ready = asyncio.Event()
+    monkeypatch.setattr(gateway.parts.leases, "drop", lambda _task_id: None)
+    monkeypatch.setattr(gateway.parts.leases, "_renew", nobody_is_told)
+    monkeypatch.setattr(gateway.parts.providers.pieces, "turn", turn_and_be_overtaken)
+    answer = await client.generate(voice_id)
+    await ready.wait()
+    await wait_for(lambda: not gateway.parts.leases.speaking)
+    assert asked(simulator) == []
+    assert await purchase(rows, answer["task_id"]) is None
+    assert (await client.task(answer["task_id"]))["status"] == "cancelled"
+
+
 async def test_what_only_waited_for_its_turn_is_spoken_by_the_next_process(
     settings: Settings, database_url: str, simulator: Simulator, rows: Rows
 ) -> None:
