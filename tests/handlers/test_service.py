@@ -167,17 +167,24 @@ async def test_what_needs_a_token_is_401_without_a_good_one_and_before_anything_
 READY = {"database": True, "migrations": True, "workers": True, "storage": True}
 
 
-async def test_ready_says_yes_to_every_part(anybody: httpx.AsyncClient, settings: Settings) -> None:
-    async def ready() -> bool:
-        return (await anybody.get("/api/ready")).status_code == 200
+async def ready(http: httpx.AsyncClient) -> None:
+    """Wait until every part is up: the workers are a moment later than the address."""
 
-    await wait_for(ready)
+    async def up() -> bool:
+        return (await http.get("/api/ready")).status_code == 200
+
+    await wait_for(up)
+
+
+async def test_ready_says_yes_to_every_part(anybody: httpx.AsyncClient, settings: Settings) -> None:
+    await ready(anybody)
     assert (await anybody.get("/api/ready")).json() == READY
     probes = [path for path in Path(settings.storage.root).rglob("probe/ready") if path.read_bytes()]
     assert len(probes) == 2, "both buckets were written to"
 
 
 async def test_ready_says_no_while_migrations_are_missing(anybody: httpx.AsyncClient, rows: Rows) -> None:
+    await ready(anybody)
     await rows.execute("DELETE FROM internal.schema_migrations WHERE version = 5")
     response = await anybody.get("/api/ready")
     assert (response.status_code, response.json()) == (503, {**READY, "migrations": False})
@@ -185,6 +192,7 @@ async def test_ready_says_no_while_migrations_are_missing(anybody: httpx.AsyncCl
 
 async def test_ready_says_no_while_storage_is_gone(anybody: httpx.AsyncClient, settings: Settings) -> None:
     """A file in place of the folder is what even root cannot write below."""
+    await ready(anybody)
     root = Path(settings.storage.root)
     shutil.rmtree(root)
     root.write_bytes(b"")
@@ -259,11 +267,7 @@ async def test_without_a_database_everything_that_needs_it_is_503_at_once(
         assert (answer["database"], answer["migrations"], answer["storage"]) == (False, False, True)
         door.open()
         await speaks_again(client, voice_id)
-
-        async def ready() -> bool:
-            return (await client.http.get("/api/ready")).status_code == 200
-
-        await wait_for(ready)
+        await ready(client.http)
 
 
 async def speaks_again(client: Client, voice_id: UUID) -> None:
