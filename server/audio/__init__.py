@@ -27,7 +27,7 @@ from server.audio.references import (
     reference_duration_seconds,
     to_reference_wav,
 )
-from server.audio.wav import WAV_HEADER_BYTES, Wav, parse_wav, to_mono_pcm16, wav_header
+from server.audio.wav import WAV_HEADER_BYTES, Wav, has_sound, parse_wav, to_mono_pcm16, wav_header
 
 __all__ = [
     "MP3",
@@ -45,6 +45,7 @@ __all__ = [
     "Wav",
     "duration_seconds",
     "format_named",
+    "has_sound",
     "identify",
     "m4a_duration_seconds",
     "mp3_duration_seconds",

@@ -77,6 +77,17 @@ def wav_header(payload_bytes: int | None, sample_rate_hz: int) -> bytes:
     )
 
 
+def has_sound(data: bytes | bytearray | memoryview) -> bool:
+    """Whether this is a WAV file that we can read, with something in it.
+
+    Up to a second of work for ten hostile megabytes (millions of empty chunks): call it in a thread.
+    """
+    try:
+        return parse_wav(data).frames > 0
+    except AudioError:
+        return False
+
+
 def parse_wav(data: bytes | bytearray | memoryview) -> Wav:
     """Find the samples of a WAV file.
 

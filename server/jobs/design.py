@@ -14,7 +14,7 @@ from uuid import UUID, uuid4, uuid5
 import anyio
 import msgspec
 
-from server.audio import AudioError, identify, reference_duration_seconds
+from server.audio import has_sound
 from server.contract import DesignPreviewRequest, DesignSaveRequest
 from server.database import REFUSED
 from server.errors import (
@@ -346,9 +346,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
         else:
             purchase = await purchases.find(connection, request.task_id)
             task = await speech.find_task(connection, request.task_id, user_id)
-            if purchase is None or purchase.user_id != user_id or purchase.kind != "design":
-                raise _unfinished(task)
-            if purchase.state != "done":
+            if purchase is None or (purchase.user_id, purchase.kind, purchase.state) != (user_id, "design", "done"):
                 raise _unfinished(task)
         known = await voices.saved_from(connection, purchase.subject, user_id)
     if known is not None:
@@ -395,7 +393,7 @@ async def _save_recording(
         if task is None or task.type != "design_preview" or task.status != "completed":
             raise _unfinished(task)
         audio = await _preview_audio(parts, (task.result or {}).get("object_key"))
-    if not audio or not await asyncio.to_thread(_is_heard, audio):
+    if not audio or not await asyncio.to_thread(has_sound, audio):
         raise Invalid("Please send the preview's audio along, as a WAV file.")
     # The same preview is the same voice, however often it is saved; a bare file is a new one each time.
     voice_id = uuid5(_VOICES, str(request.task_id)) if previewed else uuid4()
@@ -416,14 +414,6 @@ async def _save_recording(
             preview_task_id=request.task_id if previewed else None,
         ),
     )
-
-
-def _is_heard(audio: bytes) -> bool:
-    """Whether something is in a WAV file. Milliseconds of work for megabytes: for a thread."""
-    try:
-        return identify(audio) == "wav" and reference_duration_seconds(audio, "wav") > 0
-    except AudioError:
-        return False
 
 
 async def _preview_audio(parts: Parts, object_key: object) -> bytes:

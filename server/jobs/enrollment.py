@@ -21,11 +21,10 @@ from server.errors import (
 )
 from server.jobs.buying import refusal_of, say_not_called, say_unknown, settle, written
 from server.parts import Parts
-from server.providers.qwen_customization import CreatedVoice
+from server.providers.qwen_customization import CreatedVoice, speaking_model
 from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice
-from server.settings import model_family
 from server.storage import Bucket
 
 if TYPE_CHECKING:
@@ -202,8 +201,7 @@ class Enrollment:
             raise ProviderTimeout(_UNANSWERED, diagnostics={**facts, "code": "not_listed"}) from exc
         if found is None:
             return None
-        fits = model_family(found.target_model) == "vc"
-        return CreatedVoice(voice_id=found.voice_id, target_model=found.target_model if fits else model)
+        return CreatedVoice(voice_id=found.voice_id, target_model=speaking_model(found.target_model, model))
 
     async def _create(self, recording: bytes | str) -> CreatedVoice:
         wanted = self._wanted

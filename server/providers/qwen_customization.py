@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import httpx
 import msgspec
 
-from server.audio import AudioError, parse_wav
+from server.audio import has_sound
 from server.errors import ProviderRejected, ProviderUnavailable
 from server.providers.errors import OperatorAlarm, operator_alarm, storable
 from server.providers.languages import language_iso, spoken_iso
@@ -150,7 +150,7 @@ class QwenCustomization:
         }
         created = await self._rest.post(_PATH, msgspec.json.encode(body), _Created, within_seconds=self._within_seconds)
         voice = _created(created, target_model)
-        if not await asyncio.to_thread(_is_heard, voice.preview):
+        if not await asyncio.to_thread(has_sound, voice.preview):
             code = "unreadable_preview" if voice.preview else "no_preview"
             raise unknown_outcome(code, request_id=voice.request_id, voice=voice.voice_id)
         return voice
@@ -194,14 +194,6 @@ class QwenCustomization:
         return listed.output
 
 
-def _is_heard(preview: bytes) -> bool:
-    """Whether a designed voice's sample is a WAV file with something in it."""
-    try:
-        return bool(preview) and len(parse_wav(preview).samples) > 0
-    except AudioError:
-        return False
-
-
 def _clone_body(
     preferred_name: str, recording: bytes | str, mime: str, target_model: str, transcript: str, language: str | None
 ) -> bytes:
@@ -225,15 +217,18 @@ def data_url(recording: bytes, mime: str) -> str:
 
 def _created(created: _Created, wanted_model: str) -> CreatedVoice:
     voice = created.output
-    model = voice.target_model if isinstance(voice.target_model, str) else ""
-    # Whatever it says: a voice that was asked for one family's model does not speak with the other's.
-    fits = model_family(model) == model_family(wanted_model)
     return CreatedVoice(
         voice_id=storable(voice.voice),
-        target_model=model if fits else wanted_model,
+        target_model=speaking_model(voice.target_model, wanted_model),
         request_id=storable(created.request_id),
         preview=_preview(voice.preview_audio),
     )
+
+
+def speaking_model(said: object, wanted: str) -> str:
+    """The model that a voice speaks with: what the provider says, unless that is none of the family asked for."""
+    fits = isinstance(said, str) and model_family(said) == model_family(wanted)
+    return str(said) if fits else wanted
 
 
 def _preview(sample: Any) -> bytes:

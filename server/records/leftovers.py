@@ -6,7 +6,7 @@ from uuid import UUID
 if TYPE_CHECKING:
     from server.database import Connection
 
-# As ``purchases.doubt_of`` has it, but for a call that has certainly not left: keeping too much harms nobody.
+# As ``purchases.doubt_of`` has it, and those that were throttled as well: keeping too much harms nobody.
 _DOUBTFUL_CLONE = """kind = 'clone' AND (state IN ('calling', 'unknown') OR (state = 'refused'
     AND (outcome ? 'in_doubt_since' OR (outcome ->> 'category' = 'provider_unavailable'
          AND coalesce(outcome #>> '{diagnostics,text_sent}', 'true') = 'true'))))"""

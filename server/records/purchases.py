@@ -27,7 +27,6 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
         subject: The voice, the preview's task, or the speech's task.
         provider_name: By which a repeated call finds at the provider what an earlier one has made.
         outcome: What it brought (for ``done``), or the refusal's ``detail``, ``status`` and diagnostics.
-        lapsed: Its buyer has been silent for longer than its lease: whoever comes next may take over.
         age_seconds: Since ``updated_at``, by the database's clock.
     """
 
@@ -40,14 +39,12 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
     provider_name: str | None
     request_id: str | None
     outcome: dict[str, Any] | None
-    lapsed: bool
     updated_at: datetime
     age_seconds: float
 
 
 _PURCHASE = """
-SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, outcome,
-       state = 'calling' AND lease_until < now() AS lapsed, updated_at,
+SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, outcome, updated_at,
        extract(epoch FROM now() - updated_at)::float8 AS age_seconds
   FROM internal.purchases
 """
