@@ -7,7 +7,7 @@ import wave
 import numpy as np
 import pytest
 
-from server.audio import AudioError, parse_wav, to_mono_pcm16, wav_header
+from server.audio import AudioError, has_sound, parse_wav, to_mono_pcm16, wav_header
 from tests.audio.samples import chunk, tone, wav
 
 SAMPLES = tone(0.5, 24000).tobytes()
@@ -108,3 +108,19 @@ def test_channels_are_averaged() -> None:
 def test_every_width_becomes_the_same_16_bit_samples(stored: bytes, bits: int, tag: int) -> None:
     samples = np.frombuffer(to_mono_pcm16(parse_wav(wav(stored, bits=bits, tag=tag))), dtype="<i2")
     assert samples.tolist() == pytest.approx([0, -32768, 32767, 16384], abs=256 if bits == 8 else 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "sounds"),
+    [
+        (wav_header(4, 24_000) + b"\1\0\2\0", True),
+        (wav_header(0, 24_000), False),
+        (wav_header(1, 24_000) + b"\1", False),
+        (b"RIFF\0\0\0\0WAVE", False),
+        (b"ID3 an MP3, perhaps", False),
+        (b"", False),
+    ],
+    ids=["two samples", "no sample", "half a sample", "a header alone", "no WAV", "nothing"],
+)
+def test_a_file_has_sound_where_a_whole_sample_is_in_it(data: bytes, sounds: bool) -> None:
+    assert has_sound(data) is sounds
