@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
-from server.following import Following
-from server.leases import Leases
-from server.live import LiveAudio
 from server.metrics import Metrics
 from server.providers.resolver import Providers
 from server.queue import Queue
+from server.relay.following import Following
+from server.relay.leases import Leases
+from server.relay.live import LiveAudio
+from server.relay.spool import SpoolWriter
 from server.settings import Settings
-from server.spool import SpoolWriter
 from server.storage import ObjectStore
 
 

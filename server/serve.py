@@ -12,68 +12,22 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import ClassVar
 
-import asyncpg
 import uvicorn
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import logs
-from server.app import create_app, stop
-from server.database import REFUSED, prepare
-from server.migrations import check_startup
+from server.app import create_app
+from server.lifecycle import stop
+from server.relay.stalled import StalledReaderProtocol
 from server.settings import Settings
+from server.startup import startup_problems
 
 logger = logging.getLogger(__name__)
 
 # On shutdown readers that read nothing are cut after this long, so that the lifespan gets to run.
 CLOSE_CONNECTIONS_SECONDS = 5
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's own, cut off once its peer has taken no byte for too long.
-
-    A plain close would wait for the peer to read what is still to be sent: for ever, where it reads nothing. The
-    pause and the resumption of writing are what the event loop says of a peer, whatever is being sent to it.
-    """
-
-    stalled_seconds: ClassVar[float]
-    _stalled: asyncio.TimerHandle | None = None
-
-    @classmethod
-    def cut_after(cls, seconds: float) -> type["Connection"]:
-        """The same with a patience of its own; the server makes its connections without asking for one."""
-        return type(cls.__name__, (cls,), {"stalled_seconds": seconds})
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._look_again(self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        self._look_no_more()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._look_no_more()
-        super().connection_lost(exc)
-
-    def _look_again(self, unsent: int) -> None:
-        self._look_no_more()
-        self._stalled = self.loop.call_later(self.stalled_seconds, self._look, unsent)
-
-    def _look(self, unsent_before: int) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < unsent_before:
-            self._look_again(unsent)
-        else:
-            logger.info("connection cut, its peer reads nothing")
-            self.transport.abort()
-
-    def _look_no_more(self) -> None:
-        if self._stalled:
-            self._stalled.cancel()
 
 
 class Server(uvicorn.Server):
@@ -85,7 +39,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=Connection.cut_after(settings.deadlines.follower_stalled_seconds),
+                http=StalledReaderProtocol.cut_after(settings.deadlines.follower_stalled_seconds),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -119,21 +73,6 @@ class Server(uvicorn.Server):
         if parts := getattr(self._app.state, "parts", None):
             stop(parts)
         await super().shutdown(sockets)
-
-
-async def startup_problems(settings: Settings) -> list[str]:
-    """Why this process cannot serve from its database, one sentence each."""
-    connections: list[asyncpg.Connection[asyncpg.Record]] = []
-    try:
-        for _ in range(2):
-            connections.append(await asyncpg.connect(settings.database_url, timeout=10.0, command_timeout=30.0))
-            await prepare(connections[-1])
-        return await check_startup(*connections)
-    except REFUSED as exc:
-        return [f"PostgreSQL at DATABASE_URL cannot be reached ({type(exc).__name__})."]
-    finally:
-        for connection in connections:
-            connection.terminate()
 
 
 def calm_the_collector() -> None:

@@ -41,7 +41,7 @@ RULES = [
     Rule(
         "server.records",
         {
-            *("server.handlers", "server.jobs", "server.providers", "server.live", "server.storage"),
+            *("server.handlers", "server.jobs", "server.providers", "server.relay.live", "server.storage"),
             *("server.dev", "server.app", *HTTP_IN, *HTTP_OUT),
         },
         "rows know jobs by name alone",
@@ -49,8 +49,15 @@ RULES = [
     Rule(
         "server.providers",
         {
-            *("server.handlers", "server.jobs", "server.records", "server.storage", "server.live", "server.spool"),
-            *("server.database", "server.migrations", "server.queue", "server.leases", "server.auth"),
+            *(
+                "server.handlers",
+                "server.jobs",
+                "server.records",
+                "server.storage",
+                "server.relay.live",
+                "server.relay.spool",
+            ),
+            *("server.database", "server.migrations", "server.queue", "server.auth"),
             *("server.dev", "server.app", *HTTP_IN, *DATABASE),
         },
         "a provider knows its own protocol and nothing of HTTP requests, rows or jobs",
@@ -58,18 +65,39 @@ RULES = [
     Rule(
         "server.storage",
         {
-            *("server.handlers", "server.jobs", "server.records", "server.providers", "server.live", "server.spool"),
-            *("server.database", "server.queue", "server.leases", "server.dev", "server.app", *HTTP_IN, *DATABASE),
+            *(
+                "server.handlers",
+                "server.jobs",
+                "server.records",
+                "server.providers",
+                "server.relay.live",
+                "server.relay.spool",
+            ),
+            *(
+                "server.database",
+                "server.queue",
+                "server.relay.leases",
+                "server.dev",
+                "server.app",
+                *HTTP_IN,
+                *DATABASE,
+            ),
         },
         "an object store holds bytes under keys",
     ),
     Rule(
-        "server.live",
+        "server.providers.modal",
+        {"server.providers.qwen"},
+        "one provider can go without the other noticing",
+    ),
+    Rule("server.providers.qwen", {"server.providers.modal"}, "one provider can go without the other noticing"),
+    Rule(
+        "server.relay.live",
         {"server.handlers", "server.jobs", "server.records", "server.providers", "server.dev", "server.app", *HTTP_IN},
         "the growing audio does not know who makes it or who listens",
     ),
     Rule(
-        "server.spool",
+        "server.relay.spool",
         {"server.handlers", "server.jobs", "server.providers", "server.storage", "server.dev", "server.app", *HTTP_IN},
         "the durable copy does not know who makes it or who listens",
     ),
@@ -81,7 +109,7 @@ RULES = [
     Rule("server.errors", {"server", *HTTP_IN, *HTTP_OUT, *DATABASE}, "everybody knows the errors"),
     Rule("server.settings", {"server", "asyncio", *HTTP_IN, *DATABASE}, "everybody knows the settings"),
     Rule(
-        "server.providers.qwen_events",
+        "server.providers.qwen.events",
         {"asyncio", "socket", "time", "threading", *HTTP_OUT},
         "the conversation is a state machine without a socket or a clock",
     ),
@@ -92,6 +120,7 @@ KNOWN_ONLY_BY = {
     "server.providers": {"server.providers", "server.jobs", "server.parts", "server.app", "server.__main__"},
     "server.dev": {"server.dev", "server.__main__"},
     "server.app": {"server.serve", "server.reconcile", "server.dev", "server.__main__"},
+    "server.lifecycle": {"server.app", "server.serve"},
 }
 
 

@@ -19,13 +19,13 @@ from server.migrations import (
     DIRECTORY,
     MigrationError,
     Runner,
-    check_startup,
     migrate,
     pending,
     read_migrations,
     roll_back,
     run_migrate,
 )
+from server.startup import check_startup
 from tests.support import wait_for
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from server.dev.session import demo_token, session_route
 from server.dev.simulator import running_simulator
 from server.migrations import MigrationError, migrate
 from server.settings import Settings
+from server.startup import startup_problems
 
 PROVIDER_VARIABLES = ("DASHSCOPE_", "MODAL_", "PROVIDER_DOWNLOAD_HOSTS")
 # What the command line or this machine decides, whatever the shell says.
@@ -76,7 +77,7 @@ async def _serve(options: DevOptions, environ: Mapping[str, str], database_url: 
             providers = simulator.environment()
         settings = _settings(options, environ, database_url, providers)
         logs.configure(settings.log_level, settings.log_format)
-        problems = await serve.startup_problems(settings)
+        problems = await startup_problems(settings)
         if problems:
             print("\n".join(problems), file=sys.stderr)
             return 1

@@ -24,10 +24,10 @@ from server.handlers.generations import redirect_to_audio
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
 from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
 from server.jobs.generate import submit
-from server.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.parts import Parts
 from server.records import speech
 from server.records.speech import SpeechTask
+from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.storage import Bucket
 
 Kind = Literal["events", "audio", "json"]

@@ -21,7 +21,7 @@ from server.errors import (
 )
 from server.jobs.buying import refusal_of, say_not_called, say_unknown, settle, written
 from server.parts import Parts
-from server.providers.qwen_customization import CreatedVoice, speaking_model
+from server.providers.qwen.customization import CreatedVoice, speaking_model
 from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice

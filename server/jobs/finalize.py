@@ -13,7 +13,7 @@ from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import speech
 from server.records.speech import Storable
-from server.spool import read_spool
+from server.relay.spool import read_spool
 from server.storage import Bucket
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from server.errors import (
 )
 from server.jobs.cancel import find_own_task
 from server.parts import Parts
-from server.providers.modal import NOT_CONFIGURED, NOT_CONNECTED, JobLook
+from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, JobLook
 from server.providers.speech import may_start_again, pause_before_start
 from server.records import idempotency, modal, purchases, speech
 from server.records.speech import SpeechTask

@@ -14,7 +14,8 @@ from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.jobs.buying import say_unknown, settle
 from server.parts import Parts
-from server.providers.qwen_http import SpokenPiece
+from server.providers.qwen.pieces import SpokenPiece
+from server.providers.qwen.text import split_text
 from server.providers.speech import (
     AudioDelta,
     SpeechEnd,
@@ -24,7 +25,6 @@ from server.providers.speech import (
     may_start_again,
     pause_before_start,
 )
-from server.providers.text import split_text
 from server.records import purchases, speech
 from server.records.speech import Assignment
 

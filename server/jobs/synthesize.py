@@ -16,7 +16,6 @@ from server.audio import format_named
 from server.database import REFUSED
 from server.errors import Category, ProviderError, UtterError, VoiceGone
 from server.jobs.pieces import InPieces
-from server.live import AudioLog
 from server.parts import Parts
 from server.providers.speech import (
     AudioDelta,
@@ -29,6 +28,7 @@ from server.providers.speech import (
 )
 from server.records import speech, voices
 from server.records.speech import Assignment, Fenced
+from server.relay.live import AudioLog
 
 if TYPE_CHECKING:
     from server.database import Connection

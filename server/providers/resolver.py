@@ -10,11 +10,11 @@ import msgspec
 
 from server.audio import WAV, AudioFormat, format_named
 from server.errors import Conflict, Invalid, ProviderRejected, ProviderUnavailable, UtterError
-from server.providers.languages import AUTO, LANGUAGES
-from server.providers.modal import Modal
-from server.providers.modal_speech import ModalSpeech
-from server.providers.qwen_customization import QwenCustomization
-from server.providers.qwen_http import QwenHttp
+from server.providers.modal.api import Modal
+from server.providers.modal.speech import ModalSpeech
+from server.providers.qwen.customization import QwenCustomization
+from server.providers.qwen.languages import AUTO, LANGUAGES
+from server.providers.qwen.pieces import QwenHttp
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, model_family
 

@@ -14,9 +14,9 @@ import pytest
 from server.dev.simulator import Simulator
 from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT
+from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Settings
 from server.storage import Bucket
-from server.sweep import NOBODY_FREE
 from tests.end_to_end.conftest import followers, gateway_behind, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Gateway, Process, insert_voice, process, running_gateway

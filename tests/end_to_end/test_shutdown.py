@@ -13,10 +13,10 @@ import asyncpg
 import httpx
 import pytest
 
-from server import app, queue
-from server.app import stop
+from server import lifecycle, queue
 from server.dev.simulator import Simulator
 from server.jobs.synthesize import RESTARTED
+from server.lifecycle import stop
 from server.settings import Settings
 from tests.end_to_end.conftest import deaf, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
@@ -195,7 +195,7 @@ async def test_a_database_that_is_gone_does_not_keep_the_process(
     speaking: bool,
 ) -> None:
     """Nothing can be written any more; other processes find what this one held."""
-    monkeypatch.setattr(app, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(lifecycle, "DRAIN_SECONDS", 0.5)
     monkeypatch.setattr(queue, "DRAIN_SECONDS", 0.5)
     async with postgres_proxy(database_url) as door:
         brief = replace(settings, database_url=door.url, shutdown_grace_seconds=0.5)

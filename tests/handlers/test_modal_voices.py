@@ -11,7 +11,7 @@ import pytest
 
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
-from server.providers import modal as modal_provider
+from server.providers.modal import api as modal_provider
 from server.settings import Settings
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import problem_of

@@ -17,9 +17,9 @@ from server.jobs import buying, design
 from server.jobs.reconcile import reconcile
 from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
+from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Settings
 from server.storage import Bucket
-from server.sweep import NOBODY_FREE
 from tests.end_to_end.conftest import take_no_jobs
 from tests.gateway import Client, Gateway, Process, process, running_gateway
 from tests.handlers.wire import problem_of

@@ -11,12 +11,12 @@ import pytest
 
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
-from server.providers import modal as modal_provider
+from server.providers.modal import api as modal_provider
 from server.queue import DEFAULT_CONCURRENCY
 from server.records import modal as modal_records
 from server.records import speech
+from server.relay.sweep import Sweeper
 from server.settings import Settings
-from server.sweep import Sweeper
 from tests.gateway import Client, Gateway, running_gateway
 from tests.modal import in_modal_mode, insert_modal_voice
 from tests.support import wait_for

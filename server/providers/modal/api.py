@@ -17,7 +17,7 @@ import msgspec
 
 from server.audio import AudioError, parse_wav
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.qwen_rest import TooMuchError, read_at_most
+from server.providers.bodies import TooMuchError, read_at_most
 from server.settings import Settings
 
 JobStatus = Literal["running", "completed", "failed"]

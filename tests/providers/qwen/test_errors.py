@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone
-from server.providers.errors import (
+from server.providers.qwen.errors import (
     Envelope,
     OperatorAlarm,
     ProviderMisconfigured,

@@ -16,9 +16,10 @@ import msgspec
 
 from server.audio import AudioError, parse_wav
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, ProviderMisconfigured, operator_alarm, storable
+from server.providers.bodies import TooMuchError, read_at_most
 from server.providers.pacing import Pacer
-from server.providers.qwen_rest import QwenRest, TooMuchError, read_at_most, unknown_outcome
+from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured, operator_alarm, storable
+from server.providers.qwen.rest import QwenRest, unknown_outcome
 from server.settings import Settings
 
 _PATH = "/api/v1/services/aigc/multimodal-generation/generation"

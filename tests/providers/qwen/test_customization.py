@@ -11,10 +11,9 @@ import pytest
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.errors import ProviderMisconfigured
-from server.providers.qwen_customization import CreatedVoice, QwenCustomization
-
-from .conftest import VC_REALTIME, MakeSettings
+from server.providers.qwen.customization import CreatedVoice, QwenCustomization
+from server.providers.qwen.errors import ProviderMisconfigured
+from tests.providers.conftest import VC_REALTIME, MakeSettings
 
 VD_REALTIME = "qwen3-tts-vd-realtime-2026-01-15"
 NAME = "u0123456789abcde"

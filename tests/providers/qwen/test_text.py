@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from server.providers.languages import LANGUAGES, language_iso, script_language, spoken_iso
-from server.providers.text import count_characters, split_text
+from server.providers.qwen.languages import LANGUAGES, language_iso, script_language, spoken_iso
+from server.providers.qwen.text import count_characters, split_text
 
 SENTENCES = {
     "Chinese": "我们昨天去了公园，看到了很多花。天气非常好！你也想去吗？他说：“好的。”然后我们就走了……",

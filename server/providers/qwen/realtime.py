@@ -16,9 +16,16 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, classify, classify_close, operator_alarm, read_envelope, violation
 from server.providers.pacing import Pacer
-from server.providers.qwen_events import Dialogue
+from server.providers.qwen.errors import (
+    OperatorAlarm,
+    classify,
+    classify_close,
+    operator_alarm,
+    read_envelope,
+    violation,
+)
+from server.providers.qwen.events import Dialogue
 from server.providers.speech import SpeechEvent, SpeechRequest, SpeechStatus
 from server.settings import Deadlines, Settings
 

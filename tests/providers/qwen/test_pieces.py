@@ -11,13 +11,12 @@ import pytest
 
 from server.dev.simulator import ENGINE_411, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers import qwen_http
-from server.providers.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.pacing import Pacer
-from server.providers.qwen_http import QwenHttp, SpokenPiece
+from server.providers.qwen import pieces
+from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
+from server.providers.qwen.pieces import QwenHttp, SpokenPiece
 from server.providers.speech import may_start_again
-
-from .conftest import VC_HTTP, MakeSettings
+from tests.providers.conftest import VC_HTTP, MakeSettings
 
 TEXT = "Good morning. 早上好。"
 REDIRECT = {"do": "answer", "status": 302, "text": "", "headers": {"location": "/calls"}}
@@ -25,7 +24,7 @@ REDIRECT = {"do": "answer", "status": 302, "text": "", "headers": {"location": "
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qwen_http, "_PAUSES_SECONDS", (0.01,))
+    monkeypatch.setattr(pieces, "_PAUSES_SECONDS", (0.01,))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import ProviderUnavailable
-from server.providers.modal import Modal
+from server.providers.modal.api import Modal
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
 
 _DELTA_BYTES = 64 * 1024

@@ -11,13 +11,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server import spool
 from server.announce import LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
 from server.audio import MP3
 from server.database import Database
-from server.live import AudioLog
 from server.metrics import Metrics
-from server.spool import SpoolWriter, read_spool
+from server.relay import spool
+from server.relay.live import AudioLog
+from server.relay.spool import SpoolWriter, read_spool
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from server.audio import MP3
-from server.live import BATCH_BYTES, DELTA_BYTES, RECENT_EVENTS, AudioLog, LiveAudio, delta_event
+from server.relay.live import BATCH_BYTES, DELTA_BYTES, RECENT_EVENTS, AudioLog, LiveAudio, delta_event
 
 
 def make_log() -> AudioLog:

@@ -12,7 +12,8 @@ import httpx
 import msgspec
 
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, classify, operator_alarm, read_envelope
+from server.providers.bodies import TooMuchError, read_at_most
+from server.providers.qwen.errors import OperatorAlarm, classify, operator_alarm, read_envelope
 from server.settings import Settings
 
 # At INFO the library logs whole addresses, and those of audio carry signatures.
@@ -107,28 +108,6 @@ class QwenRest:
             return msgspec.json.decode(content, type=answer_type)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             raise unknown_outcome("unreadable_answer", **facts) from exc
-
-
-class TooMuchError(Exception):
-    """A body is longer than we are willing to keep."""
-
-
-async def read_at_most(response: httpx.Response, most_bytes: int) -> bytes:
-    """The whole body of a streamed response.
-
-    Raises:
-        TooMuchError: As soon as it is known to be longer than ``most_bytes``.
-    """
-    announced = response.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > most_bytes:
-        raise TooMuchError
-    parts, length = [], 0
-    async for part in response.aiter_bytes():
-        length += len(part)
-        if length > most_bytes:
-            raise TooMuchError
-        parts.append(part)
-    return b"".join(parts)
 
 
 def unknown_outcome(code: str, **facts: Any) -> ProviderTimeout:

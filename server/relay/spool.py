@@ -14,8 +14,8 @@ from uuid import UUID
 from server.announce import Announcer
 from server.database import REFUSED, Database
 from server.errors import DatabaseUnavailable
-from server.live import AudioLog
 from server.metrics import Metrics
+from server.relay.live import AudioLog
 
 if TYPE_CHECKING:
     from server.database import Connection

@@ -21,7 +21,7 @@ from uuid import uuid4
 import msgspec
 
 from server.errors import ProviderRejected, ProviderUnavailable
-from server.providers.errors import classify, envelope_of, violation
+from server.providers.qwen.errors import classify, envelope_of, violation
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
 
 

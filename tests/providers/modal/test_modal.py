@@ -11,13 +11,12 @@ import pytest
 from server.audio import parse_wav, wav_header
 from server.dev.simulator import Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers import modal as modal_module
-from server.providers.modal import NOT_CONFIGURED, NOT_CONNECTED, Modal
-from server.providers.modal_speech import ModalSpeech
+from server.providers.modal import api as modal_module
+from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, Modal
+from server.providers.modal.speech import ModalSpeech
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
+from tests.providers.conftest import MakeSettings
 from tests.support import free_port
-
-from .conftest import MakeSettings
 
 TEXT = "A job of the simulation."
 REFERENCE = b"any recording will do"

@@ -20,9 +20,9 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.pacing import Pacer
-from server.providers.qwen_realtime import QwenRealtime
+from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
+from server.providers.qwen.realtime import QwenRealtime
 from server.providers.speech import (
     AudioDelta,
     Speech,
@@ -33,8 +33,7 @@ from server.providers.speech import (
     SpeechStatus,
     may_start_again,
 )
-
-from .conftest import VC_REALTIME, MakeSettings
+from tests.providers.conftest import VC_REALTIME, MakeSettings
 
 TEXT = "Good morning. This is a test."
 REQUEST = SpeechRequest(text=TEXT, voice="qwen-tts-vc-narrator-voice-1", model=VC_REALTIME, language="English")

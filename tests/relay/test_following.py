@@ -12,9 +12,9 @@ import pytest
 
 from server.announce import LIVE_CHANNEL, Announcer
 from server.database import Database, Listener
-from server.following import LOOK_EVERY_SECONDS, Feed, Following
-from server.live import LiveAudio
 from server.records import speech
+from server.relay.following import LOOK_EVERY_SECONDS, Feed, Following
+from server.relay.live import LiveAudio
 from tests.support import wait_for
 
 if TYPE_CHECKING:

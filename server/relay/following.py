@@ -13,9 +13,9 @@ from uuid import UUID
 
 from server.announce import LIVE_CHANNEL, Announcer, names
 from server.database import REFUSED, Database, Listener
-from server.live import AudioLog, LiveAudio
 from server.records import speech
 from server.records.speech import Glimpse, SpeechTask
+from server.relay.live import AudioLog, LiveAudio
 
 logger = logging.getLogger(__name__)
 

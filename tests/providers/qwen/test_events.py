@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone
-from server.providers.errors import ProviderMisconfigured
-from server.providers.qwen_events import Dialogue
+from server.providers.qwen.errors import ProviderMisconfigured
+from server.providers.qwen.events import Dialogue
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
 
 REQUEST = SpeechRequest(

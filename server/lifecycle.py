@@ -1,0 +1,130 @@
+"""A process from its first job to its last: what runs beside the requests, and how it drains and stops."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+from server.database import REFUSED
+from server.jobs.design import make_preview
+from server.jobs.finalize import finalize
+from server.jobs.modal import cancel_modal, watch_modal
+from server.jobs.remove import remove
+from server.jobs.synthesize import synthesize
+from server.parts import Parts
+from server.queue import (
+    DEFAULT,
+    DEFAULT_CONCURRENCY,
+    DRAIN_SECONDS,
+    SYNTHESIS,
+    WATCHING,
+    WATCHING_CONCURRENCY,
+)
+from server.records.speech import (
+    CANCEL_MODAL_JOB,
+    COLLECT_MODAL_JOB,
+    FINALIZE_JOB,
+    PREVIEW_JOB,
+    REMOVE_JOB,
+    SYNTHESIZE_JOB,
+    WATCH_MODAL_JOB,
+)
+from server.relay.sweep import Sweeper
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def working(parts: Parts) -> AsyncIterator[None]:
+    """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
+    queue, settings = parts.queue, parts.settings
+    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.metrics, settings.deadlines)
+    queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
+    queue.register(FINALIZE_JOB, partial(finalize, parts))
+    queue.register(REMOVE_JOB, partial(remove, parts))
+    queue.register(PREVIEW_JOB, partial(make_preview, parts))
+    queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
+    queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
+    queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
+    async with (
+        background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
+        background(sweeper.run),
+        asyncio.TaskGroup() as group,
+    ):
+        synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
+        default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
+        watching = group.create_task(queue.work(WATCHING, concurrency=WATCHING_CONCURRENCY))
+        try:
+            yield
+        finally:
+            await _drain(parts, synthesis, default)
+            watching.cancel()
+
+
+async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.Task[None]) -> None:
+    """Let what speaks finish within its grace, then store what is there to be stored."""
+    stop(parts)
+    started = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(parts.settings.shutdown_grace_seconds + DRAIN_SECONDS):
+            await _until_spoken(parts, synthesis)
+    synthesis.cancel()
+    with contextlib.suppress(TimeoutError, *REFUSED):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while await _waiting(parts):  # noqa: ASYNC110 - what is waited for happens in the database
+                await asyncio.sleep(0.05)
+    parts.queue.stop(DEFAULT)
+    await asyncio.wait({default}, timeout=DRAIN_SECONDS + 1.0)
+    parts.database.wait_no_more()
+    default.cancel()
+    logger.info("drained", extra={"seconds": round(time.monotonic() - started, 1)})
+
+
+async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
+    """Until the worker has ended. One that does not, though nobody speaks, waits for a database that is gone."""
+    silent_seconds, step_seconds = 0.0, 0.25
+    while not synthesis.done() and silent_seconds < DRAIN_SECONDS:
+        await asyncio.wait({synthesis}, timeout=step_seconds)
+        silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
+
+
+async def _waiting(parts: Parts) -> int:
+    async with parts.database.connection() as connection:
+        return await parts.queue.depth(connection, DEFAULT)
+
+
+def stop(parts: Parts) -> None:
+    """Take nothing new, and end the open streams; their browsers come back to the next process.
+
+    What speaks has its grace from now on: readers that read nothing may hold up the rest of the shutdown meanwhile.
+    """
+    if parts.stopping.is_set():
+        return
+    parts.stopping.set()
+    parts.queue.stop(SYNTHESIS)
+    parts.queue.stop(WATCHING)
+    parts.following.wake_all()
+    asyncio.get_running_loop().call_later(parts.settings.shutdown_grace_seconds, parts.leases.release)
+
+
+@contextlib.asynccontextmanager
+async def background(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run endless loops beside the block. One that fails is said and started again: nothing here may die quietly."""
+    async with asyncio.TaskGroup() as group:
+        tasks_ = [group.create_task(_again_and_again(loop)) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks_:
+                task.cancel()
+
+
+async def _again_and_again(loop: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await loop()
+        except Exception:
+            logger.exception("background loop failed, starting it again")
+        await asyncio.sleep(0.5)

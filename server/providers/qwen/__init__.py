@@ -1,0 +1,1 @@
+"""Alibaba's Qwen TTS: one module per conversation with it."""

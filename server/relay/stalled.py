@@ -1,0 +1,53 @@
+"""Cutting off readers that stand still: a connection whose peer takes no byte for too long is broken."""
+
+import asyncio
+import logging
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+logger = logging.getLogger(__name__)
+
+
+class StalledReaderProtocol(HttpToolsProtocol):
+    """uvicorn's own, cut off once its peer has taken no byte for too long.
+
+    A plain close would wait for the peer to read what is still to be sent: for ever, where it reads nothing. The
+    pause and the resumption of writing are what the event loop says of a peer, whatever is being sent to it.
+    """
+
+    stalled_seconds: ClassVar[float]
+    _stalled: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def cut_after(cls, seconds: float) -> type["StalledReaderProtocol"]:
+        """The same with a patience of its own; the server makes its connections without asking for one."""
+        return type(cls.__name__, (cls,), {"stalled_seconds": seconds})
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._look_no_more()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look_no_more()
+        super().connection_lost(exc)
+
+    def _look_again(self, unsent: int) -> None:
+        self._look_no_more()
+        self._stalled = self.loop.call_later(self.stalled_seconds, self._look, unsent)
+
+    def _look(self, unsent_before: int) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < unsent_before:
+            self._look_again(unsent)
+        else:
+            logger.info("connection cut, its peer reads nothing")
+            self.transport.abort()
+
+    def _look_no_more(self) -> None:
+        if self._stalled:
+            self._stalled.cancel()
