@@ -213,6 +213,7 @@ class VoiceEntry(Struct, frozen=True, kw_only=True):
     provider_voice_kind: str | None
     compatible: bool
     streamable: bool
+    varies: list[Literal["speed", "pitch", "volume"]]
     incompatible_reason: str | None
 
 

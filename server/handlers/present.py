@@ -144,6 +144,7 @@ def voice_entry(parts: Parts, voice: Voice) -> VoiceEntry:
         provider_target_model=voice.provider_target_model,
         provider_voice_kind=voice.provider_voice_kind,
         compatible=objection is None,
-        streamable=objection is None and parts.providers.abilities.streams,
+        streamable=parts.providers.streams(voice),
+        varies=list(parts.providers.varies(voice)),
         incompatible_reason=objection,
     )

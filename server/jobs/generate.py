@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 
+from server.audio import format_named
 from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
@@ -61,10 +62,10 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         voice = await voices.find(connection, request.voice_id, user_id)
     if voice is None:
         raise NotFound("This voice does not exist.")
-    parts.providers.check(voice)
-    takes_jobs = parts.providers.abilities.takes_jobs
-    reference = await modal.fetch_reference(parts, voice) if takes_jobs else None
-    audio_format = parts.providers.audio_format(voice)
+    lane = parts.providers.check(voice)
+    submits = lane.begins == "submitted"
+    reference = await modal.fetch_reference(parts, voice) if submits else None
+    audio_format = lane.audio_format(format_named(parts.settings.qwen_default_response_format))
     generation_id = uuid4()
     wanted = NewSpeech(
         task_id=uuid4(),
@@ -78,8 +79,8 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         model=voice.provider_target_model,
         format_name=audio_format.name,
         object_key=f"{user_id}/{generation_id}.{audio_format.name}",
-        job_name=speech.WATCH_MODAL_JOB if takes_jobs else speech.SYNTHESIZE_JOB,
-        in_seconds=parts.settings.deadlines.modal_watch_seconds if takes_jobs else 0.0,
+        job_name=speech.WATCH_MODAL_JOB if submits else speech.SYNTHESIZE_JOB,
+        in_seconds=parts.settings.deadlines.modal_watch_seconds if submits else 0.0,
     )
     try:
         task = await _create(parts, wanted, key, request_hash)

@@ -183,11 +183,11 @@ class _Synthesis:
                 await asyncio.sleep(pause)
 
     def _source(self) -> SpeechProvider:
-        """Who speaks this: the voice's lane decides, and the non-streaming one buys its pieces one by one."""
-        assignment, providers = self._assignment, self._parts.providers
-        if providers.speaks_in_pieces(assignment.provider, assignment.provider_target_model):
-            return InPieces(self._parts, assignment)
-        return providers.source(assignment.provider, assignment.provider_target_model)
+        """Who speaks this: the voice's lane decides."""
+        parts, assignment = self._parts, self._assignment
+        return parts.providers.source(
+            assignment.provider, assignment.provider_target_model, in_pieces=InPieces(parts, assignment)
+        )
 
     async def _relay(self, spoken: Any) -> dict[str, Any]:
         """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""

@@ -1,6 +1,7 @@
 """Which provider speaks: the one place that knows the mode, and turns it into capabilities.
 
-New work follows the mode; work that is under way follows its own row, so ``source`` asks for the row's provider.
+New work follows the mode; work that is under way follows its own row, so ``source`` asks for the row's provider. Which
+lane that is stands in ``lanes``.
 """
 
 from hashlib import sha256
@@ -8,12 +9,12 @@ from typing import Protocol
 
 import msgspec
 
-from server.audio import WAV, AudioFormat, format_named
 from server.errors import Conflict, Invalid, ProviderRejected, ProviderUnavailable, UtterError
+from server.providers.lanes import Lane, Variable, lane_of
+from server.providers.languages import AUTO, LANGUAGES
 from server.providers.modal.api import Modal
 from server.providers.modal.speech import ModalSpeech
 from server.providers.qwen.customization import QwenCustomization
-from server.providers.qwen.languages import AUTO, LANGUAGES
 from server.providers.qwen.pieces import QwenHttp
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, model_family
@@ -45,10 +46,8 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         streams: Its speech can be followed while it is spoken.
-        takes_jobs: A speech is a job there, submitted with the voice's recording before the request is answered, and
-            looked at until it is done.
+        takes_jobs: Its speech is a job that is submitted and looked at (the lane ``jobs``).
         enrolls: A voice is something that the provider makes, keeps and bills; elsewhere the recording is the voice.
-        audio_format: What its speech is stored as, unless the voice's lane says otherwise (``Providers.audio_format``).
         languages: The names that clients may send, ``Auto`` first.
     """
 
@@ -56,7 +55,6 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     streams: bool
     takes_jobs: bool
     enrolls: bool
-    audio_format: AudioFormat
     languages: tuple[str, ...] = (AUTO, *LANGUAGES)
 
 
@@ -97,14 +95,8 @@ class Providers:
         self.customization = customization
         self.pieces = pieces
         self._abilities = {
-            "qwen": Abilities(
-                provider="qwen",
-                streams=True,
-                takes_jobs=False,
-                enrolls=True,
-                audio_format=format_named(settings.qwen_default_response_format),
-            ),
-            "modal": Abilities(provider="modal", streams=False, takes_jobs=True, enrolls=False, audio_format=WAV),
+            "qwen": Abilities(provider="qwen", streams=True, takes_jobs=False, enrolls=True),
+            "modal": Abilities(provider="modal", streams=False, takes_jobs=True, enrolls=False),
         }
         self.abilities = self._abilities[settings.tts_provider_mode]
 
@@ -112,30 +104,23 @@ class Providers:
         """Those of the provider that a row names, for work that is under way whatever the mode."""
         return self._abilities[provider]
 
-    def source(self, provider: str, model: str | None) -> SpeechProvider:
-        """Who speaks a run: its provider, and its target model decides the transport.
+    def source(self, provider: str, model: str | None, *, in_pieces: SpeechProvider) -> SpeechProvider:
+        """Who speaks a run, by the lane of its provider and its target model.
+
+        Args:
+            in_pieces: Who speaks on the lane where every piece is bought: buying is the caller's business.
 
         Raises:
             ProviderRejected: Nothing here can speak it.
             ProviderUnavailable: This server was not told how to reach who could.
         """
-        if self.abilities_of(provider).takes_jobs:
+        lane = lane_of(provider, model)
+        if lane is None:
+            raise ProviderRejected("This server cannot speak with this voice.")
+        if lane.begins == "submitted":
             return ModalSpeech(self.modal)
         self._check_key()
-        if model and is_realtime(model):
-            return self._realtime
-        raise ProviderRejected("This server cannot speak with this voice.")
-
-    def speaks_in_pieces(self, provider: str, model: str | None) -> bool:
-        """Whether a voice's lane is the non-streaming one.
-
-        Raises:
-            ProviderUnavailable: It is, and this server was not told how to reach it.
-        """
-        in_pieces = self.abilities_of(provider).enrolls and model is not None and not is_realtime(model)
-        if in_pieces:
-            self._check_key()
-        return in_pieces
+        return in_pieces if lane.begins == "bought" else self._realtime
 
     def _check_key(self) -> None:
         """A server in the other mode may lack Qwen's key; what is under way there must say so, not fail by chance."""
@@ -145,11 +130,19 @@ class Providers:
                 diagnostics={"code": "not_configured"},
             )
 
-    def audio_format(self, voice: VoiceFacts) -> AudioFormat:
-        """What new speech with a voice is stored as: the non-streaming lane hands out WAV, whatever one asks."""
-        if voice.provider_target_model and not is_realtime(voice.provider_target_model):
-            return WAV
-        return self.abilities.audio_format
+    def lane(self, voice: VoiceFacts) -> Lane | None:
+        """The lane on which a voice speaks, whatever the mode; None where there is none for it."""
+        return lane_of(voice.tts_provider, voice.provider_target_model)
+
+    def streams(self, voice: VoiceFacts) -> bool:
+        """Whether a voice can be followed while it speaks, in the active mode."""
+        lane = self.lane(voice)
+        return lane is not None and lane.streams and self.objection(voice) is None
+
+    def varies(self, voice: VoiceFacts) -> tuple[Variable, ...]:
+        """What a request may vary about the speech of a voice."""
+        lane = self.lane(voice)
+        return lane.varies if lane is not None else ()
 
     async def design(self, provider: str, *, name: str, text: str, language: str, instruct: str) -> DesignedPreview:
         """Have a voice designed by the provider that a preview's row names.
@@ -201,15 +194,19 @@ class Providers:
             return f"This voice and its speech model do not belong together. {again}"
         return None
 
-    def check(self, voice: VoiceFacts) -> None:
-        """Refuse a voice that the active provider cannot speak with.
+    def check(self, voice: VoiceFacts) -> Lane:
+        """The lane of a voice that the active provider can speak with.
 
         Raises:
-            Conflict: With guidance to create the voice again.
+            Conflict: It cannot; with guidance to create the voice again.
             Invalid: What the provider needs of the voice each time, its recording or transcript, is not there.
         """
         if refusal := self._refusal(voice):
             raise refusal
+        lane = self.lane(voice)
+        if lane is None:
+            raise Conflict("This voice cannot speak on this server.")
+        return lane
 
 
 def _without_reference(voice: VoiceFacts, again: str) -> Invalid | None:
@@ -218,8 +215,3 @@ def _without_reference(voice: VoiceFacts, again: str) -> Invalid | None:
     if not (voice.reference_transcript or "").strip():
         return Invalid("This voice has no transcript of its reference recording. Please re-clone it with a transcript.")
     return None
-
-
-def is_realtime(model: str) -> bool:
-    """Whether a target model is spoken over the realtime WebSocket. Source: the vendor's model names."""
-    return "-realtime" in model

@@ -43,6 +43,11 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
         language: A v1 language name such as ``English``, or ``Auto``.
         response_format: What the provider is asked for. ``pcm`` is 16-bit little-endian mono without a header.
         sample_rate_hz: What the provider is asked for; ``SpeechStatus`` says what it gives.
+        speed: Factor of 0.5 to 2.0; None leaves it to the provider, as for all that follow.
+        pitch: Factor of 0.5 to 2.0.
+        volume: From 0 to 100; the provider's own is 50.
+        instruction: How to say it, in free words.
+        seed: Repeats the same audio where the lane knows seeds, 0 to 65535.
         job: Where a job API has spoken the text already, what it calls that job.
     """
 
@@ -52,6 +57,11 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     language: str = "Auto"
     response_format: ResponseFormat = "mp3"
     sample_rate_hz: int = 24_000
+    speed: float | None = None
+    pitch: float | None = None
+    volume: int | None = None
+    instruction: str | None = None
+    seed: int | None = None
     job: str | None = None
 
 

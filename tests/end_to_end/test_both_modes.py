@@ -36,6 +36,7 @@ PROVIDER_FIELDS = {
     "provider_target_model",
     "provider_voice_kind",
     "streamable",
+    "varies",
 }
 
 

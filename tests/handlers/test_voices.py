@@ -49,6 +49,7 @@ async def test_a_voice_has_the_members_of_the_contract(client: Client, voice_id:
         "provider_voice_kind": "vc",
         "compatible": True,
         "streamable": True,
+        "varies": ["speed", "pitch", "volume"],
     }
 
 
@@ -65,6 +66,7 @@ async def test_voices_of_both_providers_are_listed_and_say_who_can_speak(client:
         "Ada": True,
     }
     assert {name for name, voice in voices.items() if voice["streamable"]} == {"File", "Ada"}
+    assert {name for name, voice in voices.items() if voice["varies"]} == {"Half", "Ada"}
     assert {name for name, voice in voices.items() if voice["incompatible_reason"]} == {"Modal", "Half"}
 
 

@@ -18,8 +18,8 @@ import msgspec
 
 from server.audio import has_sound
 from server.errors import ProviderRejected, ProviderUnavailable
+from server.providers.languages import language_iso, spoken_iso
 from server.providers.qwen.errors import OperatorAlarm, operator_alarm, storable
-from server.providers.qwen.languages import language_iso, spoken_iso
 from server.providers.qwen.rest import QwenRest, unknown_outcome
 from server.settings import Settings, model_family
 

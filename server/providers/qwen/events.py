@@ -205,16 +205,18 @@ class Dialogue:
             self._request_id = request_id
 
     def _session_update(self) -> str:
-        return _client_event(
-            "session.update",
-            session={
-                "voice": self._request.voice,
-                "mode": "server_commit",
-                "language_type": self._request.language,
-                "response_format": self._request.response_format,
-                "sample_rate": self._request.sample_rate_hz,
-            },
-        )
+        request = self._request
+        session = {
+            "voice": request.voice,
+            "mode": "server_commit",
+            "language_type": request.language,
+            "response_format": request.response_format,
+            "sample_rate": request.sample_rate_hz,
+        }
+        # Only what was asked for: the provider's own values are its business.
+        varied = {"speech_rate": request.speed, "pitch_rate": request.pitch, "volume": request.volume}
+        session |= {name: value for name, value in varied.items() if value is not None}
+        return _client_event("session.update", session=session)
 
 
 def _any(frame: bytes | str) -> object:

@@ -1,6 +1,6 @@
 """Qwen's realtime lane: the loop that owns one WebSocket per speech, its deadlines and its end.
 
-What the frames mean is decided in ``qwen_events``; here is only when they come, or that they do not.
+What the frames mean is decided in ``events``; here is only when they come, or that they do not.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ import unicodedata
 from enum import IntEnum
 from typing import Literal
 
-from server.providers.qwen.languages import HAN
+from server.providers.languages import HAN
 
 PIECE_CHARACTERS = 600
 

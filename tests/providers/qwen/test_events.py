@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone
@@ -76,6 +77,14 @@ def test_session_is_updated_before_the_text_leaves_us() -> None:
     assert finish["type"] == "session.finish"
     assert (sent_before, dialogue.text_sent) == (False, True)
     assert len({update["event_id"], append["event_id"], finish["event_id"]}) == 3
+
+
+def test_what_is_varied_is_asked_for_and_nothing_else() -> None:
+    varied = msgspec.structs.replace(REQUEST, speed=1.25, pitch=0.9, volume=0, instruction="softly", seed=7)
+    [update] = map(json.loads, Dialogue(varied).frames_to_send())
+    plain = json.loads(Dialogue(REQUEST).frames_to_send()[0])
+    added = {name: value for name, value in update["session"].items() if name not in plain["session"]}
+    assert added == {"speech_rate": 1.25, "pitch_rate": 0.9, "volume": 0}
 
 
 def test_second_session_updated_sends_nothing_twice(dialogue: Dialogue) -> None:

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from server.providers.qwen.languages import LANGUAGES, language_iso, script_language, spoken_iso
+from server.providers.languages import LANGUAGES, language_iso, script_language, spoken_iso
 from server.providers.qwen.text import count_characters, split_text
 
 SENTENCES = {

@@ -1,10 +1,10 @@
-"""The languages that Qwen speaks, under their two names, and which one a text is written in."""
+"""The languages that can be asked for, under their two names, and which one a text is written in."""
 
 import re
 
 AUTO = "Auto"
 
-# v1 and the synthesis APIs say names, the customization API says ISO codes (protocols.md §1.2, §3.1).
+# Clients and the realtime API say names, the APIs that make voices say ISO codes.
 _ISO = {
     "Chinese": "zh",
     "English": "en",
