@@ -82,6 +82,11 @@ async def prepare(connection: "Connection") -> None:
     await connection.execute(f"SET search_path TO {SEARCH_PATH}")
 
 
+async def wait_for_locks(connection: "Connection", *, at_most_seconds: float) -> None:
+    """From here to the end of this transaction, a statement that waits longer for a lock fails."""
+    await connection.execute("SELECT set_config('lock_timeout', $1, true)", f"{round(at_most_seconds * 1000)}ms")
+
+
 async def _keep_as_it_is(_connection: "Connection") -> None:
     """The pool's reset: nothing to undo, and the default one would undo our search path (and cost a round trip)."""
 

@@ -22,7 +22,7 @@ from server.queue import (
     WATCHING,
     WATCHING_CONCURRENCY,
 )
-from server.records.speech import (
+from server.records.runs import (
     CANCEL_MODAL_JOB,
     COLLECT_MODAL_JOB,
     FINALIZE_JOB,

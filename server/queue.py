@@ -259,3 +259,12 @@ class Queue:
             queue,
         )
         return count
+
+    async def abort_orphans(self, connection: "Connection") -> None:
+        """Jobs of processes that died hard an hour ago go; what they worked on has long moved on."""
+        await connection.execute(
+            """SELECT internal.procrastinate_finish_job_v1(j.id, 'aborted', true)
+                 FROM internal.procrastinate_jobs j
+                 LEFT JOIN internal.procrastinate_workers w ON w.id = j.worker_id
+                WHERE j.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - interval '1 hour')"""
+        )

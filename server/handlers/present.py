@@ -9,7 +9,7 @@ from server.jobs.generate import minutes_estimated
 from server.jobs.modal import Seen
 from server.parts import Parts
 from server.records.history import Entry
-from server.records.speech import SpeechTask
+from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 
 BITS_PER_SAMPLE = 16

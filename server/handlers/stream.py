@@ -25,8 +25,8 @@ from server.handlers.present import can_be_streamed, generate_answer, task_answe
 from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
 from server.jobs.generate import submit
 from server.parts import Parts
-from server.records import speech
-from server.records.speech import SpeechTask
+from server.records import tasks
+from server.records.tasks import SpeechTask
 from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.storage import Bucket
 
@@ -83,7 +83,7 @@ async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask
                 raise
     user_id = by_ticket.user_id if by_ticket else await bearer(request)
     async with parts.database.connection() as connection:
-        task = await speech.find_task(connection, task_id, user_id)
+        task = await tasks.find(connection, task_id, user_id)
     if task is None or (task.hidden and by_ticket is None):
         raise NotFound("This task does not exist.")
     return task

@@ -4,8 +4,8 @@ from uuid import UUID
 
 from server.errors import NotFound
 from server.parts import Parts
-from server.records import history, speech
-from server.records.speech import SpeechTask
+from server.records import history, speech, tasks
+from server.records.tasks import SpeechTask
 
 
 async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask:
@@ -15,7 +15,7 @@ async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTas
         NotFound: No such task, or somebody else's.
     """
     async with parts.database.connection() as connection:
-        task = await speech.find_task(connection, task_id, user_id)
+        task = await tasks.find(connection, task_id, user_id)
     if task is None or task.hidden:
         raise NotFound("This task does not exist.")
     return task
@@ -45,7 +45,7 @@ async def hide_task(parts: Parts, user_id: UUID, task_id: UUID) -> None:
             here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
         await _told(parts, task, here)
     async with parts.database.connection() as connection:
-        await speech.hide(connection, task_id)
+        await tasks.hide(connection, task_id)
 
 
 async def delete_generation(parts: Parts, user_id: UUID, generation_id: UUID) -> None:

@@ -32,13 +32,14 @@ from server.jobs.buying import refusal_of, say_unknown, settle, written
 from server.jobs.clone import checked_name, reference_key
 from server.jobs.enrollment import present, store
 from server.jobs.generate import checked_language, is_visible
-from server.jobs.synthesize import RESTARTED
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
-from server.records import idempotency, previews, purchases, speech, voices
+from server.records import idempotency, previews, purchases, runs, speech, tasks, voices
 from server.records.previews import Preview
 from server.records.purchases import Purchase
-from server.records.speech import Fenced, SpeechTask
+from server.records.runs import PREVIEW_JOB, Fenced
+from server.records.speech import RESTARTED
+from server.records.tasks import SpeechTask
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
 
@@ -83,7 +84,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
                 raise Conflict("This Idempotency-Key was used for a different request.")
             return first_id
         limit = parts.settings.queue_limit
-        if await speech.waiting(connection, speech.PREVIEW_JOB, limit) >= limit:
+        if await runs.waiting(connection, PREVIEW_JOB, limit) >= limit:
             raise Overloaded
         await previews.create(
             connection,
@@ -161,7 +162,7 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
 
     async def claim(connection: "Connection") -> tuple[int | None, Purchase | None]:
         # While the database was away the run may have been taken over, or cancelled.
-        if not await speech.holds(connection, preview.task_id, preview.attempt, parts.leases.owner):
+        if not await runs.holds(connection, preview.task_id, preview.attempt, parts.leases.owner):
             return None, None
         known = await purchases.find(connection, preview.task_id, locked=True)
         if known is not None:
@@ -286,13 +287,13 @@ async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:
 async def _leave(parts: Parts, preview: Preview) -> None:
     """This process is leaving in the middle of a call. One that bought a voice cannot be made without paying again."""
 
-    async def put_back(connection: "Connection") -> bool:
-        return await speech.put_back(
+    async def requeue(connection: "Connection") -> bool:
+        return await speech.requeue(
             connection, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
         )
 
     buys = parts.providers.abilities_of(preview.provider).enrolls
-    if buys or not await parts.database.patiently(put_back, for_seconds=3.0):
+    if buys or not await parts.database.patiently(requeue, for_seconds=3.0):
         await _end(parts, preview, RESTARTED, "internal", {})
 
 
@@ -345,7 +346,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
                 raise Invalid("There is no finished preview of this design. Please make the preview again.")
         else:
             purchase = await purchases.find(connection, request.task_id)
-            task = await speech.find_task(connection, request.task_id, user_id)
+            task = await tasks.find(connection, request.task_id, user_id)
             if purchase is None or (purchase.user_id, purchase.kind, purchase.state) != (user_id, "design", "done"):
                 raise _unfinished(task)
         known = await voices.saved_from(connection, purchase.subject, user_id)
@@ -386,7 +387,7 @@ async def _save_recording(
     previewed = audio is None and request.task_id is not None
     if request.task_id is not None and previewed:
         async with parts.database.connection() as connection:
-            task = await speech.find_task(connection, request.task_id, user_id)
+            task = await tasks.find(connection, request.task_id, user_id)
             known = await voices.saved_from(connection, request.task_id, user_id)
         if known is not None:
             return present(known)

@@ -11,8 +11,8 @@ from uuid import UUID
 from server.audio import duration_seconds, format_named
 from server.errors import StorageUnavailable
 from server.parts import Parts
-from server.records import speech
-from server.records.speech import Storable
+from server.records import runs, speech
+from server.records.runs import Storable
 from server.relay.spool import read_spool
 from server.storage import Bucket
 
@@ -28,7 +28,7 @@ async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
     """Store one spoken run and publish it; try again later where storage is away."""
 
     async def take(connection: "Connection") -> Storable | None:
-        return await speech.take_spoken(connection, task_id, parts.leases.owner)
+        return await runs.take_spoken(connection, task_id, parts.leases.owner)
 
     storable = await parts.database.patiently(take)
     if storable is None:
@@ -114,7 +114,7 @@ async def _later(parts: Parts, storable: Storable, object_key: str, exc: Storage
             await speech.give_up_storing(connection, storable)
         else:
             pause = min(LONGEST_PAUSE_SECONDS, max(1.0, waited))
-            await speech.defer_finalize(connection, parts.queue, storable.task_id, object_key, in_seconds=pause)
+            await runs.defer_finalize(connection, parts.queue, storable.task_id, object_key, in_seconds=pause)
 
     await parts.database.patiently(again)
     parts.announcer.changed(storable.task_id)

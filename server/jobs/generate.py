@@ -13,8 +13,10 @@ from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
 from server.parts import Parts
-from server.records import idempotency, purchases, speech, voices
-from server.records.speech import NewSpeech, SpeechTask
+from server.records import idempotency, purchases, runs, speech, tasks, voices
+from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
+from server.records.speech import NewSpeech
+from server.records.tasks import SpeechTask
 
 if TYPE_CHECKING:
     from server.database import Connection
@@ -79,7 +81,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         model=voice.provider_target_model,
         format_name=audio_format.name,
         object_key=f"{user_id}/{generation_id}.{audio_format.name}",
-        job_name=speech.WATCH_MODAL_JOB if submits else speech.SYNTHESIZE_JOB,
+        job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
         in_seconds=parts.settings.deadlines.modal_watch_seconds if submits else 0.0,
     )
     try:
@@ -106,10 +108,10 @@ async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash
         if key and (first := await idempotency.remember(connection, wanted.user_id, key, request_hash, wanted.task_id)):
             return await _first_answer(connection, wanted.user_id, first, request_hash)
         limit = parts.settings.queue_limit
-        if await speech.waiting(connection, wanted.job_name, limit) >= limit:
+        if await runs.waiting(connection, wanted.job_name, limit) >= limit:
             raise Overloaded
         await speech.create(connection, parts.queue, wanted)
-        if wanted.job_name == speech.WATCH_MODAL_JOB:
+        if wanted.job_name == WATCH_MODAL_JOB:
             await purchases.claim(
                 connection,
                 wanted.task_id,
@@ -117,7 +119,7 @@ async def _create(parts: Parts, wanted: NewSpeech, key: str | None, request_hash
                 user_id=wanted.user_id,
                 lease_seconds=parts.settings.deadlines.modal_no_id_seconds,
             )
-        return await speech.get_task(connection, wanted.task_id)
+        return await tasks.get(connection, wanted.task_id)
 
 
 async def _known(parts: Parts, user_id: UUID, key: str, request_hash: bytes) -> SpeechTask | None:
@@ -132,7 +134,7 @@ async def _first_answer(
     first_hash, task_id = first
     if first_hash != request_hash:
         raise Conflict("This Idempotency-Key was used for a different request.")
-    task = await speech.find_task(connection, task_id, user_id)
+    task = await tasks.find(connection, task_id, user_id)
     if task is None:
         raise Conflict("This Idempotency-Key was used for a generation that no longer exists.")
     return task

@@ -25,8 +25,8 @@ from server.jobs.cancel import find_own_task
 from server.parts import Parts
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, JobLook
 from server.providers.speech import may_start_again, pause_before_start
-from server.records import idempotency, modal, purchases, speech
-from server.records.speech import SpeechTask
+from server.records import idempotency, modal, purchases, runs, speech, tasks
+from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 from server.storage import Bucket
 
@@ -109,7 +109,7 @@ async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, re
         logger.error("a job was bought and could not be written down", extra={"task_id": str(task.id), "job": job})
         raise DatabaseUnavailable from exc
     async with parts.database.connection() as connection:
-        return await speech.find_task(connection, task.id) or task
+        return await tasks.find(connection, task.id) or task
 
 
 async def _submit_until_it_works(parts: Parts, *, text: str, language: str, reference: Reference) -> str:
@@ -172,7 +172,7 @@ async def settled(parts: Parts, task: SpeechTask) -> SpeechTask:
     while not task.job and not task.terminal and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(0.1)
         async with parts.database.connection() as connection:
-            task = await speech.find_task(connection, task.id) or task
+            task = await tasks.find(connection, task.id) or task
     if task.status == "failed" and not task.job:
         kinds = (ProviderRejected, ProviderUnavailable, ProviderTimeout)
         kind = next((kind for kind in kinds if kind.category == task.error_category), ProviderUnavailable)
@@ -226,8 +226,8 @@ def _elapsed(task: SpeechTask, asked_at: datetime) -> float:
 async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Look once at a job that perhaps nobody polls, and come back later: never a loop inside a job."""
 
-    async def begin(connection: "Connection") -> modal.Watched | None:
-        return await modal.beat(connection, task_id, attempt)
+    async def begin(connection: "Connection") -> runs.Watched | None:
+        return await runs.watch(connection, task_id, attempt)
 
     watched = await parts.database.patiently(begin)
     if watched is None:
@@ -248,7 +248,7 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
         pause = SECOND_LOOK_SECONDS if verdict == "doubtful" else min(deadlines.modal_watch_seconds, left)
 
         async def again(connection: "Connection") -> None:
-            await modal.watch_again(connection, parts.queue, task_id, attempt, in_seconds=pause)
+            await runs.watch_again(connection, parts.queue, task_id, attempt, in_seconds=pause)
 
         await parts.database.patiently(again)
 
@@ -273,8 +273,8 @@ async def _judge(parts: Parts, task_id: UUID, look: JobLook, asked_at: datetime)
             return "open"
         if look.status == "failed":
             return "decided" if await modal.confirm_failure(connection, task_id, asked_at) else "doubtful"
-        if not await modal.collect(connection, parts.queue, task_id) and await modal.adopt(connection, task_id):
-            await modal.collect(connection, parts.queue, task_id)
+        if not await runs.collect(connection, parts.queue, task_id) and await modal.adopt(connection, task_id):
+            await runs.collect(connection, parts.queue, task_id)
         return "decided"
 
     verdict = await parts.database.patiently(judge, for_seconds=parts.settings.deadlines.request_database_seconds)

@@ -25,7 +25,7 @@ from server.providers.speech import (
     may_start_again,
     pause_before_start,
 )
-from server.records import purchases, speech
+from server.records import purchases, runs
 from server.records.speech import Assignment
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Speech:
         subject, user_id = self._assignment.task_id, self._assignment.user_id
 
         async def claim(connection: "Connection") -> int | None:
-            if not await speech.holds(connection, subject, self._assignment.attempt, self._parts.leases.owner):
+            if not await runs.holds(connection, subject, self._assignment.attempt, self._parts.leases.owner):
                 # Taken over or cancelled while the database was away; the row has the words that its user reads.
                 raise ProviderRejected(diagnostics={"code": "fenced", "text_sent": False})
             return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)

@@ -15,8 +15,9 @@ import msgspec
 from server.errors import ProviderError, StorageUnavailable
 from server.jobs.finalize import store
 from server.parts import Parts
-from server.records import leftovers, purchases, speech
+from server.records import leftovers, purchases, runs
 from server.records.purchases import Purchase
+from server.records.runs import Storable
 from server.storage import Bucket
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def _shown(purchase: Purchase) -> dict[str, Any]:
 async def _store(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
     task_id: UUID = run["task_id"]
 
-    async def take(connection: "Connection") -> speech.Storable | None:
-        return await speech.take_spoken(connection, task_id, parts.leases.owner, "unstored")
+    async def take(connection: "Connection") -> Storable | None:
+        return await runs.take_spoken(connection, task_id, parts.leases.owner, "unstored")
 
     storable = await parts.database.patiently(take, for_seconds=10.0)
     if storable is None:

@@ -27,15 +27,14 @@ from server.providers.speech import (
     pause_before_start,
 )
 from server.records import speech, voices
-from server.records.speech import Assignment, Fenced
+from server.records.runs import Fenced
+from server.records.speech import RESTARTED, Assignment
 from server.relay.live import AudioLog
 
 if TYPE_CHECKING:
     from server.database import Connection
 
 logger = logging.getLogger(__name__)
-
-RESTARTED = "The server was restarted while speaking. Please try again."
 
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
@@ -69,7 +68,7 @@ async def _give_back(parts: Parts, assignment: Assignment) -> None:
     """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
 
     async def give_back(connection: "Connection") -> bool:
-        return await speech.put_back(
+        return await speech.requeue(
             connection, parts.queue, assignment.task_id, assignment.attempt, reason="server restarted"
         )
 

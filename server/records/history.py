@@ -7,7 +7,8 @@ from uuid import UUID
 import msgspec
 
 from server.queue import Queue
-from server.records import speech
+from server.records import runs, speech
+from server.records.tasks import Status
 
 if TYPE_CHECKING:
     from server.database import Connection
@@ -22,7 +23,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     voice_deleted: bool
     text: str
     language: str
-    status: speech.Status
+    status: Status
     duration_seconds: float | None
     generation_time_seconds: float | None
     error_message: str | None
@@ -109,10 +110,8 @@ async def delete(
         if ended.here:
             await speech.cancel_job(connection, queue, task_id)
     # Also a run whose task a browser has deleted, and audio that was kept because it could not be stored.
-    left = await connection.fetch("DELETE FROM internal.runs WHERE generation_id = $1 RETURNING task_id", generation_id)
-    for run in left:
-        await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", run["task_id"])
+    left = await runs.forget_generation(connection, generation_id)
     await connection.execute("DELETE FROM public.generations WHERE id = $1", generation_id)
     for key in keys - {None}:
         await speech.remove_object(connection, queue, bucket, key, reason="generation deleted")
-    return Deleted([*task_ids, *(run["task_id"] for run in left)])
+    return Deleted([*task_ids, *left])

@@ -47,3 +47,10 @@ async def recall(connection: "Connection", user_id: UUID, key: str) -> tuple[byt
 async def forget(connection: "Connection", task_id: UUID) -> None:
     """Free the key of a submission that came to nothing, so that it may be tried again."""
     await connection.execute("DELETE FROM internal.idempotency WHERE task_id = $1", task_id)
+
+
+async def forget_old(connection: "Connection") -> None:
+    """Keys whose time is over are free again."""
+    await connection.execute(
+        f"DELETE FROM internal.idempotency WHERE created_at < now() - interval '{KEPT_FOR}'"  # noqa: S608 - a constant
+    )

@@ -9,12 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-import msgspec
-
 from server.errors import Category
 from server.queue import Queue
-from server.records import purchases, speech
-from server.records.speech import COLLECT_MODAL_JOB, WATCH_MODAL_JOB
+from server.records import purchases, runs, speech
+from server.records.tasks import ACTIVE
 
 if TYPE_CHECKING:
     from server.database import Connection
@@ -56,63 +54,6 @@ async def count_poll(connection: "Connection", task_id: UUID) -> datetime | None
     return asked_at
 
 
-class Watched(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that is being watched.
-
-    Attributes:
-        asked_at: When this look begins, by the database's clock.
-        age_seconds: Since the submission.
-        active: The task is there and has not ended.
-    """
-
-    asked_at: datetime
-    age_seconds: float
-    active: bool
-    job: str | None
-
-
-async def beat(connection: "Connection", task_id: UUID, attempt: int) -> Watched | None:
-    """Say that the watcher lives. None when there is nothing to watch (any more)."""
-    row = await connection.fetchrow(
-        """WITH watched AS (
-               UPDATE internal.runs SET beat_at = now()
-                WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued'
-               RETURNING task_id, created_at)
-           SELECT now() AS asked_at, extract(epoch FROM now() - w.created_at)::float8 AS age_seconds,
-                  coalesce(t.status IN ('pending', 'processing') AND g.status IN ('pending', 'processing'), false)
-                      AS active,
-                  coalesce(t.provider_job_id, t.modal_job_id) AS job
-             FROM watched w
-             LEFT JOIN public.tasks t ON t.id = w.task_id
-             LEFT JOIN public.generations g ON g.id = t.generation_id""",
-        task_id,
-        attempt,
-        WATCH_MODAL_JOB,
-    )
-    return Watched(**dict(row)) if row else None
-
-
-async def watch_again(
-    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, in_seconds: float
-) -> None:
-    """Defer the next look, unless there is nothing to watch or another watcher's look is deferred already."""
-    watched = await connection.fetchval(
-        """SELECT true FROM internal.runs
-            WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued' FOR NO KEY UPDATE""",
-        task_id,
-        attempt,
-        WATCH_MODAL_JOB,
-    )
-    # A statement of its own: it has to see what the one before us committed while we waited for the row.
-    if watched and not await connection.fetchval(
-        """SELECT EXISTS (SELECT 1 FROM internal.procrastinate_jobs
-                           WHERE status = 'todo' AND task_name = $2 AND args ->> 'task_id' = $1)""",
-        str(task_id),
-        WATCH_MODAL_JOB,
-    ):
-        await speech.start_job(connection, queue, WATCH_MODAL_JOB, task_id, attempt, in_seconds=in_seconds)
-
-
 # --- judging what was seen --------------------------------------------------------------------------------------------
 
 
@@ -141,21 +82,6 @@ async def confirm_failure(connection: "Connection", task_id: UUID, asked_at: dat
     return bool(confirmed)
 
 
-async def collect(connection: "Connection", queue: Queue, task_id: UUID) -> bool:
-    """The job is done: turn the watched run into one that is collected. True for one caller only, whoever asks."""
-    attempt: int | None = await connection.fetchval(
-        """UPDATE internal.runs SET job_name = $2, beat_at = now()
-            WHERE task_id = $1 AND job_name = $3 AND state = 'queued' RETURNING attempt""",
-        task_id,
-        COLLECT_MODAL_JOB,
-        WATCH_MODAL_JOB,
-    )
-    if attempt is None:
-        return False
-    await speech.start_job(connection, queue, COLLECT_MODAL_JOB, task_id, attempt)
-    return True
-
-
 async def end_watched(
     connection: "Connection",
     queue: Queue,
@@ -173,10 +99,7 @@ async def end_watched(
         task_id,
     )
     await connection.execute("SELECT 1 FROM public.tasks WHERE id = $1 FOR UPDATE", task_id)
-    run = await connection.fetchrow(
-        "SELECT job_name, state FROM internal.runs WHERE task_id = $1 FOR NO KEY UPDATE", task_id
-    )
-    if run and (run["job_name"], run["state"]) != (WATCH_MODAL_JOB, "queued"):
+    if await runs.is_being_collected(connection, task_id):
         return False
     ended = await speech.end(connection, task_id, status=status, detail=detail, category=category, facts=facts)
     if ended.here:
@@ -226,18 +149,10 @@ async def adopt(connection: "Connection", task_id: UUID) -> bool:
             WHERE t.id = $1 FOR UPDATE OF g""",
         task_id,
     )
-    if generation is None or generation["status"] not in speech.ACTIVE:
+    if generation is None or generation["status"] not in ACTIVE:
         await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
         return False
     await connection.execute(
         "UPDATE public.generations SET output_format = 'wav' WHERE id = $1 AND output_format IS NULL", generation["id"]
     )
-    adopted = await connection.fetchval(
-        """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, created_at)
-           SELECT t.id, t.generation_id, $2, t.user_id || '/' || t.generation_id || '.wav', t.created_at
-             FROM public.tasks t WHERE t.id = $1 AND t.status IN ('pending', 'processing')
-           ON CONFLICT (task_id) DO NOTHING RETURNING true""",
-        task_id,
-        WATCH_MODAL_JOB,
-    )
-    return bool(adopted)
+    return await runs.add_watched(connection, task_id)

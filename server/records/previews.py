@@ -6,8 +6,8 @@ from uuid import UUID
 import msgspec
 
 from server.queue import Queue
-from server.records import speech
-from server.records.speech import PREVIEW_JOB
+from server.records import runs
+from server.records.runs import PREVIEW_JOB
 
 if TYPE_CHECKING:
     from server.database import Connection
@@ -46,28 +46,19 @@ async def create(
         provider,
         {"text": text, "language": language, "instruct": instruct},
     )
-    await connection.execute(
-        "INSERT INTO internal.runs (task_id, job_name, object_key) VALUES ($1, $2, $3)",
-        task_id,
-        PREVIEW_JOB,
-        f"{user_id}/preview_{task_id}.wav",
+    await runs.add(
+        connection, queue, task_id=task_id, job_name=PREVIEW_JOB, object_key=f"{user_id}/preview_{task_id}.wav"
     )
-    await speech.start_job(connection, queue, PREVIEW_JOB, task_id, 1)
 
 
 async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> Preview | None:
     """Take a queued preview for ``owner``; None when it is gone, taken, or has moved on to another attempt."""
     row = await connection.fetchrow(
-        """UPDATE internal.runs r SET owner = $3, state = 'speaking', beat_at = now()
-             FROM public.tasks t
-            WHERE r.task_id = $1 AND r.attempt = $2 AND r.state = 'queued'
-              AND t.id = r.task_id AND t.status IN ('pending', 'processing')
-        RETURNING r.object_key, t.user_id, t.provider, t.metadata""",
+        "SELECT user_id, provider, metadata FROM public.tasks WHERE id = $1 AND status IN ('pending', 'processing')",
         task_id,
-        attempt,
-        owner,
     )
-    if row is None:
+    claimed = await runs.claim(connection, task_id, attempt, owner) if row else None
+    if row is None or claimed is None:
         return None
     asked = row["metadata"]
     return Preview(
@@ -78,7 +69,7 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
         text=asked["text"],
         language=asked["language"],
         instruct=asked["instruct"],
-        object_key=row["object_key"],
+        object_key=claimed.object_key,
     )
 
 
@@ -100,5 +91,5 @@ async def complete(connection: "Connection", preview: Preview, *, request_id: st
         completed = await connection.fetchval(
             "SELECT status = 'completed' FROM public.tasks WHERE id = $1", preview.task_id
         )
-    await connection.execute("DELETE FROM internal.runs WHERE task_id = $1", preview.task_id)
+    await runs.forget(connection, preview.task_id)
     return bool(completed)

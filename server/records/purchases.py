@@ -190,3 +190,12 @@ async def undecided(connection: "Connection") -> list[Purchase]:
         f"{_PURCHASE} WHERE state = 'unknown' OR (state = 'calling' AND lease_until < now()) ORDER BY updated_at"
     )
     return [Purchase(**dict(row)) for row in rows]
+
+
+async def forget_old(connection: "Connection", older_than_seconds: float) -> None:
+    """What is left of a speech is only money, long looked at; voices and previews are known by theirs for ever."""
+    await connection.execute(
+        """DELETE FROM internal.purchases WHERE kind IN ('http', 'modal')
+              AND updated_at < now() - make_interval(secs => $1)""",
+        older_than_seconds,
+    )

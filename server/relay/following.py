@@ -13,8 +13,8 @@ from uuid import UUID
 
 from server.announce import LIVE_CHANNEL, Announcer, names
 from server.database import REFUSED, Database, Listener
-from server.records import speech
-from server.records.speech import Glimpse, SpeechTask
+from server.records import tasks
+from server.records.tasks import Glimpse, SpeechTask
 from server.relay.live import AudioLog, LiveAudio
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Following:
 
     async def _look(self, feeds: list[Feed]) -> None:
         async with self._database.connection() as connection:
-            found = await speech.look(connection, [self._wanted(feed) for feed in feeds])
+            found = await tasks.read_glimpses(connection, [self._wanted(feed) for feed in feeds])
         for feed in feeds:
             glimpse = found.get(feed.task.id)
             if glimpse is None:

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from server.announce import CANCEL_CHANNEL, names
 from server.database import REFUSED, Database, Listener
+from server.records import runs
 from server.settings import Deadlines
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,6 @@ WITH held AS (
        FOR NO KEY UPDATE OF r SKIP LOCKED
 )
 UPDATE internal.runs r SET beat_at = now() FROM held WHERE r.task_id = held.task_id RETURNING r.task_id
-"""
-_STILL_MINE = """
-SELECT r.task_id FROM internal.runs r
-  JOIN unnest($1::uuid[], $2::int[]) AS mine (task_id, attempt) USING (task_id, attempt) WHERE r.owner = $3
 """
 
 
@@ -122,10 +119,8 @@ class Leases:
             missing = mine.keys() - {row["task_id"] for row in rows}
             if not missing:
                 return
-            rows = await connection.fetch(
-                _STILL_MINE, list(missing), [mine[task_id] for task_id in missing], self.owner
-            )
-        for task_id in missing - {row["task_id"] for row in rows}:
+            still_mine = await runs.still_held(connection, {task_id: mine[task_id] for task_id in missing}, self.owner)
+        for task_id in missing - still_mine:
             held = self._held.get(task_id)
             if held and held.attempt == mine[task_id] and held.lost:
                 logger.info("run lost", extra={"task_id": str(task_id)})

@@ -8,17 +8,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from server.announce import Announcer
 from server.database import REFUSED, Database
 from server.errors import DatabaseUnavailable
 from server.metrics import Metrics
+from server.records import runs
+from server.records.runs import Standing
 from server.relay.live import AudioLog
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +50,6 @@ WITH batch AS (
     SELECT b.task_id, b.attempt, b.byte_offset, b.bytes FROM batch b JOIN moved m USING (task_id, attempt)
 )
 SELECT task_id, byte_length FROM moved
-"""
-_WHERE_IT_STANDS = """
-SELECT task_id, attempt, state, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])
 """
 
 
@@ -162,7 +158,7 @@ class SpoolWriter:
                 async with self._database.connection() as connection:
                     kept = {row["task_id"]: row["byte_length"] for row in await connection.fetch(_APPEND, *columns)}
                     missing = [log for log in ends if log.task_id not in kept]
-                    standing = await self._where_they_stand(connection, missing)
+                    standing = await runs.standings(connection, [log.task_id for log in missing]) if missing else {}
                 break
             except REFUSED as exc:
                 logger.warning("spool write failed, trying again", extra={"reason": type(exc).__name__})
@@ -175,21 +171,14 @@ class SpoolWriter:
                 self._settle(log, stop, standing.get(log.task_id))
         self._announcer.spread(kept)
 
-    @staticmethod
-    async def _where_they_stand(connection: "Connection", missing: list[AudioLog]) -> dict[UUID, tuple[int, str, int]]:
-        if not missing:
-            return {}
-        rows = await connection.fetch(_WHERE_IT_STANDS, [log.task_id for log in missing])
-        return {row["task_id"]: (row["attempt"], row["state"], row["byte_length"]) for row in rows}
-
-    def _settle(self, log: AudioLog, stop: int, standing: tuple[int, str, int] | None) -> None:
-        if standing is None or standing[:2] != (log.attempt, "speaking"):
+    def _settle(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
+        if standing is None or (standing.attempt, standing.state) != (log.attempt, "speaking"):
             if lost := self._writing.get(log):
                 lost()
         else:
-            if standing[2] > log.durable:
+            if standing.byte_length > log.durable:
                 # A commit whose answer was lost had arrived. What it kept is ours: an attempt has one writer.
-                log.committed(standing[2])
+                log.committed(standing.byte_length)
             if log.durable < stop and log in self._writing:
                 # Somebody holds the row for a moment, or there is more than was kept; the next tick takes the rest.
                 self._grown[log] = None

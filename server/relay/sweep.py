@@ -16,12 +16,13 @@ from uuid import UUID
 import asyncpg
 
 from server.announce import Announcer
-from server.database import REFUSED, Database
+from server.database import REFUSED, Database, wait_for_locks
 from server.errors import Category
-from server.jobs.synthesize import RESTARTED
 from server.metrics import Metrics
 from server.queue import Queue
-from server.records import modal, removals, speech
+from server.records import idempotency, modal, purchases, removals, runs, speech, tasks
+from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Fenced, Lost
+from server.records.speech import RESTARTED
 from server.settings import Deadlines
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A worker that died before the first byte is replaced once (design §7); after that the text itself is suspect.
-ATTEMPTS = 2
-# A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
-COLLECT_ATTEMPTS = 5
 NOBODY_FREE = "Nobody was free to speak this in time. Please try again."
 # How many renewals after an outage of the database a process that lives has certainly got through.
 BEATS_MISSED = 5
@@ -79,71 +76,54 @@ class Sweeper:
         """One look at every run that should have moved."""
         # An outage ages everybody's beat; first let those who live say so.
         if time.monotonic() >= self._trusts_beats_at:
-            for task_id, attempt, may_be_repeated in await self._lost():
-                with _somebody_holds_it(task_id):
-                    await self._take_from_the_dead(task_id, attempt, may_be_repeated)
-        for task_id, attempt in await self._waited_too_long():
+            async with self._database.connection() as connection:
+                lost = await runs.lost(connection, self._deadlines.lost_after_seconds)
+            for run in lost:
+                with _somebody_holds_it(run.task_id):
+                    await self._take_from_the_dead(run)
+        async with self._database.connection() as connection:
+            overdue = await runs.overdue(connection, self._deadlines.queue_seconds)
+        for task_id, attempt in overdue:
             with _somebody_holds_it(task_id):
                 await self._end(task_id, attempt, NOBODY_FREE, "provider_unavailable", state="queued")
-        await self._restart_jobs()
+        async with self._database.transaction() as connection:
+            for task_id in await runs.restart_idle(connection, self._queue, self._deadlines.idle_run_seconds):
+                logger.warning("job lost, deferred again", extra={"task_id": str(task_id)})
         async with self._database.transaction() as connection:
             self._metrics.queue_depth(await self._queue.depth(connection))
             for bucket, object_key in await removals.overdue(connection, REMOVAL_OVERDUE_SECONDS):
-                await self._queue.defer(connection, speech.REMOVE_JOB, bucket=bucket, object_key=object_key)
+                await self._queue.defer(connection, REMOVE_JOB, bucket=bucket, object_key=object_key)
 
-    async def _lost(self) -> list[tuple[UUID, int, bool]]:
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT task_id, attempt, CASE WHEN job_name = $2 THEN attempt < $3
-                                                 ELSE byte_length = 0 AND attempt < $4 END AS may_be_repeated
-                     FROM internal.runs
-                    WHERE state = 'speaking' AND beat_at < now() - make_interval(secs => $1)""",
-                self._deadlines.lost_after_seconds,
-                speech.COLLECT_MODAL_JOB,
-                COLLECT_ATTEMPTS,
-                ATTEMPTS,
-            )
-        return [(row["task_id"], row["attempt"], row["may_be_repeated"]) for row in rows]
-
-    async def _take_from_the_dead(self, task_id: UUID, attempt: int, may_be_repeated: bool) -> None:
-        if may_be_repeated:
+    async def _take_from_the_dead(self, run: Lost) -> None:
+        silent_for_seconds = self._deadlines.lost_after_seconds
+        if run.repeatable:
             async with self._impatient_transaction() as connection:
-                back = await speech.put_back(
+                back = await speech.requeue(
                     connection,
                     self._queue,
-                    task_id,
-                    attempt,
+                    run.task_id,
+                    run.attempt,
                     reason="its process died",
-                    silent_for_seconds=self._deadlines.lost_after_seconds,
+                    silent_for_seconds=silent_for_seconds,
                 )
             if back:
-                logger.warning("run taken from a dead process", extra={"task_id": str(task_id)})
-                self._announcer.changed(task_id)
+                logger.warning("run taken from a dead process", extra={"task_id": str(run.task_id)})
+                self._announcer.changed(run.task_id)
         else:
             await self._end(
-                task_id,
-                attempt,
+                run.task_id,
+                run.attempt,
                 RESTARTED,
                 "internal",
-                silent_for_seconds=self._deadlines.lost_after_seconds,
-                facts={"error": {"code": "process_died", "attempt": attempt}},
+                silent_for_seconds=silent_for_seconds,
+                facts={"error": {"code": "process_died", "attempt": run.attempt}},
             )
-
-    async def _waited_too_long(self) -> list[tuple[UUID, int]]:
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT task_id, attempt FROM internal.runs
-                    WHERE state = 'queued' AND job_name = ANY($2) AND created_at < now() - make_interval(secs => $1)""",
-                self._deadlines.queue_seconds,
-                [speech.SYNTHESIZE_JOB, speech.PREVIEW_JOB],
-            )
-        return [(row["task_id"], row["attempt"]) for row in rows]
 
     @asynccontextmanager
     async def _impatient_transaction(self) -> "AsyncIterator[Connection]":
         """For one run. A process that is paused inside a transaction must not keep us from all the others."""
         async with self._database.transaction() as connection:
-            await connection.execute("SET LOCAL lock_timeout = '1s'")
+            await wait_for_locks(connection, at_most_seconds=1.0)
             yield connection
 
     async def _end(
@@ -175,39 +155,22 @@ class Sweeper:
                     silent_for_seconds=silent_for_seconds,
                     facts=facts,
                 )
-        except speech.Fenced:
+        except Fenced:
             return
         if ended.here:
             logger.warning("run ended by the sweep", extra={"task_id": str(task_id), "category": category})
             self._metrics.task_ended(ended.provider, "failed", category)
         self._announcer.changed(task_id)
 
-    async def _restart_jobs(self) -> None:
-        """Runs that wait for a job which is not in the queue (any more). Twice is harmless by the job's own guards."""
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(
-                """UPDATE internal.runs SET beat_at = now()
-                    WHERE task_id IN (
-                        SELECT r.task_id FROM internal.runs r
-                         WHERE r.state IN ('queued', 'spoken') AND r.beat_at < now() - make_interval(secs => $1)
-                           AND NOT EXISTS (SELECT 1 FROM internal.procrastinate_jobs j
-                                            WHERE j.status = 'todo' AND j.args ->> 'task_id' = r.task_id::text)
-                           FOR NO KEY UPDATE OF r SKIP LOCKED)
-                RETURNING task_id, attempt, state, job_name, object_key""",
-                self._deadlines.idle_run_seconds,
-            )
-            for row in rows:
-                logger.warning("job lost, deferred again", extra={"task_id": str(row["task_id"])})
-                if row["state"] == "spoken":
-                    await speech.defer_finalize(connection, self._queue, row["task_id"], row["object_key"])
-                else:
-                    await speech.start_job(connection, self._queue, row["job_name"], row["task_id"], row["attempt"])
-
     async def clean(self) -> None:
         """What has served its time goes."""
+        deadlines = self._deadlines
         async with self._database.connection() as connection:
-            for statement, arguments in self._housekeeping():
-                await connection.execute(statement, *arguments)
+            await tasks.forget_hidden(connection, deadlines.keep_hidden_seconds)
+            await idempotency.forget_old(connection)
+            await purchases.forget_old(connection, deadlines.keep_purchases_seconds)
+            await runs.forget_unstored(connection, deadlines.finalize_seconds + deadlines.keep_unstored_seconds)
+            await self._queue.abort_orphans(connection)
         await self._adopt()
 
     async def _adopt(self) -> None:
@@ -219,38 +182,6 @@ class Sweeper:
             async with self._database.transaction() as connection:
                 if await modal.adopt(connection, task_id):
                     logger.info("task of the older system is watched now", extra={"task_id": str(task_id)})
-                    await speech.start_job(connection, self._queue, speech.WATCH_MODAL_JOB, task_id, 1)
+                    await runs.start_job(connection, self._queue, WATCH_MODAL_JOB, task_id, 1)
         for task_id in abandoned:
             await self._end(task_id, None, "The speech provider did not finish in time. Please try again.", "timeout")
-
-    def _housekeeping(self) -> list[tuple[str, tuple[float, ...]]]:
-        deadlines = self._deadlines
-        return [
-            (
-                """DELETE FROM public.tasks WHERE deleted_at < now() - make_interval(secs => $1)
-                      AND status NOT IN ('pending', 'processing')""",
-                (deadlines.keep_hidden_seconds,),
-            ),
-            ("DELETE FROM internal.idempotency WHERE created_at < now() - interval '24 hours'", ()),
-            # Voices and previews are known by theirs for ever; what is left of a speech is only money, long looked at.
-            (
-                """DELETE FROM internal.purchases WHERE kind IN ('http', 'modal')
-                      AND updated_at < now() - make_interval(secs => $1)""",
-                (deadlines.keep_purchases_seconds,),
-            ),
-            (
-                """WITH expired AS (
-                       DELETE FROM internal.runs
-                        WHERE state = 'unstored' AND spoken_at < now() - make_interval(secs => $1) RETURNING task_id)
-                   DELETE FROM internal.spool WHERE task_id IN (SELECT task_id FROM expired)""",
-                (deadlines.finalize_seconds + deadlines.keep_unstored_seconds,),
-            ),
-            # Jobs of processes that died hard; their runs have long moved on.
-            (
-                """SELECT internal.procrastinate_finish_job_v1(j.id, 'aborted', true)
-                     FROM internal.procrastinate_jobs j
-                     LEFT JOIN internal.procrastinate_workers w ON w.id = j.worker_id
-                    WHERE j.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - interval '1 hour')""",
-                (),
-            ),
-        ]

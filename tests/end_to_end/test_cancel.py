@@ -13,7 +13,7 @@ import pytest
 
 from server.dev.simulator import Planned, Simulator
 from server.queue import DEFAULT
-from server.records.speech import FINALIZE_JOB
+from server.records.runs import FINALIZE_JOB
 from server.settings import Settings
 from server.storage import Bucket
 from tests.end_to_end.conftest import gateway_behind, take_no_jobs

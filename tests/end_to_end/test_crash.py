@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from server.dev.simulator import Simulator
-from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT
+from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Settings
 from server.storage import Bucket

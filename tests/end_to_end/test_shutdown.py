@@ -15,8 +15,8 @@ import pytest
 
 from server import lifecycle, queue
 from server.dev.simulator import Simulator
-from server.jobs.synthesize import RESTARTED
 from server.lifecycle import stop
+from server.records.speech import RESTARTED
 from server.settings import Settings
 from tests.end_to_end.conftest import deaf, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after

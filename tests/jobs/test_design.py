@@ -15,8 +15,8 @@ import pytest
 from server.dev.simulator import Planned, Simulator
 from server.jobs import buying, design
 from server.jobs.reconcile import reconcile
-from server.jobs.synthesize import RESTARTED
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
+from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Settings
 from server.storage import Bucket

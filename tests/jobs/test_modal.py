@@ -14,7 +14,8 @@ from server.dev.simulator import Simulator
 from server.providers.modal import api as modal_provider
 from server.queue import DEFAULT_CONCURRENCY
 from server.records import modal as modal_records
-from server.records import speech
+from server.records import runs
+from server.records.runs import WATCH_MODAL_JOB
 from server.relay.sweep import Sweeper
 from server.settings import Settings
 from tests.gateway import Client, Gateway, running_gateway
@@ -160,12 +161,12 @@ async def test_watchers_do_not_multiply(
     task_id = UUID((await client.generate(voice_id))["task_id"])
     async with gateway.parts.database.transaction() as connection:
         for _ in range(10):
-            await speech.start_job(connection, gateway.parts.queue, speech.WATCH_MODAL_JOB, task_id, 1)
+            await runs.start_job(connection, gateway.parts.queue, WATCH_MODAL_JOB, task_id, 1)
     await looked(simulator, 15)
 
     async def one_left() -> bool:
         waiting = await rows.fetchval(
-            "SELECT count(*) FROM internal.procrastinate_jobs WHERE task_name = $1", speech.WATCH_MODAL_JOB
+            "SELECT count(*) FROM internal.procrastinate_jobs WHERE task_name = $1", WATCH_MODAL_JOB
         )
         return bool(waiting == 1)
 

@@ -20,8 +20,8 @@ from server.audio import parse_wav
 from server.dev.simulator import Call, Simulator
 from server.dev.simulator.serving import serving
 from server.jobs import pieces, synthesize
-from server.jobs.synthesize import RESTARTED
 from server.providers.qwen.text import count_characters
+from server.records.speech import RESTARTED
 from server.settings import Deadlines, Settings
 from tests.audio.samples import tone, wav
 from tests.end_to_end.hearing import Ears

@@ -9,8 +9,9 @@ import pytest
 
 from server.database import Database, Listener
 from server.queue import Queue
-from server.records import speech
-from server.records.speech import Assignment, Fenced, NewSpeech, SpeechGone, Storable
+from server.records import runs, speech, tasks
+from server.records.runs import Fenced, Storable
+from server.records.speech import Assignment, NewSpeech, SpeechGone
 from tests.gateway import insert_voice
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -130,8 +131,8 @@ async def mark_spoken(world: World) -> object:
     )
 
 
-async def put_back(world: World) -> object:
-    return await speech.put_back(world.connection, world.queue, world.task_id, 1, reason="on purpose")
+async def requeue(world: World) -> object:
+    return await speech.requeue(world.connection, world.queue, world.task_id, 1, reason="on purpose")
 
 
 async def fail(world: World) -> object:
@@ -159,7 +160,7 @@ async def take_for_dead(world: World) -> object:
 
 
 async def begin_to_store(world: World) -> object:
-    return await speech.take_spoken(world.connection, world.task_id, OWNER)
+    return await runs.take_spoken(world.connection, world.task_id, OWNER)
 
 
 async def publish(world: World) -> object:
@@ -178,7 +179,7 @@ MAY: dict[Actor, set[Run]] = {
     show_progress: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
     note_audio: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
     mark_spoken: {HEARD},
-    put_back: {SILENT},
+    requeue: {SILENT},
     fail: {SILENT, HEARD},
     fail_while_waiting: {QUEUED},
     take_for_dead: set(),
@@ -258,14 +259,14 @@ async def test_audio_that_was_paid_for_and_not_stored_is_kept_whatever_its_user_
         before = await world.snapshot()
         await actor(world)
         assert await world.snapshot() == before, actor.__name__
-    assert await speech.take_spoken(world.connection, world.task_id, OWNER, "unstored")
+    assert await runs.take_spoken(world.connection, world.task_id, OWNER, "unstored")
 
 
 async def test_publishing_completes_both_rows_and_forgets_the_run(world: World) -> None:
     await find(world, SPOKEN)
     await world.connection.execute("INSERT INTO internal.spool VALUES ($1, 1, 0, 'audio')", world.task_id)
     assert await act(world, publish)
-    task = await speech.get_task(world.connection, world.task_id)
+    task = await tasks.get(world.connection, world.task_id)
     assert (task.status, task.object_key, task.byte_length, task.run_state) == ("completed", "a/b.mp3", 5, None)
     assert await world.connection.fetchval("SELECT count(*) FROM internal.spool") == 0
     assert not await act(world, publish), "twice is once"
@@ -283,7 +284,7 @@ async def test_a_task_whose_generation_was_deleted_past_us_can_still_be_ended(wo
         world.connection, world.task_id, status="cancelled", detail="x", category="cancelled", attempt=1
     )
     assert ended.here
-    assert (await speech.get_task(world.connection, world.task_id)).status == "cancelled"
+    assert (await tasks.get(world.connection, world.task_id)).status == "cancelled"
     assert await world.connection.fetchval("SELECT count(*) FROM internal.runs") == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from server.announce import LIVE_CHANNEL, Announcer
 from server.database import Database, Listener
-from server.records import speech
+from server.records import tasks
 from server.relay.following import LOOK_EVERY_SECONDS, Feed, Following
 from server.relay.live import LiveAudio
 from tests.support import wait_for
@@ -59,7 +59,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def followed(self, task_id: UUID) -> AsyncIterator[Feed]:
-        task = await speech.find_task(self.rows, task_id)
+        task = await tasks.find(self.rows, task_id)
         assert task
         async with self.following.follow(task) as feed:
             yield feed

@@ -1,0 +1,485 @@
+"""The run: the row that says who is working on a task, and how far that work has come.
+
+A run is ``queued`` until a job claims it, ``speaking`` while its owner says every second that it lives, ``spoken`` once
+every byte is in the spool, and gone when its audio is stored or the task has ended; ``unstored`` keeps audio that was
+paid for and could not be stored. Nobody else changes these rows, but for the two statements of ``relay/`` that are said
+all the time: the spool's append and the renewal of leases.
+"""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+import msgspec
+
+from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
+
+if TYPE_CHECKING:
+    from server.database import Connection
+
+State = Literal["queued", "speaking", "spoken", "unstored"]
+
+SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB, PREVIEW_JOB = "synthesize", "finalize", "remove", "preview"
+# A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
+WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
+# What waits on a provider has queues of its own, so that storing never waits behind it.
+_QUEUES = {
+    SYNTHESIZE_JOB: SYNTHESIS,
+    COLLECT_MODAL_JOB: SYNTHESIS,
+    PREVIEW_JOB: SYNTHESIS,
+    WATCH_MODAL_JOB: WATCHING,
+}
+
+# A worker that died before the first byte is replaced once; after that the text itself is suspect.
+ATTEMPTS = 2
+# A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
+COLLECT_ATTEMPTS = 5
+
+
+class Fenced(Exception):
+    """This attempt was taken over, or cancelled, between two statements. Rolls the transaction back."""
+
+
+# --- queued -----------------------------------------------------------------------------------------------------------
+
+
+async def add(
+    connection: "Connection",
+    queue: Queue,
+    *,
+    task_id: UUID,
+    job_name: str,
+    object_key: str,
+    generation_id: UUID | None = None,
+    in_seconds: float = 0.0,
+) -> None:
+    """Insert the first attempt and defer its job, to start ``in_seconds`` from now."""
+    await connection.execute(
+        "INSERT INTO internal.runs (task_id, generation_id, job_name, object_key) VALUES ($1, $2, $3, $4)",
+        task_id,
+        generation_id,
+        job_name,
+        object_key,
+    )
+    await start_job(connection, queue, job_name, task_id, 1, in_seconds=in_seconds)
+
+
+async def add_watched(connection: "Connection", task_id: UUID) -> bool:
+    """Give an active task of the older system a run that is watched; False where it has one, or has ended."""
+    added = await connection.fetchval(
+        """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, created_at)
+           SELECT t.id, t.generation_id, $2, t.user_id || '/' || t.generation_id || '.wav', t.created_at
+             FROM public.tasks t WHERE t.id = $1 AND t.status IN ('pending', 'processing')
+           ON CONFLICT (task_id) DO NOTHING RETURNING true""",
+        task_id,
+        WATCH_MODAL_JOB,
+    )
+    return bool(added)
+
+
+async def start_job(
+    connection: "Connection", queue: Queue, job_name: str, task_id: UUID, attempt: int, *, in_seconds: float = 0.0
+) -> None:
+    """Defer the job that takes a queued run on."""
+    await queue.defer(
+        connection,
+        job_name,
+        queue=_QUEUES.get(job_name, DEFAULT),
+        in_seconds=in_seconds,
+        task_id=task_id,
+        attempt=attempt,
+    )
+
+
+async def waiting(connection: "Connection", job_name: str, at_most: int) -> int:
+    """How many runs that begin with this job are not being worked on yet; counting stops at ``at_most``."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM (SELECT 1 FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w",
+        at_most,
+        job_name,
+    )
+    return count
+
+
+# --- speaking ---------------------------------------------------------------------------------------------------------
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A run that has just become somebody's. ``waited_seconds``: since it was made."""
+
+    generation_id: UUID | None
+    object_key: str
+    waited_seconds: float
+
+
+async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> Claimed | None:
+    """Take a queued run for ``owner``; None when it is gone, taken, or has moved on to another attempt."""
+    row = await connection.fetchrow(
+        """UPDATE internal.runs SET owner = $3, state = 'speaking', beat_at = now()
+            WHERE task_id = $1 AND attempt = $2 AND state = 'queued'
+        RETURNING generation_id, object_key, extract(epoch FROM now() - created_at)::float8 AS waited_seconds""",
+        task_id,
+        attempt,
+        owner,
+    )
+    return Claimed(**dict(row)) if row else None
+
+
+async def holds(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> bool:
+    """Whether a run is still ``owner``'s to work on, and stays so for this transaction."""
+    held = await connection.fetchval(
+        "SELECT true FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND owner = $3 FOR UPDATE",
+        task_id,
+        attempt,
+        owner,
+    )
+    return bool(held)
+
+
+async def still_held(connection: "Connection", attempts: dict[UUID, int], owner: UUID) -> set[UUID]:
+    """Which of these tasks' runs are still ``owner``'s, at the attempt named for each."""
+    rows = await connection.fetch(
+        """SELECT r.task_id FROM internal.runs r
+             JOIN unnest($1::uuid[], $2::int[]) AS mine (task_id, attempt) USING (task_id, attempt)
+            WHERE r.owner = $3""",
+        list(attempts),
+        list(attempts.values()),
+        owner,
+    )
+    return {row["task_id"] for row in rows}
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How far a run has come. ``byte_length``: of its audio that is in the spool."""
+
+    attempt: int
+    state: State
+    byte_length: int
+
+
+async def standings(connection: "Connection", task_ids: list[UUID]) -> dict[UUID, Standing]:
+    """How far these tasks' runs have come; a run that is gone is not in the answer."""
+    rows = await connection.fetch(
+        "SELECT task_id, attempt, state, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])", task_ids
+    )
+    return {row["task_id"]: Standing(row["attempt"], row["state"], row["byte_length"]) for row in rows}
+
+
+async def note_sample_rate(connection: "Connection", task_id: UUID, attempt: int, sample_rate_hz: int) -> None:
+    """Keep the rate of what is being spoken, for whoever reads the spool meanwhile."""
+    await connection.execute(
+        "UPDATE internal.runs SET sample_rate_hz = $3 WHERE task_id = $1 AND attempt = $2",
+        task_id,
+        attempt,
+        sample_rate_hz,
+    )
+
+
+async def requeue(
+    connection: "Connection",
+    queue: Queue,
+    task_id: UUID,
+    attempt: int,
+    *,
+    silent_for_seconds: float | None = None,
+) -> bool:
+    """Let somebody else work on a run of which nobody has heard a byte: a new attempt, and a new job for it.
+
+    What is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
+
+    Args:
+        silent_for_seconds: Only if its owner still has not said for so long that it lives.
+    """
+    job_name: str | None = await connection.fetchval(
+        """UPDATE internal.runs
+              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0
+            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
+              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
+        RETURNING job_name""",
+        task_id,
+        attempt,
+        COLLECT_MODAL_JOB,
+        silent_for_seconds,
+    )
+    if job_name is None:
+        return False
+    await connection.execute("DELETE FROM internal.spool WHERE task_id = $1 AND attempt <= $2", task_id, attempt)
+    await start_job(connection, queue, job_name, task_id, attempt + 1)
+    return True
+
+
+# --- watched ----------------------------------------------------------------------------------------------------------
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that waits for a job API.
+
+    Attributes:
+        asked_at: When this poll begins, by the database's clock.
+        age_seconds: Since the submission.
+        active: The task is there and has not ended.
+    """
+
+    asked_at: datetime
+    age_seconds: float
+    active: bool
+    job: str | None
+
+
+async def watch(connection: "Connection", task_id: UUID, attempt: int) -> Watched | None:
+    """Say that the watcher lives. None when there is nothing to watch (any more)."""
+    row = await connection.fetchrow(
+        """WITH watched AS (
+               UPDATE internal.runs SET beat_at = now()
+                WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued'
+               RETURNING task_id, created_at)
+           SELECT now() AS asked_at, extract(epoch FROM now() - w.created_at)::float8 AS age_seconds,
+                  coalesce(t.status IN ('pending', 'processing') AND g.status IN ('pending', 'processing'), false)
+                      AS active,
+                  coalesce(t.provider_job_id, t.modal_job_id) AS job
+             FROM watched w
+             LEFT JOIN public.tasks t ON t.id = w.task_id
+             LEFT JOIN public.generations g ON g.id = t.generation_id""",
+        task_id,
+        attempt,
+        WATCH_MODAL_JOB,
+    )
+    return Watched(**dict(row)) if row else None
+
+
+async def watch_again(
+    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, in_seconds: float
+) -> None:
+    """Defer the next poll, unless there is nothing to watch or another watcher's poll is deferred already."""
+    watched = await connection.fetchval(
+        """SELECT true FROM internal.runs
+            WHERE task_id = $1 AND attempt = $2 AND job_name = $3 AND state = 'queued' FOR NO KEY UPDATE""",
+        task_id,
+        attempt,
+        WATCH_MODAL_JOB,
+    )
+    # A statement of its own: it has to see what the one before us committed while we waited for the row.
+    if watched and not await connection.fetchval(
+        """SELECT EXISTS (SELECT 1 FROM internal.procrastinate_jobs
+                           WHERE status = 'todo' AND task_name = $2 AND args ->> 'task_id' = $1)""",
+        str(task_id),
+        WATCH_MODAL_JOB,
+    ):
+        await start_job(connection, queue, WATCH_MODAL_JOB, task_id, attempt, in_seconds=in_seconds)
+
+
+async def is_being_collected(connection: "Connection", task_id: UUID) -> bool:
+    """Whether the run is watched no more, but collected or stored. It stays as it is for this transaction."""
+    run = await connection.fetchrow(
+        "SELECT job_name, state FROM internal.runs WHERE task_id = $1 FOR NO KEY UPDATE", task_id
+    )
+    return run is not None and (run["job_name"], run["state"]) != (WATCH_MODAL_JOB, "queued")
+
+
+async def collect(connection: "Connection", queue: Queue, task_id: UUID) -> bool:
+    """The job is done: turn the watched run into one that is collected. True for one caller only, whoever asks."""
+    attempt: int | None = await connection.fetchval(
+        """UPDATE internal.runs SET job_name = $2, beat_at = now()
+            WHERE task_id = $1 AND job_name = $3 AND state = 'queued' RETURNING attempt""",
+        task_id,
+        COLLECT_MODAL_JOB,
+        WATCH_MODAL_JOB,
+    )
+    if attempt is None:
+        return False
+    await start_job(connection, queue, COLLECT_MODAL_JOB, task_id, attempt)
+    return True
+
+
+# --- spoken -----------------------------------------------------------------------------------------------------------
+
+
+async def mark_spoken(
+    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, byte_length: int, sample_rate_hz: int
+) -> None:
+    """Every byte is in the spool: defer the job that stores it.
+
+    Raises:
+        Fenced: The run is no longer this attempt's, or the spool holds another length.
+    """
+    object_key: str | None = await connection.fetchval(
+        """UPDATE internal.runs SET state = 'spoken', spoken_at = now(), beat_at = now(), sample_rate_hz = $4
+            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND byte_length = $3 RETURNING object_key""",
+        task_id,
+        attempt,
+        byte_length,
+        sample_rate_hz,
+    )
+    if object_key is None:
+        raise Fenced
+    await defer_finalize(connection, queue, task_id, object_key)
+
+
+async def defer_finalize(
+    connection: "Connection", queue: Queue, task_id: UUID, object_key: str, *, in_seconds: float = 0.0
+) -> None:
+    """The key travels with the job, since the row may be gone when it runs."""
+    await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
+
+
+class Storable(msgspec.Struct, frozen=True, kw_only=True):
+    """A spoken run that has to become an object."""
+
+    task_id: UUID
+    generation_id: UUID
+    attempt: int
+    byte_length: int
+    sample_rate_hz: int
+    format_name: str
+    provider: str
+    spoken_for_seconds: float
+
+
+async def take_spoken(
+    connection: "Connection", task_id: UUID, owner: UUID, state: Literal["spoken", "unstored"] = "spoken"
+) -> Storable | None:
+    """Say that ``owner`` is storing this run. Two that do so at once harm nobody; the beat only spares the second."""
+    row = await connection.fetchrow(
+        """UPDATE internal.runs r SET owner = $2, beat_at = now()
+             FROM public.generations g
+            WHERE r.task_id = $1 AND r.state = $3 AND g.id = r.generation_id
+        RETURNING r.generation_id, r.attempt, r.byte_length, r.sample_rate_hz, g.output_format AS format_name,
+                  g.tts_provider AS provider, extract(epoch FROM now() - r.spoken_at)::float8 AS spoken_for_seconds""",
+        task_id,
+        owner,
+        state,
+    )
+    return Storable(task_id=task_id, **dict(row)) if row else None
+
+
+async def keep_unstored(connection: "Connection", task_id: UUID) -> None:
+    """Storing was given up; the audio stays for whoever stores it by hand."""
+    await connection.execute(
+        "UPDATE internal.runs SET state = 'unstored', owner = NULL WHERE task_id = $1 AND state = 'spoken'", task_id
+    )
+
+
+# --- gone -------------------------------------------------------------------------------------------------------------
+
+
+async def forget(connection: "Connection", task_id: UUID) -> None:
+    """The task has its audio: run and spool go."""
+    await connection.execute("DELETE FROM internal.runs WHERE task_id = $1", task_id)
+    await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", task_id)
+
+
+async def forget_generation(connection: "Connection", generation_id: UUID) -> list[UUID]:
+    """Every run of a generation goes with its spool, in whatever state; the tasks that they belonged to."""
+    rows = await connection.fetch("DELETE FROM internal.runs WHERE generation_id = $1 RETURNING task_id", generation_id)
+    for row in rows:
+        await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", row["task_id"])
+    return [row["task_id"] for row in rows]
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """How far a run had come when it was stopped."""
+
+    state: State
+    object_key: str
+
+
+async def stop(
+    connection: "Connection",
+    task_id: UUID,
+    *,
+    attempt: int | None = None,
+    state: Literal["queued", "speaking"] = "speaking",
+    silent_for_seconds: float | None = None,
+) -> Stopped | None:
+    """The task ends without its audio: run and spool go. None where there was no such run; unstored audio stays.
+
+    Args:
+        attempt: Only if this attempt is still in ``state``; None for whoever may always end it (the user).
+        silent_for_seconds: Only if its owner still has not said for so long that it lives.
+    """
+    run = await connection.fetchrow(
+        """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored'
+              AND ($2::int IS NULL OR (attempt = $2 AND state = $3))
+              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
+           RETURNING state, object_key""",
+        task_id,
+        attempt,
+        state,
+        silent_for_seconds,
+    )
+    if run is None:
+        return None
+    await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", task_id)
+    return Stopped(run["state"], run["object_key"])
+
+
+async def forget_unstored(connection: "Connection", older_than_seconds: float) -> None:
+    """Audio that nobody has stored by hand goes, so long after it was spoken."""
+    await connection.execute(
+        """WITH expired AS (
+               DELETE FROM internal.runs
+                WHERE state = 'unstored' AND spoken_at < now() - make_interval(secs => $1) RETURNING task_id)
+           DELETE FROM internal.spool WHERE task_id IN (SELECT task_id FROM expired)""",
+        older_than_seconds,
+    )
+
+
+# --- what the sweep looks for -----------------------------------------------------------------------------------------
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A run whose owner has been silent for long. ``repeatable``: another process may work on it from its start."""
+
+    task_id: UUID
+    attempt: int
+    repeatable: bool
+
+
+async def lost(connection: "Connection", silent_for_seconds: float) -> list[Lost]:
+    """Runs whose owner seems to be dead."""
+    rows = await connection.fetch(
+        """SELECT task_id, attempt, CASE WHEN job_name = $2 THEN attempt < $3
+                                         ELSE byte_length = 0 AND attempt < $4 END AS repeatable
+             FROM internal.runs
+            WHERE state = 'speaking' AND beat_at < now() - make_interval(secs => $1)""",
+        silent_for_seconds,
+        COLLECT_MODAL_JOB,
+        COLLECT_ATTEMPTS,
+        ATTEMPTS,
+    )
+    return [Lost(**dict(row)) for row in rows]
+
+
+async def overdue(connection: "Connection", older_than_seconds: float) -> list[tuple[UUID, int]]:
+    """Tasks (with the attempt) that nobody has begun to speak for so long after they were asked for."""
+    rows = await connection.fetch(
+        """SELECT task_id, attempt FROM internal.runs
+            WHERE state = 'queued' AND job_name = ANY($2) AND created_at < now() - make_interval(secs => $1)""",
+        older_than_seconds,
+        [SYNTHESIZE_JOB, PREVIEW_JOB],
+    )
+    return [(row["task_id"], row["attempt"]) for row in rows]
+
+
+async def restart_idle(connection: "Connection", queue: Queue, idle_for_seconds: float) -> list[UUID]:
+    """Defer again the jobs of runs that wait for one which is not in the queue (any more); the tasks they belong to.
+
+    A job too many is harmless: each asks the run first.
+    """
+    rows = await connection.fetch(
+        """UPDATE internal.runs SET beat_at = now()
+            WHERE task_id IN (
+                SELECT r.task_id FROM internal.runs r
+                 WHERE r.state IN ('queued', 'spoken') AND r.beat_at < now() - make_interval(secs => $1)
+                   AND NOT EXISTS (SELECT 1 FROM internal.procrastinate_jobs j
+                                    WHERE j.status = 'todo' AND j.args ->> 'task_id' = r.task_id::text)
+                   FOR NO KEY UPDATE OF r SKIP LOCKED)
+        RETURNING task_id, attempt, state, job_name, object_key""",
+        idle_for_seconds,
+    )
+    for row in rows:
+        if row["state"] == "spoken":
+            await defer_finalize(connection, queue, row["task_id"], row["object_key"])
+        else:
+            await start_job(connection, queue, row["job_name"], row["task_id"], row["attempt"])
+    return [row["task_id"] for row in rows]
