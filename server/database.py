@@ -9,16 +9,18 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
+from asyncpg.pool import PoolConnectionProxy
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
-    Pool = asyncpg.Pool[asyncpg.Record]
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+else:  # only the library's stubs are generic
+    Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
+    Pool: TypeAlias = asyncpg.Pool
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +73,7 @@ def _decode_jsonb(value: bytes) -> Any:
     return msgspec.json.decode(value[1:])
 
 
-async def prepare(connection: "Connection") -> None:
+async def prepare(connection: Connection) -> None:
     """Give a new connection our codecs and search path.
 
     A plain SET, because a pooler refuses search_path as a start-up parameter.
@@ -82,19 +84,19 @@ async def prepare(connection: "Connection") -> None:
     await connection.execute(f"SET search_path TO {SEARCH_PATH}")
 
 
-async def wait_for_locks(connection: "Connection", *, at_most_seconds: float) -> None:
+async def wait_for_locks(connection: Connection, *, at_most_seconds: float) -> None:
     """From here to the end of this transaction, a statement that waits longer for a lock fails."""
     await connection.execute("SELECT set_config('lock_timeout', $1, true)", f"{round(at_most_seconds * 1000)}ms")
 
 
-async def _keep_as_it_is(_connection: "Connection") -> None:
+async def _keep_as_it_is(_connection: Connection) -> None:
     """The pool's reset: nothing to undo, and the default one would undo our search path (and cost a round trip)."""
 
 
 class Database:
     """The pool with its two manners of waiting."""
 
-    def __init__(self, pool: "Pool", *, acquire_seconds: float) -> None:
+    def __init__(self, pool: Pool, *, acquire_seconds: float) -> None:
         self.pool = pool
         self._acquire_seconds = acquire_seconds
         self._leaving = False
@@ -121,7 +123,7 @@ class Database:
                 pool.terminate()
 
     @contextlib.asynccontextmanager
-    async def connection(self) -> "AsyncIterator[Connection]":
+    async def connection(self) -> AsyncIterator[Connection]:
         """A connection for one statement or a few independent ones.
 
         Raises:
@@ -139,14 +141,14 @@ class Database:
             await self.pool.release(connection)
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> "AsyncIterator[Connection]":
+    async def transaction(self) -> AsyncIterator[Connection]:
         """A connection inside one transaction: all of it, or nothing."""
         async with self.connection() as connection, connection.transaction():
             yield connection
 
     async def patiently(
         self,
-        work: "Callable[[Connection], Awaitable[T]]",
+        work: Callable[[Connection], Awaitable[T]],
         *,
         for_seconds: float | None = None,
         one_statement: bool = False,
@@ -229,7 +231,7 @@ class Listener:
                 self.connected.clear()
                 connection.terminate()
 
-    async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _listen(self, connection: Connection) -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
         channels: set[str] = set()

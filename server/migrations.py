@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import asyncpg
 
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ def _queue_files_after(version: str) -> dict[str, str]:
 # --- What is applied ------------------------------------------------------------------------------------------------
 
 
-async def _applied(connection: "Connection") -> dict[int, tuple[str, str]]:
+async def _applied(connection: Connection) -> dict[int, tuple[str, str]]:
     """Version → (name, checksum); empty on a database that never saw us."""
     if await connection.fetchval("SELECT to_regclass('internal.schema_migrations') IS NULL"):
         return {}
@@ -141,7 +140,7 @@ async def _applied(connection: "Connection") -> dict[int, tuple[str, str]]:
     return {row["version"]: (row["name"], row["checksum"]) for row in rows}
 
 
-async def _queue_pending(connection: "Connection") -> dict[str, str]:
+async def _queue_pending(connection: Connection) -> dict[str, str]:
     """Names and SQL of what the queue's schema lacks; the name ``schema`` stands for all of it."""
     if await connection.fetchval("SELECT to_regclass('internal.queue_migrations') IS NULL"):
         return {"schema": _queue_schema()}
@@ -166,7 +165,7 @@ def _unapplied(migrations: list[Migration], applied: dict[int, tuple[str, str]])
     return [migration for migration in migrations if migration.version not in applied]
 
 
-async def _damage(connection: "Connection") -> list[str]:
+async def _damage(connection: Connection) -> list[str]:
     """What somebody else took away from the live tables after we had put it there."""
     columns = {
         (row["relation"], row["name"])
@@ -191,7 +190,7 @@ async def _damage(connection: "Connection") -> list[str]:
     return missing + narrow
 
 
-async def unapplied(connection: "Connection", *, directory: Path = DIRECTORY) -> list[str]:
+async def unapplied(connection: Connection, *, directory: Path = DIRECTORY) -> list[str]:
     """What `migrate` would do, in order, asked over a connection that is already there; empty means nothing.
 
     Raises:
@@ -276,7 +275,7 @@ class Runner:
             return [name for _, name, _ in undoing] + (["queue"] if clear else [])
 
     @contextlib.asynccontextmanager
-    async def _connection(self, *, statement_seconds: float | None = None) -> "AsyncIterator[Connection]":
+    async def _connection(self, *, statement_seconds: float | None = None) -> AsyncIterator[Connection]:
         """A connection without a search path, so that a name without its schema finds nothing.
 
         Set by a plain SET: a pooler refuses it as a start-up parameter.
@@ -312,7 +311,7 @@ class Runner:
             self.say(f"{getattr(message, 'message', message)}.")
 
     @contextlib.asynccontextmanager
-    async def _alone(self, connection: "Connection") -> AsyncIterator[None]:
+    async def _alone(self, connection: Connection) -> AsyncIterator[None]:
         """Hold the migration lock. Tried in a loop: a blocking wait is a transaction that others can deadlock with."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.wait_seconds
@@ -329,7 +328,7 @@ class Runner:
         yield
         await connection.fetchval("SELECT pg_advisory_unlock($1, $2)", *ADVISORY_LOCK)
 
-    async def _attempt(self, what: str, connection: "Connection", work: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, what: str, connection: Connection, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work`` in a transaction, again where it ran into somebody's lock.
 
         Every file waits 3 s for a lock at most: all queries queue up behind a waiting ALTER TABLE.
@@ -357,7 +356,7 @@ class Runner:
             else:
                 return
 
-    async def _prepare(self, connection: "Connection") -> None:
+    async def _prepare(self, connection: Connection) -> None:
         async def create() -> None:
             # Asked first, because IF NOT EXISTS wants the right to create also where nothing is to be created.
             if await connection.fetchval("SELECT to_regnamespace('internal') IS NULL"):
@@ -380,7 +379,7 @@ class Runner:
 
         await self._attempt("schema internal", connection, create)
 
-    async def _apply(self, connection: "Connection", migration: Migration) -> None:
+    async def _apply(self, connection: Connection, migration: Migration) -> None:
         await connection.execute(migration.up)
         await connection.execute(
             "INSERT INTO internal.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
@@ -389,7 +388,7 @@ class Runner:
             migration.checksum,
         )
 
-    async def _repair(self, connection: "Connection", migrations: list[Migration]) -> list[str]:
+    async def _repair(self, connection: Connection, migrations: list[Migration]) -> list[str]:
         damage = await _damage(connection)
         if not damage:
             return []
@@ -398,10 +397,10 @@ class Runner:
                 await self._attempt(migration.name, connection, partial(self._execute, connection, migration.up))
         return [f"{what} (restored)" for what in damage]
 
-    async def _execute(self, connection: "Connection", sql: str) -> None:
+    async def _execute(self, connection: Connection, sql: str) -> None:
         await connection.execute(sql)
 
-    async def _apply_queue(self, connection: "Connection", name: str, sql: str) -> None:
+    async def _apply_queue(self, connection: Connection, name: str, sql: str) -> None:
         # The library's files name nothing by its schema; the path decides where their relations land.
         await connection.execute("SET LOCAL lock_timeout = '3s'; SET LOCAL search_path = internal")
         await connection.execute(sql)
@@ -410,7 +409,7 @@ class Runner:
         )
 
     async def _undo(
-        self, connection: "Connection", undoing: list[tuple[int, str, str]], *, clear: bool, discard: bool
+        self, connection: Connection, undoing: list[tuple[int, str, str]], *, clear: bool, discard: bool
     ) -> None:
         await connection.execute("SELECT set_config('utter.discard', $1, true)", "on" if discard else "off")
         for version, _, down in undoing:
@@ -419,7 +418,7 @@ class Runner:
         if clear:
             await self._clear(connection)
 
-    async def _clear(self, connection: "Connection") -> None:
+    async def _clear(self, connection: Connection) -> None:
         """Drop the queue's schema, our book-keeping, and the schema `internal` unless somebody else lives there."""
         await connection.execute("SET LOCAL lock_timeout = '3s'")
         # The library has no file for this. Relations first (they use the types), then functions (they do too).
@@ -502,7 +501,7 @@ async def run_migrate(
 # --- Start-up -------------------------------------------------------------------------------------------------------
 
 
-def too_old(connection: "Connection") -> str | None:
+def too_old(connection: Connection) -> str | None:
     version = connection.get_server_version()
     if version.major >= OLDEST_SERVER:
         return None

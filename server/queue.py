@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -19,10 +19,7 @@ from procrastinate import exceptions
 from procrastinate.connector import BaseAsyncConnector, Notify
 from procrastinate.worker import Worker
 
-from server.database import REFUSED, Database, Listener
-
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import REFUSED, Connection, Database, Listener
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +93,13 @@ class AsyncpgConnector(BaseAsyncConnector):
     async def close_async(self) -> None:
         """Nothing to close either."""
 
-    async def _rows(self, connection: "Connection", query: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    async def _rows(self, connection: Connection, query: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         statement = _translate(query)
         rows = await connection.fetch(statement.sql, *statement.values(arguments))
         return [dict(row) for row in rows]
 
     async def _patient_rows(self, query: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        async def work(connection: "Connection") -> list[dict[str, Any]]:
+        async def work(connection: Connection) -> list[dict[str, Any]]:
             return await self._rows(connection, query, arguments)
 
         with _library_errors():
@@ -198,7 +195,7 @@ class Queue:
 
     async def defer(
         self,
-        connection: "Connection",
+        connection: Connection,
         name: str,
         *,
         queue: str = DEFAULT,
@@ -250,7 +247,7 @@ class Queue:
         if worker := self._workers.get(queue):
             worker.stop()  # type: ignore[no-untyped-call]
 
-    async def depth(self, connection: "Connection", queue: str | None = None) -> int:
+    async def depth(self, connection: Connection, queue: str | None = None) -> int:
         """How many jobs (of one queue, or of all) wait that could start now."""
         count: int = await connection.fetchval(
             """SELECT count(*) FROM internal.procrastinate_jobs
@@ -260,7 +257,7 @@ class Queue:
         )
         return count
 
-    async def abort_orphans(self, connection: "Connection") -> None:
+    async def abort_orphans(self, connection: Connection) -> None:
         """Jobs of processes that died hard an hour ago go; what they worked on has long moved on."""
         await connection.execute(
             """SELECT internal.procrastinate_finish_job_v1(j.id, 'aborted', true)

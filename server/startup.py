@@ -1,16 +1,12 @@
 """What stands in the way of serving, found before anything is served: the database, its schema, its pooler."""
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import asyncpg
 
-from server.database import REFUSED, prepare
+from server.database import REFUSED, Connection, prepare
 from server.migrations import MigrationError, too_old, unapplied
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 
 async def startup_problems(settings: Settings) -> list[str]:
@@ -28,7 +24,7 @@ async def startup_problems(settings: Settings) -> list[str]:
             connection.terminate()
 
 
-async def check_startup(connection: "Connection", other: "Connection | None" = None) -> list[str]:
+async def check_startup(connection: Connection, other: Connection | None = None) -> list[str]:
     """What stands in the way of serving from this database, one sentence each; empty means nothing.
 
     Args:
@@ -66,7 +62,7 @@ async def check_startup(connection: "Connection", other: "Connection | None" = N
     return problems
 
 
-async def _pooling_problems(connection: "Connection", other: "Connection | None") -> list[str]:
+async def _pooling_problems(connection: Connection, other: Connection | None) -> list[str]:
     """Whether what a session remembers is still there in its next transaction: its LISTENs, its search path.
 
     Only plain statements, whose answers are read off the command tag: prepared ones fail behind such a pooler.

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from server.auth import Tickets
-from server.database import prepare
+from server.database import Connection, prepare
 from server.dev.simulator.speech import Speech, wav_file
 from server.settings import ProviderMode, Settings
 from server.storage import Bucket
@@ -93,7 +93,7 @@ async def seed(settings: Settings) -> None:
     await _record(settings, wanted)
 
 
-async def _insert(connection: "asyncpg.Connection[asyncpg.Record]", voice: _DemoVoice) -> None:
+async def _insert(connection: Connection, voice: _DemoVoice) -> None:
     await connection.execute(
         """INSERT INTO public.voices (id, user_id, name, reference_object_key, reference_transcript, language, source,
                 description, tts_provider, provider_voice_id, provider_target_model, provider_voice_kind,

@@ -6,19 +6,16 @@ error line, and its lease has the rest (design §6).
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import anyio
 
-from server.database import REFUSED
+from server.database import REFUSED, Connection
 from server.errors import DatabaseUnavailable, ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.parts import Parts
 from server.records import purchases
 from server.records.purchases import Doubt, Purchase
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,7 +26,7 @@ WRITE_SECONDS = 30.0
 LAST_WORDS_SECONDS = 3.0
 
 
-async def written(parts: Parts, work: "Callable[[Connection], Awaitable[T]]", facts: dict[str, Any]) -> T:
+async def written(parts: Parts, work: Callable[[Connection], Awaitable[T]], facts: dict[str, Any]) -> T:
     """Write what the provider has answered, for as long as it may take the database to come back.
 
     Raises:
@@ -53,7 +50,7 @@ async def settle(
     state: Literal["unknown", "refused"] = "unknown" if isinstance(exc, ProviderTimeout) else "refused"
     request_id = exc.diagnostics.get("request_id") or None
 
-    async def decide(connection: "Connection") -> bool:
+    async def decide(connection: Connection) -> bool:
         return await purchases.decide(
             connection,
             subject,

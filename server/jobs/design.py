@@ -8,7 +8,7 @@ saves (existing page, "Tasks").
 import asyncio
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import anyio
@@ -16,7 +16,7 @@ import msgspec
 
 from server.audio import has_sound
 from server.contract import DesignPreviewRequest, DesignSaveRequest
-from server.database import REFUSED
+from server.database import REFUSED, Connection
 from server.errors import (
     Category,
     Conflict,
@@ -42,9 +42,6 @@ from server.records.speech import RESTARTED
 from server.records.tasks import SpeechTask
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +99,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
 async def make_preview(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Make one preview, if it is still wanted (a job)."""
 
-    async def claim(connection: "Connection") -> Preview | None:
+    async def claim(connection: Connection) -> Preview | None:
         return await previews.claim(connection, task_id, attempt, parts.leases.owner)
 
     preview = await parts.database.patiently(claim)
@@ -160,7 +157,7 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
             would be a second bill: the task fails, and the purchase stays for reconciliation.
     """
 
-    async def claim(connection: "Connection") -> tuple[int | None, Purchase | None]:
+    async def claim(connection: Connection) -> tuple[int | None, Purchase | None]:
         # While the database was away the run may have been taken over, or cancelled.
         if not await runs.holds(connection, preview.task_id, preview.attempt, parts.leases.owner):
             return None, None
@@ -246,7 +243,7 @@ async def _decide(
     """
     request_id = outcome["request_id"] or None
 
-    async def decide(connection: "Connection") -> bool:
+    async def decide(connection: Connection) -> bool:
         shown = state == "done" and await previews.complete(connection, preview, request_id=request_id)
         if attempt is not None:
             # A voice whose preview nobody may hear was bought in vain: reconciliation lists it.
@@ -287,7 +284,7 @@ async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:
 async def _leave(parts: Parts, preview: Preview) -> None:
     """This process is leaving in the middle of a call. One that bought a voice cannot be made without paying again."""
 
-    async def requeue(connection: "Connection") -> bool:
+    async def requeue(connection: Connection) -> bool:
         return await speech.requeue(
             connection, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
         )
@@ -298,7 +295,7 @@ async def _leave(parts: Parts, preview: Preview) -> None:
 
 
 async def _end(parts: Parts, preview: Preview, detail: str, category: Category, facts: dict[str, Any]) -> None:
-    async def end(connection: "Connection") -> bool:
+    async def end(connection: Connection) -> bool:
         ended = await speech.end(
             connection,
             preview.task_id,

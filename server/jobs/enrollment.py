@@ -6,11 +6,12 @@ before another call is made (design §6).
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from server.audio import REFERENCE_MIME_TYPES, AudioError, ReferenceKind, to_reference_wav
+from server.database import Connection
 from server.errors import (
     NotFound,
     ProviderError,
@@ -26,9 +27,6 @@ from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 PROVIDER_LINK_SECONDS = 600
 # Losers of the claim look at the row; the winner's call takes 90 s at most.
@@ -241,7 +239,7 @@ class Enrollment:
         }
         voice = self._bought(facts)
 
-        async def keep(connection: "Connection") -> Voice | None:
+        async def keep(connection: Connection) -> Voice | None:
             stored = await voices.insert(connection, voice)
             await purchases.decide(
                 connection, voice.id, "done", attempt=attempt, request_id=created.request_id or None, outcome=facts

@@ -5,19 +5,16 @@ it leaves, and a finalizer that matched nothing asks the row what its object is 
 """
 
 import logging
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from server.audio import duration_seconds, format_named
+from server.database import Connection
 from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import runs, speech
 from server.records.runs import Storable
 from server.relay.spool import read_spool
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +24,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
     """Store one spoken run and publish it; try again later where storage is away."""
 
-    async def take(connection: "Connection") -> Storable | None:
+    async def take(connection: Connection) -> Storable | None:
         return await runs.take_spoken(connection, task_id, parts.leases.owner)
 
     storable = await parts.database.patiently(take)
@@ -67,7 +64,7 @@ async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool
     )
     seconds = duration_seconds(audio_format, payload, storable.sample_rate_hz)
 
-    async def publish(connection: "Connection") -> bool:
+    async def publish(connection: Connection) -> bool:
         return await speech.publish(
             connection,
             storable,
@@ -83,7 +80,7 @@ async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool
 async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
     """Nothing was published here: leave the object, remove it, or try again, as the row says."""
 
-    async def settle(connection: "Connection") -> str:
+    async def settle(connection: Connection) -> str:
         verdict = await speech.verdict(connection, task_id, object_key)
         if verdict == "unwanted":
             await speech.end(
@@ -109,7 +106,7 @@ async def _later(parts: Parts, storable: Storable, object_key: str, exc: Storage
     )
     parts.metrics.finalize_retried()
 
-    async def again(connection: "Connection") -> None:
+    async def again(connection: Connection) -> None:
         if waited > parts.settings.deadlines.finalize_seconds:
             await speech.give_up_storing(connection, storable)
         else:

@@ -2,7 +2,6 @@
 
 import hashlib
 import unicodedata
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -10,6 +9,7 @@ import msgspec
 
 from server.audio import format_named
 from server.contract import GenerateRequest
+from server.database import Connection
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
 from server.parts import Parts
@@ -17,9 +17,6 @@ from server.records import idempotency, purchases, runs, speech, tasks, voices
 from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
 from server.records.speech import NewSpeech
 from server.records.tasks import SpeechTask
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 # What browsers trim: everything that Python calls a blank, and the byte order mark.
 _BLANKS = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace()) + "\ufeff"
@@ -129,7 +126,7 @@ async def _known(parts: Parts, user_id: UUID, key: str, request_hash: bytes) -> 
 
 
 async def _first_answer(
-    connection: "Connection", user_id: UUID, first: tuple[bytes, UUID], request_hash: bytes
+    connection: Connection, user_id: UUID, first: tuple[bytes, UUID], request_hash: bytes
 ) -> SpeechTask:
     first_hash, task_id = first
     if first_hash != request_hash:

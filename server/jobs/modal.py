@@ -6,12 +6,12 @@ Where the audio is collected, it takes the way of all speech (``synthesize.py``)
 import asyncio
 import logging
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
-from server.database import REFUSED
+from server.database import REFUSED, Connection
 from server.errors import (
     DatabaseUnavailable,
     Invalid,
@@ -29,9 +29,6 @@ from server.records import idempotency, modal, purchases, runs, speech, tasks
 from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +97,7 @@ async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, re
         exc.status = 503 if exc.diagnostics.get("code") == NOT_CONFIGURED else 502
         raise
 
-    async def note(connection: "Connection") -> bool:
+    async def note(connection: Connection) -> bool:
         return await modal.note_submitted(connection, parts.queue, task.id, job)
 
     try:
@@ -132,7 +129,7 @@ async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> 
     """Both rows failed, the key free, the purchase settled: one transaction."""
     unknown = isinstance(exc, ProviderTimeout)
 
-    async def fail(connection: "Connection") -> bool:
+    async def fail(connection: Connection) -> bool:
         ended = await speech.end(
             connection,
             task.id,
@@ -226,7 +223,7 @@ def _elapsed(task: SpeechTask, asked_at: datetime) -> float:
 async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Look once at a job that perhaps nobody polls, and come back later: never a loop inside a job."""
 
-    async def begin(connection: "Connection") -> runs.Watched | None:
+    async def begin(connection: Connection) -> runs.Watched | None:
         return await runs.watch(connection, task_id, attempt)
 
     watched = await parts.database.patiently(begin)
@@ -247,7 +244,7 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     elif verdict != "decided":
         pause = SECOND_LOOK_SECONDS if verdict == "doubtful" else min(deadlines.modal_watch_seconds, left)
 
-        async def again(connection: "Connection") -> None:
+        async def again(connection: Connection) -> None:
             await runs.watch_again(connection, parts.queue, task_id, attempt, in_seconds=pause)
 
         await parts.database.patiently(again)
@@ -267,7 +264,7 @@ async def _look(parts: Parts, task_id: UUID, job: str, asked_at: datetime) -> Ve
 async def _judge(parts: Parts, task_id: UUID, look: JobLook, asked_at: datetime) -> Verdict:
     """Act on what was seen, whoever looked."""
 
-    async def judge(connection: "Connection") -> Verdict:
+    async def judge(connection: Connection) -> Verdict:
         if look.status == "running":
             await modal.forget_failure(connection, task_id, asked_at)
             return "open"
@@ -298,7 +295,7 @@ async def _end(
     """End a task that is only watched."""
     error = {"code": code or category, **({"message": message[:300]} if message else {})}
 
-    async def end(connection: "Connection") -> bool:
+    async def end(connection: Connection) -> bool:
         await purchases.decide(connection, task_id, "unknown", attempt=modal.SUBMISSION)
         return await modal.end_watched(
             connection, parts.queue, task_id, detail=detail, category=category, facts={"error": error}, status=status
@@ -327,7 +324,7 @@ async def cancel_modal(parts: Parts, *, job: str, tries: int) -> None:
         )
         if tries + 1 < CANCEL_TRIES:
 
-            async def again(connection: "Connection") -> None:
+            async def again(connection: Connection) -> None:
                 await speech.defer_cancel(connection, parts.queue, job, tries=tries + 1, in_seconds=2.0 * (tries + 1))
 
             await parts.database.patiently(again)

@@ -8,9 +8,10 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
+from server.database import Connection
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.jobs.buying import say_unknown, settle
 from server.parts import Parts
@@ -27,9 +28,6 @@ from server.providers.speech import (
 )
 from server.records import purchases, runs
 from server.records.speech import Assignment
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 _DELTA_BYTES = 16 * 1024
 _BLANKS = re.compile(r"\s{3,}")
@@ -147,7 +145,7 @@ class _Speech:
     async def _buy(self, part: int, text: str) -> SpokenPiece:
         subject, user_id = self._assignment.task_id, self._assignment.user_id
 
-        async def claim(connection: "Connection") -> int | None:
+        async def claim(connection: Connection) -> int | None:
             if not await runs.holds(connection, subject, self._assignment.attempt, self._parts.leases.owner):
                 # Taken over or cancelled while the database was away; the row has the words that its user reads.
                 raise ProviderRejected(diagnostics={"code": "fenced", "text_sent": False})
@@ -172,7 +170,7 @@ class _Speech:
             await say_unknown(self._parts, subject, attempt, part=part)
             raise
 
-        async def done(connection: "Connection") -> bool:
+        async def done(connection: Connection) -> bool:
             return await purchases.decide(
                 connection,
                 subject,

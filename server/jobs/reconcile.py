@@ -7,11 +7,12 @@ A report for the operator; nothing is changed without ``--store`` (complete what
 import logging
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.errors import ProviderError, StorageUnavailable
 from server.jobs.finalize import store
 from server.parts import Parts
@@ -19,9 +20,6 @@ from server.records import leftovers, purchases, runs
 from server.records.purchases import Purchase
 from server.records.runs import Storable
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ def _shown(purchase: Purchase) -> dict[str, Any]:
 async def _store(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
     task_id: UUID = run["task_id"]
 
-    async def take(connection: "Connection") -> Storable | None:
+    async def take(connection: Connection) -> Storable | None:
         return await runs.take_spoken(connection, task_id, parts.leases.owner, "unstored")
 
     storable = await parts.database.patiently(take, for_seconds=10.0)

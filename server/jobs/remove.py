@@ -1,15 +1,12 @@
 """Removing an object that nobody may hear any more. Its record stays until the object is gone."""
 
 import logging
-from typing import TYPE_CHECKING
 
+from server.database import Connection
 from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import removals
 from server.storage import Bucket
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +14,10 @@ logger = logging.getLogger(__name__)
 async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
     """Remove one object, unless a completed generation still shows it; the sweep brings this job again if it fails."""
 
-    async def is_wanted(connection: "Connection") -> bool:
+    async def is_wanted(connection: Connection) -> bool:
         return await removals.is_wanted(connection, object_key)
 
-    async def done(connection: "Connection") -> None:
+    async def done(connection: Connection) -> None:
         await removals.forget(connection, bucket, object_key)
 
     if not await parts.database.patiently(is_wanted):

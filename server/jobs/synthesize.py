@@ -7,13 +7,13 @@ ends the run otherwise (a refusal, a cancel, a lost lease, a shutdown) ends here
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import anyio
 
 from server.audio import format_named
-from server.database import REFUSED
+from server.database import REFUSED, Connection
 from server.errors import Category, ProviderError, UtterError, VoiceGone
 from server.jobs.pieces import InPieces
 from server.parts import Parts
@@ -30,9 +30,6 @@ from server.records import speech, voices
 from server.records.runs import Fenced
 from server.records.speech import RESTARTED, Assignment
 from server.relay.live import AudioLog
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +48,10 @@ async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
 
 
 async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
-    async def claim(connection: "Connection") -> Assignment | None:
+    async def claim(connection: Connection) -> Assignment | None:
         return await speech.claim(connection, task_id, attempt, parts.leases.owner)
 
-    async def forget(connection: "Connection") -> None:
+    async def forget(connection: Connection) -> None:
         await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
 
     try:
@@ -67,7 +64,7 @@ async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None
 async def _give_back(parts: Parts, assignment: Assignment) -> None:
     """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
 
-    async def give_back(connection: "Connection") -> bool:
+    async def give_back(connection: Connection) -> bool:
         return await speech.requeue(
             connection, parts.queue, assignment.task_id, assignment.attempt, reason="server restarted"
         )
@@ -92,7 +89,7 @@ async def fail(
         for_seconds: How long to wait for a lost database; the sweep of another process has what is left.
     """
 
-    async def end(connection: "Connection") -> bool:
+    async def end(connection: Connection) -> bool:
         ended = await speech.end(
             connection,
             assignment.task_id,
@@ -216,7 +213,7 @@ class _Synthesis:
         clock.feed(audio)
         rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0
 
-        async def note(connection: "Connection") -> None:
+        async def note(connection: Connection) -> None:
             await speech.note_audio(
                 connection,
                 self._assignment,
@@ -230,7 +227,7 @@ class _Synthesis:
         await self._try(note)
 
     async def _show(self, provider_status: str) -> None:
-        async def show(connection: "Connection") -> None:
+        async def show(connection: Connection) -> None:
             await speech.progress(connection, self._assignment.task_id, self._assignment.attempt, provider_status)
 
         await self._try(show, one_statement=True)
@@ -256,7 +253,7 @@ class _Synthesis:
 
         parts, assignment, log = self._parts, self._assignment, self._log
 
-        async def mark(connection: "Connection") -> bool:
+        async def mark(connection: Connection) -> bool:
             if await speech.mark_spoken(
                 connection,
                 parts.queue,
@@ -297,7 +294,7 @@ class _Synthesis:
         if voice_id is None:
             return
 
-        async def mark(connection: "Connection") -> None:
+        async def mark(connection: Connection) -> None:
             await voices.mark_gone(connection, voice_id, self._parts.providers.account)
 
         await self._parts.database.patiently(mark)

@@ -1,17 +1,15 @@
 """What a user has had spoken: the list, one entry, and its deletion."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.queue import Queue
 from server.records import runs, speech
 from server.records.tasks import Status
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +47,7 @@ def like(words: str) -> str:
 
 
 async def page(
-    connection: "Connection", user_id: UUID, *, search: str | None, status: str | None, limit: int, offset: int
+    connection: Connection, user_id: UUID, *, search: str | None, status: str | None, limit: int, offset: int
 ) -> tuple[list[Entry], int]:
     """One page, newest first, and how many entries there are in all."""
     pattern = like(search) if search else None
@@ -71,7 +69,7 @@ async def page(
     return [Entry(**dict(row)) for row in rows], total
 
 
-async def find(connection: "Connection", generation_id: UUID, user_id: UUID) -> Entry | None:
+async def find(connection: Connection, generation_id: UUID, user_id: UUID) -> Entry | None:
     """One entry; None where it does not exist or belongs to somebody else."""
     row = await connection.fetchrow(f"{_ENTRY} WHERE g.id = $1 AND g.user_id = $2", generation_id, user_id)
     return Entry(**dict(row)) if row else None
@@ -84,7 +82,7 @@ class Deleted(msgspec.Struct, frozen=True):
 
 
 async def delete(
-    connection: "Connection", queue: Queue, bucket: str, generation_id: UUID, user_id: UUID
+    connection: Connection, queue: Queue, bucket: str, generation_id: UUID, user_id: UUID
 ) -> Deleted | None:
     """Delete a generation: an active one is cancelled, then the row goes, then (by a job) its object.
 

@@ -1,16 +1,14 @@
 """Which request made which task, so that a repeated one gets the first one's answer (24 h, per user and key)."""
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import Connection
 
 KEPT_FOR = "24 hours"
 
 
 async def remember(
-    connection: "Connection", user_id: UUID, key: str, request_hash: bytes, task_id: UUID
+    connection: Connection, user_id: UUID, key: str, request_hash: bytes, task_id: UUID
 ) -> tuple[bytes, UUID] | None:
     """Claim a key for a task that this transaction is about to make.
 
@@ -33,7 +31,7 @@ async def remember(
     return None if ours else await recall(connection, user_id, key)
 
 
-async def recall(connection: "Connection", user_id: UUID, key: str) -> tuple[bytes, UUID] | None:
+async def recall(connection: Connection, user_id: UUID, key: str) -> tuple[bytes, UUID] | None:
     """The (request hash, task id) of the first request with this key, if there was one lately."""
     row = await connection.fetchrow(
         f"""SELECT request_hash, task_id FROM internal.idempotency
@@ -44,12 +42,12 @@ async def recall(connection: "Connection", user_id: UUID, key: str) -> tuple[byt
     return (row["request_hash"], row["task_id"]) if row else None
 
 
-async def forget(connection: "Connection", task_id: UUID) -> None:
+async def forget(connection: Connection, task_id: UUID) -> None:
     """Free the key of a submission that came to nothing, so that it may be tried again."""
     await connection.execute("DELETE FROM internal.idempotency WHERE task_id = $1", task_id)
 
 
-async def forget_old(connection: "Connection") -> None:
+async def forget_old(connection: Connection) -> None:
     """Keys whose time is over are free again."""
     await connection.execute(
         f"DELETE FROM internal.idempotency WHERE created_at < now() - interval '{KEPT_FOR}'"  # noqa: S608 - a constant

@@ -1,10 +1,9 @@
 """What reconciliation asks the rows."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import Connection
 
 # As ``purchases.doubt_of`` has it, and those that were throttled as well: keeping too much harms nobody.
 _DOUBTFUL_CLONE = """kind = 'clone' AND (state IN ('calling', 'unknown') OR (state = 'refused'
@@ -12,7 +11,7 @@ _DOUBTFUL_CLONE = """kind = 'clone' AND (state IN ('calling', 'unknown') OR (sta
          AND coalesce(outcome #>> '{diagnostics,text_sent}', 'true') = 'true'))))"""
 
 
-async def removals(connection: "Connection") -> list[dict[str, Any]]:
+async def removals(connection: Connection) -> list[dict[str, Any]]:
     """Objects that are to be removed and are still there."""
     rows = await connection.fetch(
         "SELECT bucket, object_key, reason, created_at FROM internal.removals ORDER BY created_at"
@@ -20,7 +19,7 @@ async def removals(connection: "Connection") -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def unstored(connection: "Connection") -> list[dict[str, Any]]:
+async def unstored(connection: Connection) -> list[dict[str, Any]]:
     """Runs whose audio was paid for and could not be stored."""
     rows = await connection.fetch(
         """SELECT task_id, generation_id, object_key, byte_length, spoken_at FROM internal.runs
@@ -29,7 +28,7 @@ async def unstored(connection: "Connection") -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def provider_voice_ids(connection: "Connection") -> set[str]:
+async def provider_voice_ids(connection: Connection) -> set[str]:
     """Every provider voice that a row or a finished purchase knows; those of deleted voices, too."""
     rows = await connection.fetch(
         """SELECT provider_voice_id AS voice FROM public.voices WHERE provider_voice_id IS NOT NULL
@@ -38,7 +37,7 @@ async def provider_voice_ids(connection: "Connection") -> set[str]:
     return {row["voice"] for row in rows}
 
 
-async def awaited_voices(connection: "Connection") -> dict[str, UUID]:
+async def awaited_voices(connection: Connection) -> dict[str, UUID]:
     """Clones that may have been made and are adopted by the next try: by their name at the provider, their ids."""
     rows = await connection.fetch(
         f"SELECT provider_name, subject FROM internal.purchases WHERE {_DOUBTFUL_CLONE}"  # noqa: S608 - constants
@@ -46,7 +45,7 @@ async def awaited_voices(connection: "Connection") -> dict[str, UUID]:
     return {row["provider_name"]: row["subject"] for row in rows}
 
 
-async def wanted_keys(connection: "Connection", keys: list[str]) -> set[str]:
+async def wanted_keys(connection: Connection, keys: list[str]) -> set[str]:
     """Which of these keys a row shows, or will show.
 
     A recording whose cloning has an unknown end belongs to no row, but is needed to adopt what was paid for.

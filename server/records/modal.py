@@ -6,16 +6,14 @@ no run: they get one by ``adopt``.
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from server.database import Connection
 from server.errors import Category
 from server.queue import Queue
 from server.records import purchases, runs, speech
 from server.records.tasks import ACTIVE
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 # A job may be called failed for a moment; whoever looks again no sooner than this decides (protocols.md §5).
 SECOND_LOOK_SECONDS = 1.0
@@ -26,7 +24,7 @@ SUBMISSION = 1
 # --- the submission ---------------------------------------------------------------------------------------------------
 
 
-async def note_submitted(connection: "Connection", queue: Queue, task_id: UUID, job: str) -> bool:
+async def note_submitted(connection: Connection, queue: Queue, task_id: UUID, job: str) -> bool:
     """The provider has taken the job. False when nobody wants it any more; it is cancelled there then."""
     await purchases.decide(connection, task_id, "done", attempt=SUBMISSION, request_id=job)
     wanted = await connection.fetchval(
@@ -43,7 +41,7 @@ async def note_submitted(connection: "Connection", queue: Queue, task_id: UUID, 
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-async def count_poll(connection: "Connection", task_id: UUID) -> datetime | None:
+async def count_poll(connection: Connection, task_id: UUID) -> datetime | None:
     """Count one look that a client asks for; when it was asked, or None for a task that is not active."""
     asked_at: datetime | None = await connection.fetchval(
         """UPDATE public.tasks
@@ -57,7 +55,7 @@ async def count_poll(connection: "Connection", task_id: UUID) -> datetime | None
 # --- judging what was seen --------------------------------------------------------------------------------------------
 
 
-async def forget_failure(connection: "Connection", task_id: UUID, asked_at: datetime) -> None:
+async def forget_failure(connection: Connection, task_id: UUID, asked_at: datetime) -> None:
     """The job is running after all: what an earlier look called failed was a passing fault."""
     await connection.execute(
         """UPDATE public.tasks SET metadata = metadata - 'modal_failed_at'
@@ -67,7 +65,7 @@ async def forget_failure(connection: "Connection", task_id: UUID, asked_at: date
     )
 
 
-async def confirm_failure(connection: "Connection", task_id: UUID, asked_at: datetime) -> bool:
+async def confirm_failure(connection: Connection, task_id: UUID, asked_at: datetime) -> bool:
     """Note that the job was called failed; whether an earlier look, long enough ago, saw the same."""
     confirmed = await connection.fetchval(
         """UPDATE public.tasks
@@ -83,7 +81,7 @@ async def confirm_failure(connection: "Connection", task_id: UUID, asked_at: dat
 
 
 async def end_watched(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     task_id: UUID,
     *,
@@ -110,7 +108,7 @@ async def end_watched(
 # --- tasks of the older system ----------------------------------------------------------------------------------------
 
 
-async def unwatched(connection: "Connection", *, older_than_seconds: float, at_most: int = 100) -> list[UUID]:
+async def unwatched(connection: Connection, *, older_than_seconds: float, at_most: int = 100) -> list[UUID]:
     """Active tasks that the older system submitted, or was about to submit, and that nobody watches."""
     rows = await connection.fetch(
         """SELECT t.id FROM public.tasks t
@@ -125,7 +123,7 @@ async def unwatched(connection: "Connection", *, older_than_seconds: float, at_m
     return [row["id"] for row in rows]
 
 
-async def abandoned(connection: "Connection", *, older_than_seconds: float) -> list[UUID]:
+async def abandoned(connection: Connection, *, older_than_seconds: float) -> list[UUID]:
     """Active tasks of the older system that are no speech: what worked on them went with it."""
     rows = await connection.fetch(
         """SELECT t.id FROM public.tasks t
@@ -138,7 +136,7 @@ async def abandoned(connection: "Connection", *, older_than_seconds: float) -> l
     return [row["id"] for row in rows]
 
 
-async def adopt(connection: "Connection", task_id: UUID) -> bool:
+async def adopt(connection: Connection, task_id: UUID) -> bool:
     """Give an active task without a run one that is watched; a task whose generation has ended, or is gone, ends too.
 
     Returns:

@@ -1,16 +1,13 @@
 """Previews of designed voices as rows: a task with a run and no generation; its object is the preview's audio."""
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.queue import Queue
 from server.records import runs
 from server.records.runs import PREVIEW_JOB
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +24,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def create(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     *,
     task_id: UUID,
@@ -51,7 +48,7 @@ async def create(
     )
 
 
-async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> Preview | None:
+async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Preview | None:
     """Take a queued preview for ``owner``; None when it is gone, taken, or has moved on to another attempt."""
     row = await connection.fetchrow(
         "SELECT user_id, provider, metadata FROM public.tasks WHERE id = $1 AND status IN ('pending', 'processing')",
@@ -73,7 +70,7 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
     )
 
 
-async def complete(connection: "Connection", preview: Preview, *, request_id: str | None) -> bool:
+async def complete(connection: Connection, preview: Preview, *, request_id: str | None) -> bool:
     """The preview's audio is stored: complete its task. False when it has ended otherwise meanwhile.
 
     May be repeated: a task that is completed already was completed with this very object.

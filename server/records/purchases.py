@@ -6,13 +6,12 @@ way. The table is the record that reconciliation reads: whatever was begun and n
 
 from datetime import datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import Connection
 
 Kind = Literal["clone", "design", "http", "modal"]
 State = Literal["calling", "done", "refused", "unknown"]
@@ -98,7 +97,7 @@ def provider_name(subject: UUID) -> str:
 
 
 async def claim(
-    connection: "Connection",
+    connection: Connection,
     subject: UUID,
     *,
     kind: Kind,
@@ -132,7 +131,7 @@ async def claim(
 
 
 async def decide(
-    connection: "Connection",
+    connection: Connection,
     subject: UUID,
     state: Literal["done", "refused", "unknown"],
     *,
@@ -160,7 +159,7 @@ async def decide(
     return bool(decided)
 
 
-async def find(connection: "Connection", subject: UUID, part: int = 0, *, locked: bool = False) -> Purchase | None:
+async def find(connection: Connection, subject: UUID, part: int = 0, *, locked: bool = False) -> Purchase | None:
     """A purchase as it stands; ``locked`` for the rest of the transaction."""
     lock = "FOR UPDATE" if locked else ""
     row = await connection.fetchrow(f"{_PURCHASE} WHERE subject = $1 AND part = $2 {lock}", subject, part)
@@ -168,7 +167,7 @@ async def find(connection: "Connection", subject: UUID, part: int = 0, *, locked
 
 
 async def newest_preview(
-    connection: "Connection", user_id: UUID, *, text: str, language: str, instruct: str
+    connection: Connection, user_id: UUID, *, text: str, language: str, instruct: str
 ) -> Purchase | None:
     """The user's own newest finished preview of exactly this design."""
     row = await connection.fetchrow(
@@ -184,7 +183,7 @@ async def newest_preview(
     return Purchase(**dict(row)) if row else None
 
 
-async def undecided(connection: "Connection") -> list[Purchase]:
+async def undecided(connection: Connection) -> list[Purchase]:
     """Everything that may have been paid for and came to nothing here."""
     rows = await connection.fetch(
         f"{_PURCHASE} WHERE state = 'unknown' OR (state = 'calling' AND lease_until < now()) ORDER BY updated_at"
@@ -192,7 +191,7 @@ async def undecided(connection: "Connection") -> list[Purchase]:
     return [Purchase(**dict(row)) for row in rows]
 
 
-async def forget_old(connection: "Connection", older_than_seconds: float) -> None:
+async def forget_old(connection: Connection, older_than_seconds: float) -> None:
     """What is left of a speech is only money, long looked at; voices and previews are known by theirs for ever."""
     await connection.execute(
         """DELETE FROM internal.purchases WHERE kind IN ('http', 'modal')

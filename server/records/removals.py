@@ -1,12 +1,9 @@
 """Objects that must go. The record is written with the rows that let go of the object, and leaves with the object."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from server.database import Connection
+from server.database import Connection
 
 
-async def is_wanted(connection: "Connection", object_key: str) -> bool:
+async def is_wanted(connection: Connection, object_key: str) -> bool:
     """Whether a row still shows this object."""
     wanted: bool = await connection.fetchval(
         """SELECT EXISTS (SELECT 1 FROM public.generations WHERE audio_object_key = $1)
@@ -18,11 +15,11 @@ async def is_wanted(connection: "Connection", object_key: str) -> bool:
     return wanted
 
 
-async def forget(connection: "Connection", bucket: str, object_key: str) -> None:
+async def forget(connection: Connection, bucket: str, object_key: str) -> None:
     await connection.execute("DELETE FROM internal.removals WHERE bucket = $1 AND object_key = $2", bucket, object_key)
 
 
-async def overdue(connection: "Connection", older_than_seconds: float) -> list[tuple[str, str]]:
+async def overdue(connection: Connection, older_than_seconds: float) -> list[tuple[str, str]]:
     """Records whose job seems to be lost or has failed."""
     rows = await connection.fetch(
         """SELECT bucket, object_key FROM internal.removals r

@@ -7,15 +7,13 @@ all the time: the spool's append and the renewal of leases.
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 State = Literal["queued", "speaking", "spoken", "unstored"]
 
@@ -44,7 +42,7 @@ class Fenced(Exception):
 
 
 async def add(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     *,
     task_id: UUID,
@@ -64,7 +62,7 @@ async def add(
     await start_job(connection, queue, job_name, task_id, 1, in_seconds=in_seconds)
 
 
-async def add_watched(connection: "Connection", task_id: UUID) -> bool:
+async def add_watched(connection: Connection, task_id: UUID) -> bool:
     """Give an active task of the older system a run that is watched; False where it has one, or has ended."""
     added = await connection.fetchval(
         """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, created_at)
@@ -78,7 +76,7 @@ async def add_watched(connection: "Connection", task_id: UUID) -> bool:
 
 
 async def start_job(
-    connection: "Connection", queue: Queue, job_name: str, task_id: UUID, attempt: int, *, in_seconds: float = 0.0
+    connection: Connection, queue: Queue, job_name: str, task_id: UUID, attempt: int, *, in_seconds: float = 0.0
 ) -> None:
     """Defer the job that takes a queued run on."""
     await queue.defer(
@@ -91,7 +89,7 @@ async def start_job(
     )
 
 
-async def waiting(connection: "Connection", job_name: str, at_most: int) -> int:
+async def waiting(connection: Connection, job_name: str, at_most: int) -> int:
     """How many runs that begin with this job are not being worked on yet; counting stops at ``at_most``."""
     count: int = await connection.fetchval(
         "SELECT count(*) FROM (SELECT 1 FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w",
@@ -112,7 +110,7 @@ class Claimed(msgspec.Struct, frozen=True):
     waited_seconds: float
 
 
-async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> Claimed | None:
+async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Claimed | None:
     """Take a queued run for ``owner``; None when it is gone, taken, or has moved on to another attempt."""
     row = await connection.fetchrow(
         """UPDATE internal.runs SET owner = $3, state = 'speaking', beat_at = now()
@@ -125,7 +123,7 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
     return Claimed(**dict(row)) if row else None
 
 
-async def holds(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> bool:
+async def holds(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> bool:
     """Whether a run is still ``owner``'s to work on, and stays so for this transaction."""
     held = await connection.fetchval(
         "SELECT true FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND owner = $3 FOR UPDATE",
@@ -136,7 +134,7 @@ async def holds(connection: "Connection", task_id: UUID, attempt: int, owner: UU
     return bool(held)
 
 
-async def still_held(connection: "Connection", attempts: dict[UUID, int], owner: UUID) -> set[UUID]:
+async def still_held(connection: Connection, attempts: dict[UUID, int], owner: UUID) -> set[UUID]:
     """Which of these tasks' runs are still ``owner``'s, at the attempt named for each."""
     rows = await connection.fetch(
         """SELECT r.task_id FROM internal.runs r
@@ -157,7 +155,7 @@ class Standing(msgspec.Struct, frozen=True):
     byte_length: int
 
 
-async def standings(connection: "Connection", task_ids: list[UUID]) -> dict[UUID, Standing]:
+async def standings(connection: Connection, task_ids: list[UUID]) -> dict[UUID, Standing]:
     """How far these tasks' runs have come; a run that is gone is not in the answer."""
     rows = await connection.fetch(
         "SELECT task_id, attempt, state, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])", task_ids
@@ -165,7 +163,7 @@ async def standings(connection: "Connection", task_ids: list[UUID]) -> dict[UUID
     return {row["task_id"]: Standing(row["attempt"], row["state"], row["byte_length"]) for row in rows}
 
 
-async def note_sample_rate(connection: "Connection", task_id: UUID, attempt: int, sample_rate_hz: int) -> None:
+async def note_sample_rate(connection: Connection, task_id: UUID, attempt: int, sample_rate_hz: int) -> None:
     """Keep the rate of what is being spoken, for whoever reads the spool meanwhile."""
     await connection.execute(
         "UPDATE internal.runs SET sample_rate_hz = $3 WHERE task_id = $1 AND attempt = $2",
@@ -176,7 +174,7 @@ async def note_sample_rate(connection: "Connection", task_id: UUID, attempt: int
 
 
 async def requeue(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     task_id: UUID,
     attempt: int,
@@ -226,7 +224,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     job: str | None
 
 
-async def watch(connection: "Connection", task_id: UUID, attempt: int) -> Watched | None:
+async def watch(connection: Connection, task_id: UUID, attempt: int) -> Watched | None:
     """Say that the watcher lives. None when there is nothing to watch (any more)."""
     row = await connection.fetchrow(
         """WITH watched AS (
@@ -247,9 +245,7 @@ async def watch(connection: "Connection", task_id: UUID, attempt: int) -> Watche
     return Watched(**dict(row)) if row else None
 
 
-async def watch_again(
-    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, in_seconds: float
-) -> None:
+async def watch_again(connection: Connection, queue: Queue, task_id: UUID, attempt: int, *, in_seconds: float) -> None:
     """Defer the next poll, unless there is nothing to watch or another watcher's poll is deferred already."""
     watched = await connection.fetchval(
         """SELECT true FROM internal.runs
@@ -268,7 +264,7 @@ async def watch_again(
         await start_job(connection, queue, WATCH_MODAL_JOB, task_id, attempt, in_seconds=in_seconds)
 
 
-async def is_being_collected(connection: "Connection", task_id: UUID) -> bool:
+async def is_being_collected(connection: Connection, task_id: UUID) -> bool:
     """Whether the run is watched no more, but collected or stored. It stays as it is for this transaction."""
     run = await connection.fetchrow(
         "SELECT job_name, state FROM internal.runs WHERE task_id = $1 FOR NO KEY UPDATE", task_id
@@ -276,7 +272,7 @@ async def is_being_collected(connection: "Connection", task_id: UUID) -> bool:
     return run is not None and (run["job_name"], run["state"]) != (WATCH_MODAL_JOB, "queued")
 
 
-async def collect(connection: "Connection", queue: Queue, task_id: UUID) -> bool:
+async def collect(connection: Connection, queue: Queue, task_id: UUID) -> bool:
     """The job is done: turn the watched run into one that is collected. True for one caller only, whoever asks."""
     attempt: int | None = await connection.fetchval(
         """UPDATE internal.runs SET job_name = $2, beat_at = now()
@@ -295,7 +291,7 @@ async def collect(connection: "Connection", queue: Queue, task_id: UUID) -> bool
 
 
 async def mark_spoken(
-    connection: "Connection", queue: Queue, task_id: UUID, attempt: int, *, byte_length: int, sample_rate_hz: int
+    connection: Connection, queue: Queue, task_id: UUID, attempt: int, *, byte_length: int, sample_rate_hz: int
 ) -> None:
     """Every byte is in the spool: defer the job that stores it.
 
@@ -316,7 +312,7 @@ async def mark_spoken(
 
 
 async def defer_finalize(
-    connection: "Connection", queue: Queue, task_id: UUID, object_key: str, *, in_seconds: float = 0.0
+    connection: Connection, queue: Queue, task_id: UUID, object_key: str, *, in_seconds: float = 0.0
 ) -> None:
     """The key travels with the job, since the row may be gone when it runs."""
     await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
@@ -336,7 +332,7 @@ class Storable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def take_spoken(
-    connection: "Connection", task_id: UUID, owner: UUID, state: Literal["spoken", "unstored"] = "spoken"
+    connection: Connection, task_id: UUID, owner: UUID, state: Literal["spoken", "unstored"] = "spoken"
 ) -> Storable | None:
     """Say that ``owner`` is storing this run. Two that do so at once harm nobody; the beat only spares the second."""
     row = await connection.fetchrow(
@@ -352,7 +348,7 @@ async def take_spoken(
     return Storable(task_id=task_id, **dict(row)) if row else None
 
 
-async def keep_unstored(connection: "Connection", task_id: UUID) -> None:
+async def keep_unstored(connection: Connection, task_id: UUID) -> None:
     """Storing was given up; the audio stays for whoever stores it by hand."""
     await connection.execute(
         "UPDATE internal.runs SET state = 'unstored', owner = NULL WHERE task_id = $1 AND state = 'spoken'", task_id
@@ -362,13 +358,13 @@ async def keep_unstored(connection: "Connection", task_id: UUID) -> None:
 # --- gone -------------------------------------------------------------------------------------------------------------
 
 
-async def forget(connection: "Connection", task_id: UUID) -> None:
+async def forget(connection: Connection, task_id: UUID) -> None:
     """The task has its audio: run and spool go."""
     await connection.execute("DELETE FROM internal.runs WHERE task_id = $1", task_id)
     await connection.execute("DELETE FROM internal.spool WHERE task_id = $1", task_id)
 
 
-async def forget_generation(connection: "Connection", generation_id: UUID) -> list[UUID]:
+async def forget_generation(connection: Connection, generation_id: UUID) -> list[UUID]:
     """Every run of a generation goes with its spool, in whatever state; the tasks that they belonged to."""
     rows = await connection.fetch("DELETE FROM internal.runs WHERE generation_id = $1 RETURNING task_id", generation_id)
     for row in rows:
@@ -384,7 +380,7 @@ class Stopped(msgspec.Struct, frozen=True):
 
 
 async def stop(
-    connection: "Connection",
+    connection: Connection,
     task_id: UUID,
     *,
     attempt: int | None = None,
@@ -413,7 +409,7 @@ async def stop(
     return Stopped(run["state"], run["object_key"])
 
 
-async def forget_unstored(connection: "Connection", older_than_seconds: float) -> None:
+async def forget_unstored(connection: Connection, older_than_seconds: float) -> None:
     """Audio that nobody has stored by hand goes, so long after it was spoken."""
     await connection.execute(
         """WITH expired AS (
@@ -435,7 +431,7 @@ class Lost(msgspec.Struct, frozen=True):
     repeatable: bool
 
 
-async def lost(connection: "Connection", silent_for_seconds: float) -> list[Lost]:
+async def lost(connection: Connection, silent_for_seconds: float) -> list[Lost]:
     """Runs whose owner seems to be dead."""
     rows = await connection.fetch(
         """SELECT task_id, attempt, CASE WHEN job_name = $2 THEN attempt < $3
@@ -450,7 +446,7 @@ async def lost(connection: "Connection", silent_for_seconds: float) -> list[Lost
     return [Lost(**dict(row)) for row in rows]
 
 
-async def overdue(connection: "Connection", older_than_seconds: float) -> list[tuple[UUID, int]]:
+async def overdue(connection: Connection, older_than_seconds: float) -> list[tuple[UUID, int]]:
     """Tasks (with the attempt) that nobody has begun to speak for so long after they were asked for."""
     rows = await connection.fetch(
         """SELECT task_id, attempt FROM internal.runs
@@ -461,7 +457,7 @@ async def overdue(connection: "Connection", older_than_seconds: float) -> list[t
     return [(row["task_id"], row["attempt"]) for row in rows]
 
 
-async def restart_idle(connection: "Connection", queue: Queue, idle_for_seconds: float) -> list[UUID]:
+async def restart_idle(connection: Connection, queue: Queue, idle_for_seconds: float) -> list[UUID]:
     """Defer again the jobs of runs that wait for one which is not in the queue (any more); the tasks they belong to.
 
     A job too many is harmless: each asks the run first.

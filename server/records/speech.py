@@ -5,19 +5,17 @@ overwritten; where there is a generation its row decides; locks are taken genera
 statement of its own, because the other order deadlocks (design-evidence E23).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.errors import Category
 from server.queue import WATCHING, Queue
 from server.records import runs
 from server.records.runs import CANCEL_MODAL_JOB, REMOVE_JOB, SYNTHESIZE_JOB, Fenced, Storable
 from server.records.tasks import ACTIVE
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 CANCELLED_BY_USER = "Cancelled by user"
 RESTARTED = "The server was restarted while speaking. Please try again."
@@ -49,7 +47,7 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     in_seconds: float = 0.0
 
 
-async def create(connection: "Connection", queue: Queue, speech: NewSpeech) -> None:
+async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> None:
     """Insert generation, task and run and defer the job: none exists without the others."""
     await connection.execute(
         """INSERT INTO public.generations
@@ -108,7 +106,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     waited_seconds: float
 
 
-async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UUID) -> Assignment | None:
+async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Assignment | None:
     """Take a queued run for ``owner``; None when it is gone, taken, or has moved on to another attempt.
 
     Raises:
@@ -146,7 +144,7 @@ async def claim(connection: "Connection", task_id: UUID, attempt: int, owner: UU
     )
 
 
-async def progress(connection: "Connection", task_id: UUID, attempt: int, provider_status: str) -> bool:
+async def progress(connection: Connection, task_id: UUID, attempt: int, provider_status: str) -> bool:
     """Show where the provider's work stands; False when this attempt has nothing to say any more."""
     moved = await connection.fetchval(
         """UPDATE public.tasks SET provider_status = $3
@@ -161,7 +159,7 @@ async def progress(connection: "Connection", task_id: UUID, attempt: int, provid
 
 
 async def note_audio(
-    connection: "Connection",
+    connection: Connection,
     assignment: Assignment,
     *,
     provider_status: str,
@@ -192,7 +190,7 @@ async def note_audio(
 
 
 async def mark_spoken(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     assignment: Assignment,
     *,
@@ -230,7 +228,7 @@ async def mark_spoken(
 
 
 async def requeue(
-    connection: "Connection",
+    connection: Connection,
     queue: Queue,
     task_id: UUID,
     attempt: int,
@@ -260,7 +258,7 @@ async def requeue(
 
 
 async def publish(
-    connection: "Connection",
+    connection: Connection,
     storable: Storable,
     *,
     object_key: str,
@@ -304,7 +302,7 @@ async def publish(
     return True
 
 
-async def verdict(connection: "Connection", task_id: UUID, object_key: str) -> Literal["stored", "unwanted", "open"]:
+async def verdict(connection: Connection, task_id: UUID, object_key: str) -> Literal["stored", "unwanted", "open"]:
     """What a finalizer whose guard matched nothing should do with the object under ``object_key``.
 
     ``stored``: leave it; ``unwanted``: remove it (terminal is for ever and ids are never reused, so a removal may be
@@ -328,7 +326,7 @@ async def verdict(connection: "Connection", task_id: UUID, object_key: str) -> L
     return "open" if row["status"] in ACTIVE else "unwanted"
 
 
-async def give_up_storing(connection: "Connection", storable: Storable) -> bool:
+async def give_up_storing(connection: Connection, storable: Storable) -> bool:
     """Storing failed for a whole day: say so, and keep the audio for ``reconcile --store``."""
     ended = await _end_rows(
         connection,
@@ -353,7 +351,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 async def end(
-    connection: "Connection",
+    connection: Connection,
     task_id: UUID,
     *,
     status: Literal["failed", "cancelled"],
@@ -394,7 +392,7 @@ async def end(
 
 
 async def _end_rows(
-    connection: "Connection",
+    connection: Connection,
     task_id: UUID,
     generation_id: UUID | None,
     *,
@@ -435,7 +433,7 @@ async def _end_rows(
     return decided in ACTIVE or (decided is None and bool(task_ended))
 
 
-async def cancel(connection: "Connection", queue: Queue, bucket: str, task_id: UUID) -> bool:
+async def cancel(connection: Connection, queue: Queue, bucket: str, task_id: UUID) -> bool:
     """End an active task as its user wishes; what a finalizer may have stored already is removed."""
     ended = await end(connection, task_id, status="cancelled", detail=CANCELLED_BY_USER, category="cancelled")
     if ended.here and ended.run_state == "spoken" and ended.object_key:
@@ -445,7 +443,7 @@ async def cancel(connection: "Connection", queue: Queue, bucket: str, task_id: U
     return ended.here
 
 
-async def cancel_job(connection: "Connection", queue: Queue, task_id: UUID) -> None:
+async def cancel_job(connection: Connection, queue: Queue, task_id: UUID) -> None:
     """Where a job API works on a task that this transaction has ended, defer the job that asks it to stop.
 
     Reads the job's id after the end has taken its locks: a submission may have brought it a moment ago.
@@ -459,13 +457,13 @@ async def cancel_job(connection: "Connection", queue: Queue, task_id: UUID) -> N
 
 
 async def defer_cancel(
-    connection: "Connection", queue: Queue, job: str, *, tries: int = 0, in_seconds: float = 0.0
+    connection: Connection, queue: Queue, job: str, *, tries: int = 0, in_seconds: float = 0.0
 ) -> None:
     """Have a job API asked to stop a job that nobody wants."""
     await queue.defer(connection, CANCEL_MODAL_JOB, queue=WATCHING, in_seconds=in_seconds, job=job, tries=tries)
 
 
-async def remove_object(connection: "Connection", queue: Queue, bucket: str, object_key: str, *, reason: str) -> None:
+async def remove_object(connection: Connection, queue: Queue, bucket: str, object_key: str, *, reason: str) -> None:
     """Record that an object must go, and defer the job that removes it. The record leaves when the object has."""
     await connection.execute(
         """INSERT INTO internal.removals (bucket, object_key, reason) VALUES ($1, $2, $3)

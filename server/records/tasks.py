@@ -4,17 +4,14 @@ How a task ends is decided with its generation and its run: that is ``speech.py`
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from server.audio import AudioFormat, format_named
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from server.database import Connection
+from server.database import Connection
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 ACTIVE = ("pending", "processing")
@@ -93,11 +90,11 @@ _TASK_TABLES = """
 """
 
 
-def _task(row: "asyncpg.Record") -> SpeechTask:
+def _task(row: asyncpg.Record) -> SpeechTask:
     return SpeechTask(**{field: row[field] for field in SpeechTask.__struct_fields__})
 
 
-async def find(connection: "Connection", task_id: UUID, user_id: UUID | None = None) -> SpeechTask | None:
+async def find(connection: Connection, task_id: UUID, user_id: UUID | None = None) -> SpeechTask | None:
     """The task, hidden or not; None where it does not exist or belongs to somebody else."""
     row = await connection.fetchrow(
         f"SELECT {_TASK_COLUMNS} FROM public.tasks t {_TASK_TABLES}"  # noqa: S608 - constants
@@ -108,7 +105,7 @@ async def find(connection: "Connection", task_id: UUID, user_id: UUID | None = N
     return _task(row) if row else None
 
 
-async def get(connection: "Connection", task_id: UUID) -> SpeechTask:
+async def get(connection: Connection, task_id: UUID) -> SpeechTask:
     """The task that this transaction has just made."""
     task = await find(connection, task_id)
     if task is None:
@@ -125,7 +122,7 @@ class Glimpse(msgspec.Struct, frozen=True):
 
 
 async def read_glimpses(
-    connection: "Connection", wanted: list[tuple[UUID, int, int]], *, rows_at_most: int = 16
+    connection: Connection, wanted: list[tuple[UUID, int, int]], *, rows_at_most: int = 16
 ) -> dict[UUID, Glimpse]:
     """Look at many tasks with one statement.
 
@@ -151,7 +148,7 @@ async def read_glimpses(
     return {row["id"]: Glimpse(_task(row), row["spooled"] or b"", row["spooled_from"]) for row in rows}
 
 
-async def hide(connection: "Connection", task_id: UUID) -> bool:
+async def hide(connection: Connection, task_id: UUID) -> bool:
     """Take a task out of its user's sight; the row itself goes a day later."""
     hidden = await connection.fetchval(
         "UPDATE public.tasks SET deleted_at = now() WHERE id = $1 AND deleted_at IS NULL RETURNING true", task_id
@@ -159,7 +156,7 @@ async def hide(connection: "Connection", task_id: UUID) -> bool:
     return bool(hidden)
 
 
-async def forget_hidden(connection: "Connection", older_than_seconds: float) -> None:
+async def forget_hidden(connection: Connection, older_than_seconds: float) -> None:
     """Tasks hidden for so long go, unless they are still at work: those end first."""
     await connection.execute(
         """DELETE FROM public.tasks WHERE deleted_at < now() - make_interval(secs => $1)

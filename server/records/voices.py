@@ -1,15 +1,13 @@
 """Voices as rows: the library of one user."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
+from server.database import Connection
 from server.records.history import like
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 
 class Voice(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +46,7 @@ SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
 
 
 async def page(
-    connection: "Connection", user_id: UUID, *, search: str | None, source: str | None, limit: int, offset: int
+    connection: Connection, user_id: UUID, *, search: str | None, source: str | None, limit: int, offset: int
 ) -> tuple[list[Voice], int]:
     """One page of the voices that are not deleted, newest first, and how many there are in all."""
     where = (
@@ -73,7 +71,7 @@ async def page(
     return [Voice(**dict(row)) for row in rows], total
 
 
-async def find(connection: "Connection", voice_id: UUID, user_id: UUID) -> Voice | None:
+async def find(connection: Connection, voice_id: UUID, user_id: UUID) -> Voice | None:
     """A voice that can be used; None where it does not exist, was deleted, or belongs to somebody else."""
     row = await connection.fetchrow(
         f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2 AND v.deleted_at IS NULL", voice_id, user_id
@@ -102,7 +100,7 @@ class NewVoice(msgspec.Struct, frozen=True, kw_only=True):
     preview_task_id: UUID | None = None
 
 
-async def insert(connection: "Connection", voice: NewVoice) -> Voice | None:
+async def insert(connection: Connection, voice: NewVoice) -> Voice | None:
     """Store a voice. One that is there already (under this id, or from this preview) stays as it is.
 
     Returns:
@@ -124,13 +122,13 @@ async def insert(connection: "Connection", voice: NewVoice) -> Voice | None:
     return Voice(**dict(row)) if row else None
 
 
-async def find_any(connection: "Connection", voice_id: UUID) -> Voice | None:
+async def find_any(connection: Connection, voice_id: UUID) -> Voice | None:
     """A voice, deleted or not, whoever it belongs to."""
     row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1", voice_id)
     return Voice(**dict(row)) if row else None
 
 
-async def saved_from(connection: "Connection", preview_task_id: UUID, user_id: UUID) -> Voice | None:
+async def saved_from(connection: Connection, preview_task_id: UUID, user_id: UUID) -> Voice | None:
     """The voice that was saved from a preview, deleted or not."""
     row = await connection.fetchrow(
         f"{_VOICE} WHERE v.preview_task_id = $1 AND v.user_id = $2", preview_task_id, user_id
@@ -138,7 +136,7 @@ async def saved_from(connection: "Connection", preview_task_id: UUID, user_id: U
     return Voice(**dict(row)) if row else None
 
 
-async def delete(connection: "Connection", voice_id: UUID, user_id: UUID) -> bool:
+async def delete(connection: Connection, voice_id: UUID, user_id: UUID) -> bool:
     """Hide a voice everywhere but in the history. Its reference stays, and so does what is being spoken with it."""
     deleted = await connection.fetchval(
         """UPDATE public.voices SET deleted_at = now()
@@ -149,7 +147,7 @@ async def delete(connection: "Connection", voice_id: UUID, user_id: UUID) -> boo
     return bool(deleted)
 
 
-async def mark_gone(connection: "Connection", voice_id: UUID, account: str) -> None:
+async def mark_gone(connection: Connection, voice_id: UUID, account: str) -> None:
     """A provider's account no longer has this voice: it cannot speak there until its user creates it again."""
     await connection.execute(
         """UPDATE public.voices

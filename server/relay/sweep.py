@@ -10,13 +10,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
 
 from server.announce import Announcer
-from server.database import REFUSED, Database, wait_for_locks
+from server.database import REFUSED, Connection, Database, wait_for_locks
 from server.errors import Category
 from server.metrics import Metrics
 from server.queue import Queue
@@ -24,9 +24,6 @@ from server.records import idempotency, modal, purchases, removals, runs, speech
 from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Fenced, Lost
 from server.records.speech import RESTARTED
 from server.settings import Deadlines
-
-if TYPE_CHECKING:
-    from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +117,7 @@ class Sweeper:
             )
 
     @asynccontextmanager
-    async def _impatient_transaction(self) -> "AsyncIterator[Connection]":
+    async def _impatient_transaction(self) -> AsyncIterator[Connection]:
         """For one run. A process that is paused inside a transaction must not keep us from all the others."""
         async with self._database.transaction() as connection:
             await wait_for_locks(connection, at_most_seconds=1.0)
