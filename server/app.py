@@ -11,11 +11,12 @@ from starlette.routing import Route
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
-from server.handlers import clone, design, generate, generations, openapi, service, stream, tasks, voices
+from server.handlers import clone, design, generate, generations, keys, openapi, service, stream, tasks, voices
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
 from server.handlers.requests import parts_of
+from server.keyring import KeyRing
 from server.lifecycle import working
 from server.metrics import Metrics
 from server.parts import Parts
@@ -69,6 +70,9 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/voices/{voice_id}/preview", voices.get_preview, methods=["GET"]),
             Route("/api/clone/upload-url", clone.upload_url, methods=["POST"]),
             Route("/api/clone/finalize", clone.finalize, methods=["POST"]),
+            Route("/api/keys", keys.create, methods=["POST"]),
+            Route("/api/keys", keys.list_keys, methods=["GET"]),
+            Route("/api/keys/{key_id}", keys.delete_key, methods=["DELETE"]),
             Route("/api/health", service.health, methods=["GET"]),
             Route("/api/ready", service.ready, methods=["GET"]),
             Route("/api/languages", service.languages, methods=["GET"]),
@@ -129,6 +133,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
                 pieces=QwenHttp(settings, http, pacer),
             ),
             authenticator=Authenticator.from_settings(settings, http),
+            keyring=KeyRing(database),
             tickets=tickets,
             metrics=metrics,
         )

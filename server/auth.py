@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from server.errors import Unauthorized, UtterError
+from server.remembered import Remembered
 from server.settings import STRONG_SECRET_BYTES, Settings
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,11 @@ _log = logging.getLogger(__name__)
 PublicKey = RSAPublicKey | EllipticCurvePublicKey
 
 LEEWAY_SECONDS: Final = 10  # two machines' clocks rarely agree better
+REMEMBERED_SECONDS: Final = 600.0
+REMEMBERED_AT_MOST: Final = 10_000
 _NOT_VALID: Final = "Your sign-in is not valid. Please sign in again."
 _EXPIRED: Final = "Your sign-in has expired. Please sign in again."
+_TICKET_USE: Final = b"utter stream ticket"
 # Narrower than UUID(), which also takes braces, "urn:uuid:", underscores and digits of other scripts.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -68,6 +72,8 @@ class RemoteKeys:
         self._fresh_seconds, self._refresh_seconds, self._retry_seconds = fresh_seconds, refresh_seconds, retry_seconds
         self._timeout_seconds = timeout_seconds
         self._lock = asyncio.Lock()
+        #: Another number each time that the keys change: what another set has proved is proved no more.
+        self.edition = 0
         self._keys: dict[tuple[str, str | None], PublicKey] | None = None
         self._fetched_at = self._tried_at = float("-inf")
         self._last_try_failed = False
@@ -95,6 +101,10 @@ class RemoteKeys:
         if self._keys is None or self._last_try_failed:
             raise KeysUnavailable
         raise Unauthorized(_NOT_VALID)
+
+    def still_prove(self, edition: int) -> bool:
+        """Whether what was proved by that edition may be believed: it is the current one, and not due for a fetch."""
+        return edition == self.edition and not self._is_old()
 
     def _lookup(self, algorithm: str, key_id: str | None) -> PublicKey | None:
         keys = self._keys or {}
@@ -131,8 +141,17 @@ class RemoteKeys:
             self._tried_at, self._last_try_failed = self._clock(), True
             _log.warning("the sign-in keys could not be fetched: %s", str(exc) or type(exc).__name__)
             return
+        if keys != self._keys:
+            self.edition += 1
         self._keys, self._last_try_failed = keys, False
         self._fetched_at = self._tried_at = self._clock()
+
+
+class _Verified(msgspec.Struct, frozen=True):
+    """Whose a token was found to be; ``edition`` of the key set that proved it, None for a shared secret."""
+
+    user_id: UUID
+    edition: int | None
 
 
 class Authenticator:
@@ -140,18 +159,35 @@ class Authenticator:
 
     The token's header only chooses among what is configured: a shared secret serves HS256 and nothing else, a key set
     serves RS256 and ES256 and nothing else. So a public key can never be passed off as a shared secret.
+
+    Whose a token is is remembered for a while, by its hash: never beyond its expiry, nor beyond the key set that
+    proved it.
+
+    Args:
+        previous_secret: Also accepted, so that a secret can be exchanged while tokens of the old one are about.
     """
 
-    def __init__(self, *, secret: str | None, keys: RemoteKeys | None, audience: str) -> None:
-        self._secret = None if secret is None else _hmac_key(secret)
+    def __init__(
+        self,
+        *,
+        secret: str | None,
+        keys: RemoteKeys | None,
+        audience: str,
+        previous_secret: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secrets = tuple(_hmac_key(known) for known in (secret, previous_secret) if known is not None)
         self._keys = keys
         self._audience = audience
+        self._clock = clock
+        self._verified: Remembered[bytes, _Verified] = Remembered(REMEMBERED_AT_MOST)
 
     @classmethod
     def from_settings(cls, settings: Settings, http: httpx.AsyncClient) -> "Authenticator":
         """``http`` fetches the key set; its owner closes it."""
         return cls(
             secret=settings.auth_jwt_secret,
+            previous_secret=settings.auth_jwt_secret_previous,
             keys=RemoteKeys(settings.auth_jwks_url, http) if settings.auth_jwks_url else None,
             audience=settings.auth_jwt_audience,
         )
@@ -163,18 +199,13 @@ class Authenticator:
             Unauthorized: If the token is not one of ours, or no longer, or does not name a user.
             KeysUnavailable: If nobody can say.
         """
+        name = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._verified.get(name, self._clock())
+        if known and (known.edition is None or (self._keys and self._keys.still_prove(known.edition))):
+            return known.user_id
         try:
             header = jwt.get_unverified_header(token)
-            key = await self._key(header)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[header["alg"]],
-                audience=self._audience,
-                leeway=LEEWAY_SECONDS,
-                # A clock that runs ahead at the sign-in service is no reason to refuse; "nbf" and "exp" decide.
-                options={"require": ["exp", "sub", "aud"], "verify_iat": False},
-            )
+            claims = await self._claims(token, header)
         except jwt.ExpiredSignatureError as exc:
             raise Unauthorized(_EXPIRED) from exc
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
@@ -182,14 +213,40 @@ class Authenticator:
         subject = claims["sub"]
         if not isinstance(subject, str) or not _UUID.fullmatch(subject):
             raise Unauthorized(_NOT_VALID)
-        return UUID(subject)
+        user_id = UUID(subject)
+        edition = None if self._keys is None or header["alg"] == "HS256" else self._keys.edition
+        until = min(float(claims["exp"]), self._clock() + REMEMBERED_SECONDS)
+        self._verified.put(name, _Verified(user_id, edition), until)
+        return user_id
 
-    async def _key(self, header: dict[str, Any]) -> bytes | PublicKey:
+    async def _claims(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
+        """What the token says, once one of the keys that may have signed it has proved it."""
+        *others, last = await self._candidates(header)
+        for key in others:
+            try:
+                return self._decoded(token, key, header["alg"])
+            except jwt.InvalidSignatureError:
+                continue
+        return self._decoded(token, last, header["alg"])
+
+    def _decoded(self, token: str, key: bytes | PublicKey, algorithm: str) -> dict[str, Any]:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            audience=self._audience,
+            leeway=LEEWAY_SECONDS,
+            # A clock that runs ahead at the sign-in service is no reason to refuse; "nbf" and "exp" decide.
+            options={"require": ["exp", "sub", "aud"], "verify_iat": False},
+        )
+        return claims
+
+    async def _candidates(self, header: dict[str, Any]) -> tuple[bytes | PublicKey, ...]:
         algorithm = header.get("alg")
-        if algorithm == "HS256" and self._secret is not None:
-            return self._secret
+        if algorithm == "HS256" and self._secrets:
+            return self._secrets
         if algorithm in ("RS256", "ES256") and self._keys is not None:
-            return await self._keys.key(algorithm, header.get("kid"))
+            return (await self._keys.key(algorithm, header.get("kid")),)
         raise Unauthorized(_NOT_VALID)
 
 
@@ -214,8 +271,13 @@ class Tickets:
     _VERSION: Final = 1
     _LETTERS: Final = re.compile(r"[A-Za-z0-9_-]{119}")  # 57 bytes of payload, 32 of signature
 
-    def __init__(self, secret: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._ticket_key = _derived_key(secret, b"utter stream ticket")
+    def __init__(
+        self, secret: str, *, previous_secret: str | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._ticket_key = _derived_key(secret, _TICKET_USE)
+        self._accepted_keys = [self._ticket_key]
+        if previous_secret:
+            self._accepted_keys.append(_derived_key(previous_secret, _TICKET_USE))
         self._clock = clock
         #: Signs links to local storage; object stores sign their own.
         self.storage_link_key = _derived_key(secret, b"utter storage link")
@@ -225,13 +287,14 @@ class Tickets:
         secret = settings.stream_ticket_secret or settings.auth_jwt_secret
         if not secret:
             raise ValueError("tickets need STREAM_TICKET_SECRET or AUTH_JWT_SECRET")
-        return cls(secret)
+        # A secret of the tickets' own is not the one that is exchanged.
+        return cls(secret, previous_secret=None if settings.stream_ticket_secret else settings.auth_jwt_secret_previous)
 
     def mint(self, *, user_id: UUID, task_id: UUID, generation_id: UUID) -> str:
         """A ticket that holds for an hour, as letters that need no escaping in an address."""
         expires_at = int(self._clock()) + self.LIFETIME_SECONDS
         payload = self._FORMAT.pack(self._VERSION, user_id.bytes, task_id.bytes, generation_id.bytes, expires_at)
-        return urlsafe_b64encode(payload + self._signature(payload)).rstrip(b"=").decode()
+        return urlsafe_b64encode(payload + _signature(self._ticket_key, payload)).rstrip(b"=").decode()
 
     def verify(self, ticket: str, task_id: UUID) -> Ticket:
         """What a ticket for this task says.
@@ -244,7 +307,7 @@ class Tickets:
             raise not_valid
         signed = urlsafe_b64decode(ticket + "=")
         payload, signature = signed[: self._FORMAT.size], signed[self._FORMAT.size :]
-        if not hmac.compare_digest(signature, self._signature(payload)):
+        if not any(hmac.compare_digest(signature, _signature(key, payload)) for key in self._accepted_keys):
             raise not_valid
         version, user, task, generation, expires_at = self._FORMAT.unpack(payload)
         if version != self._VERSION or task != task_id.bytes:
@@ -252,9 +315,6 @@ class Tickets:
         if self._clock() >= expires_at:
             raise Unauthorized("This link has expired. Please reload the page.")
         return Ticket(UUID(bytes=user), task_id, UUID(bytes=generation), expires_at)
-
-    def _signature(self, payload: bytes) -> bytes:
-        return hmac.digest(self._ticket_key, payload, sha256)
 
 
 def mint_bearer(user_id: UUID, *, days: float, secret: str, audience: str) -> str:
@@ -271,6 +331,10 @@ def _hmac_key(secret: str) -> bytes:
     weak is said once, at start-up (``Settings.weaknesses``).
     """
     return secret.encode().ljust(STRONG_SECRET_BYTES, b"\0")
+
+
+def _signature(key: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, payload, sha256)
 
 
 def _derived_key(secret: str, label: bytes) -> bytes:

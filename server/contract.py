@@ -222,6 +222,40 @@ class VoicesAnswer(Struct, frozen=True):
     pagination: Pagination
 
 
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+class KeyRequest(Struct, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    expires_in_days: Annotated[int, Meta(ge=1, le=3650)] | None = None
+
+
+class KeyEntry(Struct, frozen=True, kw_only=True):
+    """A key as it is listed. ``prefix`` is what it begins with; the rest is known to nobody but its owner."""
+
+    id: UUID
+    name: str
+    prefix: str
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+
+
+class KeyCreated(Struct, frozen=True, kw_only=True):
+    """A new key, shown this once."""
+
+    id: UUID
+    name: str
+    prefix: str
+    key: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class KeysAnswer(Struct, frozen=True):
+    keys: list[KeyEntry]
+
+
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 

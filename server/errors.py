@@ -66,6 +66,13 @@ class Unauthorized(UtterError):
     default_detail = "Please sign in."
 
 
+class Forbidden(UtterError):
+    """Who asks is known, and may not do this."""
+
+    category, default_status = "unauthorized", 403
+    default_detail = "You may not do this."
+
+
 class NotFound(UtterError):
     """It does not exist, or it belongs to somebody else; the answer is the same on purpose."""
 
@@ -93,6 +100,16 @@ class Overloaded(UtterError):
 
     def __init__(self, detail: str | None = None, *, retry_after_seconds: int = 10) -> None:
         super().__init__(detail, headers={"Retry-After": str(retry_after_seconds)})
+
+
+class TooMany(Overloaded):
+    """More than one person may have; others are not held up by it."""
+
+    default_status = 429
+    default_detail = "That is more than you may do at a time. Please try again in a moment."
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
 
 
 class StorageUnavailable(UtterError):

@@ -38,6 +38,7 @@ _SECRETS: Final = (
     (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), "…"),  # a JWT
     (re.compile(r"(?i)\b(bearer|basic) [\w.~+/=-]{8,}"), r"\1 …"),
     (re.compile(r"\bsk-[\w-]{8,}"), "…"),  # a provider's key
+    (re.compile(r"\butr_[0-9A-Za-z]{8,}"), "…"),  # a key of ours
 )
 
 

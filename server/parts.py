@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
+from server.keyring import KeyRing
 from server.metrics import Metrics
 from server.providers.resolver import Providers
 from server.queue import Queue
@@ -37,6 +38,7 @@ class Parts:
     storage: ObjectStore
     providers: Providers
     authenticator: Authenticator
+    keyring: KeyRing
     tickets: Tickets
     metrics: Metrics
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -94,6 +94,7 @@ class Settings:
     modal_job_cancel: str | None = None
     modal_endpoint_voice_design: str | None = None
     auth_jwt_secret: str | None = field(default=None, repr=False)
+    auth_jwt_secret_previous: str | None = field(default=None, repr=False)
     auth_jwks_url: str | None = None
     auth_jwt_audience: str = "authenticated"
     stream_ticket_secret: str | None = field(default=None, repr=False)
@@ -210,6 +211,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("MODAL_JOB_CANCEL", "none", "Modal endpoint that cancels a job; without it cancelling stays local"),
     Variable("MODAL_ENDPOINT_VOICE_DESIGN", "required in modal mode", "Modal endpoint that designs a voice"),
     Variable("AUTH_JWT_SECRET", "this or `AUTH_JWKS_URL`", "HS256 secret of the sign-in service's tokens"),
+    Variable("AUTH_JWT_SECRET_PREVIOUS", "none",
+             "the secret before `AUTH_JWT_SECRET` was exchanged: its tokens are accepted as well"),
     Variable("AUTH_JWKS_URL", "none", "JWKS address for RS256 and ES256 tokens"),
     Variable("AUTH_JWT_AUDIENCE", "`authenticated`", "audience (`aud`) that a token must name"),
     Variable("STREAM_TICKET_SECRET", "derived from `AUTH_JWT_SECRET`",
@@ -279,6 +282,7 @@ class _Reader:
             modal_job_cancel=self.url("MODAL_JOB_CANCEL"),
             modal_endpoint_voice_design=self.modal_url("MODAL_ENDPOINT_VOICE_DESIGN", mode),
             auth_jwt_secret=self.text("AUTH_JWT_SECRET"),
+            auth_jwt_secret_previous=self.text("AUTH_JWT_SECRET_PREVIOUS"),
             auth_jwks_url=self.url("AUTH_JWKS_URL"),
             auth_jwt_audience=self.text("AUTH_JWT_AUDIENCE") or _DEFAULTS["auth_jwt_audience"],
             stream_ticket_secret=self.text("STREAM_TICKET_SECRET"),

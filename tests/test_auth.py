@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from server.auth import Authenticator, KeysUnavailable, RemoteKeys, Tickets, mint_bearer
 from server.errors import Unauthorized
+from server.remembered import Remembered
 
 SECRET = "a secret that is long enough for everybody"
 AUDIENCE = "authenticated"
@@ -203,6 +204,56 @@ async def test_an_endless_expiry_is_refused_rather_than_failing() -> None:
         await shared().user_id(handmade({"alg": "HS256"}, payload, SECRET.encode()))
 
 
+async def test_the_secret_before_is_accepted_too_and_signs_nothing_new() -> None:
+    authenticator = Authenticator(
+        secret=SECRET, previous_secret="the one before, and long enough too", keys=None, audience=AUDIENCE
+    )
+    for _ in range(2):
+        assert await authenticator.user_id(hs256()) == USER
+        assert await authenticator.user_id(hs256(secret="the one before, and long enough too")) == USER
+    with pytest.raises(Unauthorized, match="expired"):
+        await authenticator.user_id(hs256(secret="the one before, and long enough too", exp=int(time.time()) - 60))
+    with pytest.raises(Unauthorized):
+        await authenticator.user_id(hs256(secret="a third one, which is long enough as well"))
+    with pytest.raises(Unauthorized):
+        await shared().user_id(hs256(secret="the one before, and long enough too"))
+
+
+async def test_a_verified_token_is_remembered_for_ten_minutes_and_not_beyond_its_expiry() -> None:
+    """Told by what a change of the audience does: what is remembered is not looked at again."""
+    clock = Clock(time.time())
+    authenticator = Authenticator(secret=SECRET, keys=None, audience=AUDIENCE, clock=clock)
+    long, short = hs256(exp=int(time.time()) + 86_400), hs256(exp=int(time.time()) + 300)
+    for token in (long, short):
+        await authenticator.user_id(token)
+    authenticator._audience = "somebody else"
+    for token in (long, short):
+        assert await authenticator.user_id(token) == USER
+    with pytest.raises(Unauthorized):
+        await authenticator.user_id(hs256(exp=int(time.time()) + 86_401))
+    clock.now += 301
+    assert await authenticator.user_id(long) == USER
+    with pytest.raises(Unauthorized):
+        await authenticator.user_id(short)
+    clock.now += 300
+    with pytest.raises(Unauthorized):
+        await authenticator.user_id(long)
+
+
+async def test_no_more_than_ten_thousand_tokens_are_remembered_and_none_of_them_as_it_is() -> None:
+    remembered: Remembered[bytes, int] = Remembered(10_000)
+    for number in range(10_001):
+        remembered.put(number.to_bytes(4), number, until=10.0)
+    assert len(remembered) == 10_000
+    assert remembered.get((0).to_bytes(4), 0.0) is None
+    assert remembered.get((1).to_bytes(4), 0.0) == 1
+    authenticator = shared()
+    token = hs256()
+    await authenticator.user_id(token)
+    ((name, _),) = authenticator._verified.items()
+    assert name == hashlib.sha256(token.encode()).digest()
+
+
 # --- a key set --------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +328,24 @@ async def test_a_new_key_is_found_at_its_first_token_and_a_retired_one_goes_with
     with pytest.raises(Unauthorized):
         await authenticator.user_id(old)
     assert key_server.asked == 3
+
+
+async def test_what_a_key_set_proved_is_forgotten_with_it(
+    key_server: KeyServer, http: httpx.AsyncClient, ec_key: ec.EllipticCurvePrivateKey
+) -> None:
+    """A token is asked about again as soon as the keys are others, and when they are due to be fetched again."""
+    clock = Clock()
+    new_key = ec.generate_private_key(ec.SECP256R1())
+    old, new = (jwt.encode(claims(), key, "ES256", {"kid": kid}) for key, kid in ((ec_key, "old"), (new_key, "new")))
+    key_server.entries = [jwk(ec_key, "old")]
+    authenticator = remote(RemoteKeys(key_server.url, http, clock=clock, fresh_seconds=600, refresh_seconds=10))
+    for _ in range(2):
+        assert await authenticator.user_id(old) == USER
+    clock.now += 11
+    key_server.entries = [jwk(new_key, "new")]
+    assert await authenticator.user_id(new) == USER
+    with pytest.raises(Unauthorized):
+        await authenticator.user_id(old)
 
 
 async def test_invented_key_names_do_not_flood_the_key_server(
@@ -384,6 +453,16 @@ def test_a_ticket_lasts_for_an_hour() -> None:
     clock.now += 1
     with pytest.raises(Unauthorized, match="expired"):
         tickets.verify(ticket, task_id)
+
+
+def test_a_ticket_of_the_secret_before_is_good() -> None:
+    task_id = uuid4()
+    ticket = Tickets(SECRET).mint(user_id=USER, task_id=task_id, generation_id=uuid4())
+    exchanged = Tickets("a new secret", previous_secret=SECRET)
+    assert exchanged.verify(ticket, task_id).user_id == USER
+    fresh = exchanged.mint(user_id=USER, task_id=task_id, generation_id=uuid4())
+    with pytest.raises(Unauthorized):
+        Tickets(SECRET).verify(fresh, task_id)
 
 
 def test_a_ticket_opens_no_other_task_and_none_of_another_server() -> None:

@@ -270,10 +270,17 @@ async def test_modal_rows_survive_going_back_to_a_database_that_knows_only_qwen(
 async def test_a_user_who_leaves_takes_every_row_along(live_url: str) -> None:
     """Older rows may break rules that came after them; nothing that touches them may fail for it."""
     await migrate(live_url)
+    await execute(
+        live_url,
+        "INSERT INTO internal.api_keys (user_id, name, prefix, key_hash) VALUES ($1, 'Mine', 'utr_', $2)",
+        ADA,
+        bytes(32),
+    )
     await execute(live_url, "UPDATE public.voices SET deleted_at = now()")
     await execute(live_url, "DELETE FROM public.voices WHERE user_id = $1", ADA)
     await execute(live_url, "UPDATE public.generations SET voice_id = NULL")
     await execute(live_url, "DELETE FROM auth.users")
+    assert await fetchval(live_url, "SELECT count(*) FROM internal.api_keys") == 0
     assert all(found == [] for found in (await rows_of(live_url)).values())
 
 
@@ -468,7 +475,7 @@ async def test_the_roles_of_an_http_api_see_nothing_of_ours(live_url: str) -> No
     async with session(live_url) as connection:
         for role in ("anon", "authenticated"):
             await connection.execute(f"SET ROLE {role}")
-            for table in ("runs", "spool", "schema_migrations", "procrastinate_jobs"):
+            for table in ("runs", "spool", "api_keys", "schema_migrations", "procrastinate_jobs"):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await connection.fetch(f"SELECT FROM internal.{table}")
             await connection.execute("RESET ROLE")

@@ -28,7 +28,7 @@ _access = logging.getLogger("server.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, last-event-id"
 _EXPOSED_HEADERS: Final = "X-Utter-Provider, X-Utter-Generation-Id, X-Utter-Task-Id, X-Request-Id"
-_ALLOWED_METHODS: Final = "GET, POST, DELETE, PUT, HEAD, OPTIONS"
+_ALLOWED_METHODS: Final = "GET, POST, PATCH, DELETE, PUT, HEAD, OPTIONS"
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
 

@@ -181,6 +181,28 @@ OPERATIONS = (
         body=contract.DesignSaveRequest,
         problems=(400, 401, 404, 409, 413, 503),
     ),
+    Operation(
+        "post",
+        "/api/keys",
+        "Make a key for a program; it is shown this once. Takes a sign-in token",
+        {201: contract.KeyCreated},
+        body=contract.KeyRequest,
+        problems=(400, 401, 403, 409, 413),
+    ),
+    Operation(
+        "get",
+        "/api/keys",
+        "One's keys, newest first",
+        {200: contract.KeysAnswer},
+        problems=(401,),
+    ),
+    Operation(
+        "delete",
+        "/api/keys/{key_id}",
+        "Revoke a key, in force within 5 s. Takes a sign-in token",
+        {200: contract.Ok},
+        problems=(400, 401, 403, 404),
+    ),
     Operation("get", "/api/health", "Whether this process answers", {200: contract.Ok}, signed_in=False),
     Operation(
         "get",
@@ -214,7 +236,7 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT, or a key"}},
         },
     }
 

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from server.auth import Authenticator
-from server.errors import Invalid, TooLarge, Unauthorized
+from server.errors import Forbidden, Invalid, TooLarge, Unauthorized
+from server.keyring import is_key
 from server.parts import Parts
 from server.settings import Settings
 
@@ -44,18 +45,41 @@ def parts_of(request: Request) -> Parts:
 
 
 async def bearer(request: Request) -> UUID:
-    """The user whose bearer token the request carries. Await it before the body is read.
+    """The user whose bearer token the request carries: a sign-in token, or a key. Await it before the body is read.
 
     Raises:
         Unauthorized: Without a token, or with one that is not good.
-        KeysUnavailable: If nobody can say.
+        KeysUnavailable, DatabaseUnavailable: If nobody can say.
+        TooMany: The request's address has tried too many keys that do not exist.
     """
     token = bearer_token(request)
     if not token:
         raise Unauthorized
-    authenticator: Authenticator = request.app.state.authenticator
-    user_id = await authenticator.user_id(token)
+    if is_key(token):
+        holder = await parts_of(request).keyring.holder(token, request.client.host if request.client else "")
+        user_id, request.state.key_id = holder.user_id, holder.key_id
+    else:
+        authenticator: Authenticator = request.app.state.authenticator
+        user_id = await authenticator.user_id(token)
     request.state.user_id = user_id  # for the access log
+    return user_id
+
+
+def key_id_of(request: Request) -> UUID | None:
+    """The key that `bearer` found the request to carry; None where it was a sign-in token."""
+    key_id: UUID | None = getattr(request.state, "key_id", None)
+    return key_id
+
+
+async def bearer_in_person(request: Request) -> UUID:
+    """The user, who must have signed in: a key that leaks must not be able to make others that outlive it.
+
+    Raises:
+        Forbidden: The request carries a key.
+    """
+    user_id = await bearer(request)
+    if key_id_of(request) is not None:
+        raise Forbidden("A key can neither make keys nor delete them. Please sign in for that.")
     return user_id
 
 

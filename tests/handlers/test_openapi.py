@@ -131,6 +131,12 @@ async def test_live_answers_are_what_the_document_says(
     await client.ended(tasks["fails"]["task_id"])
     await held.held()
     await follow(witness, tasks, {"voice_id": str(voice_id), "text": "another"})
+    key = await witness.ask("POST", "/api/keys", json={"name": "A program"})
+    await witness.ask("POST", "/api/keys", json={"name": ""})
+    for path in ("/api/keys", "/api/me"):
+        await witness.ask("GET", path, headers={"Authorization": f"Bearer {key.json()['key']}"})
+    for _ in range(2):
+        await witness.ask("DELETE", "/api/keys/{key_id}", given=key.json()["id"])
     for asked in ("/api/health", "/api/languages", "/api/me", "/api/openapi.json", "/metrics"):
         await witness.ask("GET", asked)
 
