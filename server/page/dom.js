@@ -2,9 +2,10 @@
  * dom.js: small things that every part of the page uses.
  */
 
+/** The element with this id. @type {(id: string) => any} */
 export const $ = (id) => document.getElementById(id);
 
-/** An element: `h("button", {className: "quiet", onclick}, "text", child)`; names with a dash or `role` become attributes. */
+/** An element: `h("button", {className: "quiet", onclick}, "text", child)`; names with a dash or `role` become attributes. @returns {any} */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -79,7 +80,9 @@ const RELATIVE = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 /** "2 minutes ago". */
 export function ago(timestamp) {
   const seconds = (Date.parse(timestamp) - Date.now()) / 1000;
-  for (const [unit, size] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
+  /** @type {[Intl.RelativeTimeFormatUnit, number][]} */
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
+  for (const [unit, size] of units) {
     if (-seconds >= size) return RELATIVE.format(Math.ceil(seconds / size), unit);
   }
   return "just now";

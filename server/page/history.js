@@ -50,7 +50,7 @@ export class History {
   }
 
   #page(page, search) {
-    const query = new URLSearchParams({ page, per_page: Math.min(this.#wanted, 100), ...(search && { search }) });
+    const query = new URLSearchParams({ page, per_page: String(Math.min(this.#wanted, 100)), ...(search && { search }) });
     return this.#app.utter.call("GET", `/api/generations?${query}`);
   }
 

@@ -121,7 +121,7 @@ $("text").addEventListener("keydown", (event) => {
   }
 });
 voices.addEventListener("change", count);
-stage.addEventListener("change", ({ detail }) => {
+stage.addEventListener("change", (/** @type {CustomEvent} */ { detail }) => {
   if (detail === "playing") voices.hush();
 });
 
@@ -144,8 +144,10 @@ $("theme").onclick = () => {
 
 // --- dialogs ---------------------------------------------------------------------------------------------------------
 
-for (const button of document.querySelectorAll("[data-close]")) button.onclick = () => button.closest("dialog").close();
-for (const dialog of document.querySelectorAll("dialog:not(#sign-in)")) {
+for (const button of /** @type {NodeListOf<HTMLButtonElement>} */ (document.querySelectorAll("[data-close]"))) {
+  button.onclick = () => button.closest("dialog").close();
+}
+for (const dialog of /** @type {NodeListOf<HTMLDialogElement>} */ (document.querySelectorAll("dialog:not(#sign-in)"))) {
   // A click on the dialog itself is one beside its form.
   dialog.addEventListener("mousedown", (event) => event.target === dialog && dialog.close());
 }

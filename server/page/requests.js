@@ -11,9 +11,14 @@ export class UtterError extends Error {
 }
 
 export class Client {
-  /** @param base where the server is, "" for this page's own; @param token gives the bearer token, or a promise of it */
+  /**
+   * @param {object} options
+   * @param {string} [options.base] where the server is, "" for this page's own
+   * @param {() => string | null | Promise<string | null>} [options.token] gives the bearer token, or a promise of it
+   */
   constructor({ base = "", token = () => null } = {}) {
-    Object.assign(this, { base, token });
+    this.base = base;
+    this.token = token;
   }
 
   /** One request: its JSON. @throws UtterError with a sentence, whatever went wrong. */
@@ -22,7 +27,12 @@ export class Client {
     return read(() => response.json(), options?.signal);
   }
 
-  /** One request: its response, which is a good one. A `body` is sent as JSON, a `form` as it is. */
+  /**
+   * One request: its response, which is a good one. A `body` is sent as JSON, a `form` as it is.
+   * @param {string} method
+   * @param {string} path
+   * @param {{body?: unknown, form?: BodyInit, headers?: Record<string, string>, signal?: AbortSignal, timeout?: number}} options
+   */
   async fetch(method, path, { body, form, headers = {}, signal, timeout = 20_000 } = {}) {
     const token = await this.token();
     if (token) headers = { ...headers, Authorization: `Bearer ${token}` };
@@ -43,6 +53,9 @@ export class Client {
 /**
  * Try until it works; `failed(error)` hears of each attempt that did not.
  * With a number of tries only what the network did is tried again, not what the server said.
+ * @template T
+ * @param {() => Promise<T>} attempt
+ * @param {{tries?: number, signal?: AbortSignal, failed?: (error: UtterError) => void}} options
  */
 export async function persist(attempt, { tries = 4, signal, failed = () => {} } = {}) {
   for (let tried = 1; ; tried += 1) {
@@ -56,7 +69,7 @@ export async function persist(attempt, { tries = 4, signal, failed = () => {} } 
   }
 }
 
-/** Wait; not longer than until the network is back. */
+/** Wait; not longer than until the network is back. @returns {Promise<void>} */
 export function rest(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const settle = () => {

@@ -24,9 +24,14 @@ export class Speech extends EventTarget {
 
   #utter; #live; #wanted; #from; #remembers; #begun; #asked = performance.now();
   #player = null; #next = null; #decoder = null; #whole = false; #raw = false; #heard = false;
-  #offset = 0; #strikes = 0; #hangUp = () => {}; #stop = new AbortController();
+  #offset = 0; #strikes = 0; #hangUp = (_why) => {}; #stop = new AbortController();
 
-  /** `live: false` polls; `autoplay: false` waits for play(); `remember: false`: not for restore(). */
+  /**
+   * `live: false` polls; `autoplay: false` waits for play(); `remember: false`: not for restore().
+   * @param {import("./utter.js").Utter} utter
+   * @param {{begin?: () => Promise<any>, generation_id?: string, live?: boolean, autoplay?: boolean, from?: number,
+   *          remember?: boolean}} options
+   */
   constructor(utter, { begin, generation_id, live = true, autoplay = true, from = 0, remember = true }) {
     super();
     this.#utter = utter;
@@ -146,7 +151,7 @@ export class Speech extends EventTarget {
 
   /** Listen to the stream from our offset on; why it ended: "end", "lost", "closed", or "taken" by another speech. */
   #stream(url) {
-    Speech.#onAir?.#hangUp("taken");
+    if (Speech.#onAir) Speech.#onAir.#hangUp("taken");
     Speech.#onAir = this;
     return new Promise((resolve) => {
       const source = new EventSource(`${this.#utter.base}${url}&as=events&offset=${this.#offset}`);
@@ -166,7 +171,7 @@ export class Speech extends EventTarget {
       this.#hangUp = (outcome) => {
         clearInterval(watching);
         source.close();
-        this.#hangUp = () => {};
+        this.#hangUp = (_why) => {};
         if (Speech.#onAir === this) Speech.#onAir = null;
         if (outcome === "taken") this.#live = false;
         resolve(outcome);
@@ -216,7 +221,7 @@ export class Speech extends EventTarget {
   /** The third way: the browser streams by itself, which takes the page's one stream; the task is polled beside it. */
   #openRaw(url) {
     if (this.#player) return;
-    Speech.#onAir?.#hangUp("taken");
+    if (Speech.#onAir) Speech.#onAir.#hangUp("taken");
     this.#from = 0;
     this.#raw = true;
     this.#use(new ElementPlayer(`${this.#utter.base}${url}&as=audio`));

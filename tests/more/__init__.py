@@ -1,0 +1,1 @@
+"""What takes minutes or needs more of the machine: `make more`."""
