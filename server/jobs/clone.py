@@ -9,6 +9,7 @@ from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.errors import Invalid, NotFound
 from server.jobs.enrollment import Enrollment, present, store
 from server.jobs.generate import checked_language, is_visible
+from server.objects import reference_key
 from server.parts import Parts
 from server.records import voices
 from server.records.voices import NewVoice, Voice
@@ -19,11 +20,6 @@ LONGEST_RECORDING_BYTES = 10 * 1024 * 1024
 SHORTEST_SECONDS, LONGEST_SECONDS = 3.0, 60.0
 # Encoders add silence at both ends of what they are given, and round it up to whole frames.
 PADDING_SECONDS = 0.2
-
-
-def reference_key(user_id: UUID, voice_id: UUID) -> str:
-    """Where a voice's recording lies, whatever its format: the first folder is its user's."""
-    return f"{user_id}/{voice_id}/reference.wav"
 
 
 async def upload_address(

@@ -29,12 +29,13 @@ from server.errors import (
     UtterError,
 )
 from server.jobs.buying import refusal_of, say_unknown, settle, written
-from server.jobs.clone import checked_name, reference_key
+from server.jobs.clone import checked_name
 from server.jobs.enrollment import present, store
 from server.jobs.generate import checked_language, is_visible
+from server.objects import own_key, reference_key
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
-from server.records import idempotency, previews, purchases, runs, speech, tasks, voices
+from server.records import idempotency, previews, purchases, removals, runs, speech, tasks, voices
 from server.records.previews import Preview
 from server.records.purchases import Purchase
 from server.records.runs import PREVIEW_JOB, Fenced
@@ -256,8 +257,13 @@ async def _decide(
                 outcome=outcome,
             )
         if not shown and state == "done":
-            await speech.remove_object(
-                connection, parts.queue, parts.generations_bucket, preview.object_key, reason="preview cancelled"
+            await removals.record(
+                connection,
+                parts.queue,
+                parts.generations_bucket,
+                preview.object_key,
+                asked_by=None,
+                reason="preview cancelled",
             )
         return shown
 
@@ -351,7 +357,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
         return present(known)
     outcome = purchase.outcome or {}
     voice_id = uuid5(_VOICES, str(purchase.subject))
-    preview = await _preview_audio(parts, outcome.get("object_key"))
+    preview = await _preview_audio(parts, user_id, outcome.get("object_key"))
     # A recording of its own, so that the voice survives its preview, and a provider that clones can be fed with it.
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, preview, content_type="audio/wav", size=len(preview))
@@ -390,7 +396,7 @@ async def _save_recording(
             return present(known)
         if task is None or task.type != "design_preview" or task.status != "completed":
             raise _unfinished(task)
-        audio = await _preview_audio(parts, (task.result or {}).get("object_key"))
+        audio = await _preview_audio(parts, user_id, (task.result or {}).get("object_key"))
     if not audio or not await asyncio.to_thread(has_sound, audio):
         raise Invalid("Please send the preview's audio along, as a WAV file.")
     # The same preview is the same voice, however often it is saved; a bare file is a new one each time.
@@ -414,11 +420,12 @@ async def _save_recording(
     )
 
 
-async def _preview_audio(parts: Parts, object_key: object) -> bytes:
-    if not isinstance(object_key, str):
+async def _preview_audio(parts: Parts, user_id: UUID, object_key: object) -> bytes:
+    key = own_key(user_id, object_key)
+    if key is None:
         raise Conflict("This preview has no audio. Please make it again.")
     try:
-        return await parts.storage.read(Bucket.GENERATIONS, object_key, limit=LARGEST_PREVIEW_BYTES)
+        return await parts.storage.read(Bucket.GENERATIONS, key, limit=LARGEST_PREVIEW_BYTES)
     except NotFound as exc:
         raise Conflict("This preview's audio no longer exists. Please make it again.") from exc
 

@@ -11,7 +11,7 @@ from server.audio import duration_seconds, format_named
 from server.database import Connection
 from server.errors import StorageUnavailable
 from server.parts import Parts
-from server.records import runs, speech
+from server.records import removals, runs, speech
 from server.records.runs import Storable
 from server.relay.spool import read_spool
 from server.storage import Bucket
@@ -86,8 +86,13 @@ async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
             await speech.end(
                 connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
             )
-            await speech.remove_object(
-                connection, parts.queue, parts.generations_bucket, object_key, reason="ended while storing"
+            await removals.record(
+                connection,
+                parts.queue,
+                parts.generations_bucket,
+                object_key,
+                asked_by=None,
+                reason="ended while storing",
             )
         return verdict
 

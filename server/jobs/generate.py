@@ -12,6 +12,7 @@ from server.contract import GenerateRequest
 from server.database import Connection
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
+from server.objects import audio_key
 from server.parts import Parts
 from server.records import idempotency, purchases, runs, speech, tasks, voices
 from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
@@ -61,6 +62,8 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         voice = await voices.find(connection, request.voice_id, user_id)
     if voice is None:
         raise NotFound("This voice does not exist.")
+    if parts.providers.abilities.takes_jobs and voice.reference_is_foreign:
+        raise NotFound("This voice does not exist.")  # such a provider is sent the recording with every text
     lane = parts.providers.check(voice)
     submits = lane.begins == "submitted"
     reference = await modal.fetch_reference(parts, voice) if submits else None
@@ -77,7 +80,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         provider=voice.tts_provider,
         model=voice.provider_target_model,
         format_name=audio_format.name,
-        object_key=f"{user_id}/{generation_id}.{audio_format.name}",
+        object_key=audio_key(user_id, generation_id, audio_format.name),
         job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
         in_seconds=parts.settings.deadlines.modal_watch_seconds if submits else 0.0,
     )

@@ -16,7 +16,7 @@ from server.database import Connection
 from server.errors import ProviderError, StorageUnavailable
 from server.jobs.finalize import store
 from server.parts import Parts
-from server.records import leftovers, purchases, runs
+from server.records import leftovers, purchases, removals, runs
 from server.records.purchases import Purchase
 from server.records.runs import Storable
 from server.storage import Bucket
@@ -55,7 +55,7 @@ async def reconcile(parts: Parts, *, store_audio: bool = False, delete_objects: 
     found = Leftovers()
     async with parts.database.connection() as connection:
         found.purchases = [_shown(purchase) for purchase in await purchases.undecided(connection)]
-        found.removals = await leftovers.removals(connection)
+        found.removals = await removals.recorded(connection)
         unstored = await leftovers.unstored(connection)
     for run in unstored:
         stored = store_audio and await _store(parts, run, found)
@@ -128,7 +128,7 @@ async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool)
 
 async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Leftovers, delete: bool) -> None:
     async with parts.database.connection() as connection:
-        wanted = await leftovers.wanted_keys(connection, list(batch))
+        wanted = await removals.wanted(connection, list(batch))
     for key, size in batch.items():
         if key in wanted:
             continue
@@ -139,7 +139,7 @@ async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Lef
 async def _delete(parts: Parts, bucket: Bucket, key: str, found: Leftovers) -> bool:
     """Delete an object unless it has got its row meanwhile."""
     async with parts.database.connection() as connection:
-        if await leftovers.wanted_keys(connection, [key]):
+        if await removals.wanted(connection, [key]):
             return False
     try:
         await parts.storage.delete(bucket, key)

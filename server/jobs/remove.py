@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
-    """Remove one object, unless a completed generation still shows it; the sweep brings this job again if it fails."""
+    """Remove one object, unless a row still shows it; the sweep brings this job again if it fails."""
 
-    async def is_wanted(connection: Connection) -> bool:
-        return await removals.is_wanted(connection, object_key)
+    async def wanted(connection: Connection) -> set[str]:
+        return await removals.wanted(connection, [object_key])
 
     async def done(connection: Connection) -> None:
         await removals.forget(connection, bucket, object_key)
 
-    if not await parts.database.patiently(is_wanted):
+    if not await parts.database.patiently(wanted):
         names = {
             parts.settings.storage.bucket_generations: Bucket.GENERATIONS,
             parts.settings.storage.bucket_references: Bucket.REFERENCES,

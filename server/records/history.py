@@ -4,16 +4,22 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from server.database import Connection
+from server.objects import own_key
 from server.queue import Queue
-from server.records import runs, speech
+from server.records import removals, runs, speech
 from server.records.tasks import Status
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation as the history shows it. A deleted voice keeps its name here."""
+    """One generation as the history shows it. A deleted voice keeps its name here.
+
+    Attributes:
+        audio_object_key: Of an object that is its user's own, else None.
+    """
 
     id: UUID
     voice_id: UUID | None
@@ -32,12 +38,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ENTRY = """
-SELECT g.id, g.voice_id, v.name AS voice_name, v.id IS NULL OR v.deleted_at IS NOT NULL AS voice_deleted, g.text,
+SELECT g.id, g.user_id, v.id AS voice_id, v.name AS voice_name,
+       v.id IS NULL OR v.deleted_at IS NOT NULL AS voice_deleted, g.text,
        coalesce(g.language, 'Auto') AS language, g.status, g.duration_seconds::float8 AS duration_seconds,
        g.generation_time_seconds::float8 AS generation_time_seconds, g.error_message, g.created_at, g.tts_provider,
        g.output_format, g.audio_object_key
-  FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id
+  FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id AND v.user_id = g.user_id
 """
+
+
+def _entry(row: asyncpg.Record) -> Entry:
+    fields = dict(row)
+    return Entry(audio_object_key=own_key(fields.pop("user_id"), fields.pop("audio_object_key")), **fields)
 
 
 def like(words: str) -> str:
@@ -66,13 +78,13 @@ async def page(
         limit,
         offset,
     )
-    return [Entry(**dict(row)) for row in rows], total
+    return [_entry(row) for row in rows], total
 
 
 async def find(connection: Connection, generation_id: UUID, user_id: UUID) -> Entry | None:
     """One entry; None where it does not exist or belongs to somebody else."""
     row = await connection.fetchrow(f"{_ENTRY} WHERE g.id = $1 AND g.user_id = $2", generation_id, user_id)
-    return Entry(**dict(row)) if row else None
+    return _entry(row) if row else None
 
 
 class Deleted(msgspec.Struct, frozen=True):
@@ -96,7 +108,9 @@ async def delete(
     )
     if row is None:
         return None
-    tasks = await connection.fetch("SELECT id FROM public.tasks WHERE generation_id = $1", generation_id)
+    tasks = await connection.fetch(
+        "SELECT id FROM public.tasks WHERE generation_id = $1 AND user_id = $2", generation_id, user_id
+    )
     task_ids = [task["id"] for task in tasks]
     keys = {row["audio_object_key"]}
     for task_id in task_ids:
@@ -111,5 +125,5 @@ async def delete(
     left = await runs.forget_generation(connection, generation_id)
     await connection.execute("DELETE FROM public.generations WHERE id = $1", generation_id)
     for key in keys - {None}:
-        await speech.remove_object(connection, queue, bucket, key, reason="generation deleted")
+        await removals.record(connection, queue, bucket, key, asked_by=user_id, reason="generation deleted")
     return Deleted([*task_ids, *left])

@@ -5,6 +5,7 @@ from uuid import UUID
 import msgspec
 
 from server.database import Connection
+from server.objects import preview_key
 from server.queue import Queue
 from server.records import runs
 from server.records.runs import PREVIEW_JOB
@@ -43,9 +44,7 @@ async def create(
         provider,
         {"text": text, "language": language, "instruct": instruct},
     )
-    await runs.add(
-        connection, queue, task_id=task_id, job_name=PREVIEW_JOB, object_key=f"{user_id}/preview_{task_id}.wav"
-    )
+    await runs.add(connection, queue, task_id=task_id, job_name=PREVIEW_JOB, object_key=preview_key(user_id, task_id))
 
 
 async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Preview | None:

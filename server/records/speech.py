@@ -13,8 +13,8 @@ import msgspec
 from server.database import Connection
 from server.errors import Category
 from server.queue import WATCHING, Queue
-from server.records import runs
-from server.records.runs import CANCEL_MODAL_JOB, REMOVE_JOB, SYNTHESIZE_JOB, Fenced, Storable
+from server.records import removals, runs
+from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Storable
 from server.records.tasks import ACTIVE
 
 CANCELLED_BY_USER = "Cancelled by user"
@@ -118,8 +118,8 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
     speech = await connection.fetchrow(
         """SELECT g.user_id, g.voice_id, g.text, g.language, g.output_format, g.tts_provider, g.provider_model,
                   v.provider_voice_id, v.provider_target_model, coalesce(t.provider_job_id, t.modal_job_id) AS job
-             FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id
-             LEFT JOIN public.tasks t ON t.id = $2
+             FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id AND v.user_id = g.user_id
+             LEFT JOIN public.tasks t ON t.id = $2 AND t.user_id = g.user_id
             WHERE g.id = $1 AND g.status IN ('pending', 'processing')""",
         claimed.generation_id,
         task_id,
@@ -373,10 +373,10 @@ async def end(
         Fenced: The run has moved on: to another attempt, to being stored, or away.
     """
     [named] = await connection.fetch(
-        """SELECT coalesce(t.generation_id, r.generation_id) AS generation_id,
-                  coalesce(t.provider, 'unknown') AS provider
+        """SELECT coalesce(g.id, r.generation_id) AS generation_id, coalesce(t.provider, 'unknown') AS provider
              FROM (SELECT $1::uuid AS id) x
-             LEFT JOIN public.tasks t ON t.id = x.id LEFT JOIN internal.runs r ON r.task_id = x.id""",
+             LEFT JOIN public.tasks t ON t.id = x.id LEFT JOIN internal.runs r ON r.task_id = x.id
+             LEFT JOIN public.generations g ON g.id = t.generation_id AND g.user_id = t.user_id""",
         task_id,
     )
     generation_id, provider = named["generation_id"], named["provider"]
@@ -437,7 +437,9 @@ async def cancel(connection: Connection, queue: Queue, bucket: str, task_id: UUI
     """End an active task as its user wishes; what a finalizer may have stored already is removed."""
     ended = await end(connection, task_id, status="cancelled", detail=CANCELLED_BY_USER, category="cancelled")
     if ended.here and ended.run_state == "spoken" and ended.object_key:
-        await remove_object(connection, queue, bucket, ended.object_key, reason="cancelled while storing")
+        await removals.record(
+            connection, queue, bucket, ended.object_key, asked_by=None, reason="cancelled while storing"
+        )
     if ended.here:
         await cancel_job(connection, queue, task_id)
     return ended.here
@@ -461,15 +463,3 @@ async def defer_cancel(
 ) -> None:
     """Have a job API asked to stop a job that nobody wants."""
     await queue.defer(connection, CANCEL_MODAL_JOB, queue=WATCHING, in_seconds=in_seconds, job=job, tries=tries)
-
-
-async def remove_object(connection: Connection, queue: Queue, bucket: str, object_key: str, *, reason: str) -> None:
-    """Record that an object must go, and defer the job that removes it. The record leaves when the object has."""
-    await connection.execute(
-        """INSERT INTO internal.removals (bucket, object_key, reason) VALUES ($1, $2, $3)
-           ON CONFLICT (bucket, object_key) DO NOTHING""",
-        bucket,
-        object_key,
-        reason,
-    )
-    await queue.defer(connection, REMOVE_JOB, bucket=bucket, object_key=object_key)

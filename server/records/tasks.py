@@ -12,6 +12,7 @@ import msgspec
 
 from server.audio import AudioFormat, format_named
 from server.database import Connection
+from server.objects import own_key
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 ACTIVE = ("pending", "processing")
@@ -23,6 +24,7 @@ class SpeechTask(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         byte_length: Durable payload bytes: of the run while there is one, of the stored audio afterwards.
         bits_per_second: Of the audio; 0 while unknown.
+        object_key, result: Only where the object is the task's user's own, else None.
     """
 
     id: UUID
@@ -85,13 +87,19 @@ _TASK_COLUMNS = """
     coalesce((g.provider_metadata #>> '{audio,bits_per_second}')::int, 0) AS bits_per_second
 """
 _TASK_TABLES = """
-    LEFT JOIN public.generations g ON g.id = t.generation_id
+    LEFT JOIN public.generations g ON g.id = t.generation_id AND g.user_id = t.user_id
     LEFT JOIN internal.runs r ON r.task_id = t.id
 """
 
 
 def _task(row: asyncpg.Record) -> SpeechTask:
-    return SpeechTask(**{field: row[field] for field in SpeechTask.__struct_fields__})
+    fields = {field: row[field] for field in SpeechTask.__struct_fields__}
+    owner, result = row["user_id"], row["result"]
+    fields["object_key"] = own_key(owner, row["object_key"])
+    # Another system may have left anything there, a plain string for instance.
+    if isinstance(result, dict) and "object_key" in result and own_key(owner, result["object_key"]) is None:
+        fields["result"] = None
+    return SpeechTask(**fields)
 
 
 async def find(connection: Connection, task_id: UUID, user_id: UUID | None = None) -> SpeechTask | None:

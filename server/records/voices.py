@@ -4,9 +4,11 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from server.database import Connection
+from server.objects import own_key
 from server.records.history import like
 
 
@@ -14,6 +16,8 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     """One voice. A deleted one is still there for the history, and for a generation that is under way.
 
     Attributes:
+        reference_object_key: Of a recording that is its user's own, else None.
+        reference_is_foreign: The row names an object that is not its user's; nobody made it through this server.
         gone_from: The account (``Providers.account``) that said it does not have this voice.
     """
 
@@ -21,6 +25,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     user_id: UUID
     name: str
     reference_object_key: str | None
+    reference_is_foreign: bool
     reference_transcript: str | None
     language: str
     source: str
@@ -43,6 +48,13 @@ SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
        v.preview_task_id
   FROM public.voices v
 """
+
+
+def _voice(row: asyncpg.Record) -> Voice:
+    fields = dict(row)
+    named = fields.pop("reference_object_key")
+    own = own_key(row["user_id"], named)
+    return Voice(reference_object_key=own, reference_is_foreign=bool(named) and own is None, **fields)
 
 
 async def page(
@@ -68,7 +80,7 @@ async def page(
         limit,
         offset,
     )
-    return [Voice(**dict(row)) for row in rows], total
+    return [_voice(row) for row in rows], total
 
 
 async def find(connection: Connection, voice_id: UUID, user_id: UUID) -> Voice | None:
@@ -76,7 +88,7 @@ async def find(connection: Connection, voice_id: UUID, user_id: UUID) -> Voice |
     row = await connection.fetchrow(
         f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2 AND v.deleted_at IS NULL", voice_id, user_id
     )
-    return Voice(**dict(row)) if row else None
+    return _voice(row) if row else None
 
 
 class NewVoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,13 +131,13 @@ async def insert(connection: Connection, voice: NewVoice) -> Voice | None:
         voice.preview_task_id,
         voice.user_id,
     )
-    return Voice(**dict(row)) if row else None
+    return _voice(row) if row else None
 
 
 async def find_any(connection: Connection, voice_id: UUID) -> Voice | None:
     """A voice, deleted or not, whoever it belongs to."""
     row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1", voice_id)
-    return Voice(**dict(row)) if row else None
+    return _voice(row) if row else None
 
 
 async def saved_from(connection: Connection, preview_task_id: UUID, user_id: UUID) -> Voice | None:
@@ -133,7 +145,7 @@ async def saved_from(connection: Connection, preview_task_id: UUID, user_id: UUI
     row = await connection.fetchrow(
         f"{_VOICE} WHERE v.preview_task_id = $1 AND v.user_id = $2", preview_task_id, user_id
     )
-    return Voice(**dict(row)) if row else None
+    return _voice(row) if row else None
 
 
 async def delete(connection: Connection, voice_id: UUID, user_id: UUID) -> bool:

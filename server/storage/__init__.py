@@ -19,7 +19,6 @@ from server.settings import StorageSettings
 #: Written and read by ``probe``; never listed.
 PROBE_KEY = "probe/ready"
 PROBE_BYTES = b"ready"
-LONGEST_SEGMENT_BYTES = 200  # file systems allow 255, and what lies beside a file adds to its name
 
 
 class Bucket(Enum):
@@ -105,24 +104,6 @@ class ObjectStore(Protocol):
 def bucket_names(settings: StorageSettings) -> dict[Bucket, str]:
     """The operator's name for each bucket."""
     return {Bucket.REFERENCES: settings.bucket_references, Bucket.GENERATIONS: settings.bucket_generations}
-
-
-def key_segments(key: str) -> list[str]:
-    """The parts of a key, each of them fit to be a plain file name.
-
-    Raises:
-        ValueError: If the key could lead anywhere but below its bucket.
-    """
-    segments = key.split("/")
-    for segment in segments:
-        if (
-            not segment
-            or segment.startswith(".")
-            or re.search(r"[\x00-\x1f\x7f\\:\ud800-\udfff]", segment)
-            or len(segment.encode()) > LONGEST_SEGMENT_BYTES
-        ):
-            raise ValueError("An object's key is a relative path without dots in front of its parts.")
-    return segments
 
 
 async def collect(chunks: AsyncIterator[bytes], *, limit: int) -> bytes:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
 
 from server.errors import NotFound, StorageUnavailable
+from server.objects import key_segments
 from server.settings import StorageSettings
-from server.storage import PROBE_BYTES, PROBE_KEY, Bucket, StoredObject, bucket_names, collect, key_segments
+from server.storage import PROBE_BYTES, PROBE_KEY, Bucket, StoredObject, bucket_names, collect
 from server.storage.links import LinkSigner
 
 T = TypeVar("T")

@@ -23,6 +23,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
 from server.errors import NotFound, StorageUnavailable
+from server.objects import key_segments
 from server.settings import StorageSettings
 from server.storage import (
     PROBE_BYTES,
@@ -32,7 +33,6 @@ from server.storage import (
     bucket_names,
     collect,
     content_disposition,
-    key_segments,
 )
 
 SLICE_BYTES = 64 * 1024

@@ -162,7 +162,8 @@ async def test_a_speech_of_another_system_is_shown_whatever_its_format(client: C
         generation_id = await rows.fetchval(
             """INSERT INTO public.generations
                     (user_id, text, status, tts_provider, output_format, audio_object_key, completed_at)
-               VALUES ($1, 'Good evening.', 'completed', 'qwen', $2, 'a/b.opus', now()) RETURNING id""",
+               VALUES ($1, 'Good evening.', 'completed', 'qwen', $2, $1::uuid || '/b.opus', now())
+               RETURNING id""",
             client.user_id,
             name,
         )

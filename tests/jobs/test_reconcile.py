@@ -17,7 +17,7 @@ import pytest
 from server.dev.simulator import Simulator
 from server.jobs import reconcile as reconciling
 from server.jobs.reconcile import reconcile, table
-from server.records import leftovers, purchases
+from server.records import purchases, removals
 from server.settings import Deadlines, Settings
 from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
@@ -170,15 +170,15 @@ async def test_an_object_that_gets_its_row_while_it_is_judged_stays(
     gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     voice_id = await upload(client, recording())
-    wanted_keys = leftovers.wanted_keys
+    wanted_keys = removals.wanted
 
     async def judge_and_be_overtaken(*arguments: Any) -> set[str]:
         wanted = await wanted_keys(*arguments)
-        monkeypatch.setattr(leftovers, "wanted_keys", wanted_keys)
+        monkeypatch.setattr(removals, "wanted", wanted_keys)
         assert (await finalize(client, voice_id)).status_code == 200
         return wanted
 
-    monkeypatch.setattr(leftovers, "wanted_keys", judge_and_be_overtaken)
+    monkeypatch.setattr(removals, "wanted", judge_and_be_overtaken)
     [judged] = (await reconcile(gateway.parts, delete_objects=True)).objects
     assert judged["deleted"] is False
     assert len(await keys(gateway, Bucket.REFERENCES)) == 1

@@ -165,7 +165,11 @@ async def begin_to_store(world: World) -> object:
 
 async def publish(world: World) -> object:
     return await speech.publish(
-        world.connection, world.storable, object_key="a/b.mp3", duration_seconds=1.0, bits_per_second=1
+        world.connection,
+        world.storable,
+        object_key=world.assignment.object_key,
+        duration_seconds=1.0,
+        bits_per_second=1,
     )
 
 
@@ -267,7 +271,12 @@ async def test_publishing_completes_both_rows_and_forgets_the_run(world: World) 
     await world.connection.execute("INSERT INTO internal.spool VALUES ($1, 1, 0, 'audio')", world.task_id)
     assert await act(world, publish)
     task = await tasks.get(world.connection, world.task_id)
-    assert (task.status, task.object_key, task.byte_length, task.run_state) == ("completed", "a/b.mp3", 5, None)
+    assert (task.status, task.object_key, task.byte_length, task.run_state) == (
+        "completed",
+        world.assignment.object_key,
+        5,
+        None,
+    )
     assert await world.connection.fetchval("SELECT count(*) FROM internal.spool") == 0
     assert not await act(world, publish), "twice is once"
 
