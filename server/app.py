@@ -66,6 +66,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/voices", voices.list_voices, methods=["GET"]),
             Route("/api/voices/design", design.save, methods=["POST"]),
             Route("/api/voices/design/preview", design.preview, methods=["POST"]),
+            Route("/api/voices/{voice_id}", voices.change_voice, methods=["PATCH"]),
             Route("/api/voices/{voice_id}", voices.delete_voice, methods=["DELETE"]),
             Route("/api/voices/{voice_id}/preview", voices.get_preview, methods=["GET"]),
             Route("/api/clone/upload-url", clone.upload_url, methods=["POST"]),

@@ -215,6 +215,14 @@ class VoiceEntry(Struct, frozen=True, kw_only=True):
     streamable: bool
     varies: list[Literal["speed", "pitch", "volume"]]
     incompatible_reason: str | None
+    default: bool
+
+
+class VoiceChange(Struct, frozen=True, kw_only=True):
+    """What is to be different about a voice; what is absent stays."""
+
+    name: VoiceName | UnsetType = UNSET
+    default: bool | UnsetType = UNSET
 
 
 class VoicesAnswer(Struct, frozen=True):

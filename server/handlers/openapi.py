@@ -142,6 +142,14 @@ OPERATIONS = (
         problems=(400, 401, 404),
     ),
     Operation(
+        "patch",
+        "/api/voices/{voice_id}",
+        "Rename a voice, or make it the default: the one that speaks where a program names none",
+        {200: contract.VoiceEntry},
+        body=contract.VoiceChange,
+        problems=(400, 401, 404, 413),
+    ),
+    Operation(
         "delete",
         "/api/voices/{voice_id}",
         "Hide a voice; its history stays",

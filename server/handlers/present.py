@@ -147,4 +147,5 @@ def voice_entry(parts: Parts, voice: Voice) -> VoiceEntry:
         streamable=parts.providers.streams(voice),
         varies=list(parts.providers.varies(voice)),
         incompatible_reason=objection,
+        default=voice.is_default,
     )

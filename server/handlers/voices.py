@@ -1,9 +1,10 @@
 """/api/voices: the library."""
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.contract import Ok, Pagination, VoicesAnswer
+from server.contract import Ok, Pagination, VoiceChange, VoicesAnswer
 from server.errors import NotFound
 from server.handlers.present import voice_entry
 from server.handlers.requests import (
@@ -14,8 +15,10 @@ from server.handlers.requests import (
     path_uuid,
     query_choice,
     query_text,
+    read_json,
     redirect,
 )
+from server.jobs.clone import checked_name
 from server.records import voices
 from server.storage import Bucket
 
@@ -60,6 +63,25 @@ async def get_preview(request: Request) -> Response:
     # The key always ends in .wav; what was uploaded may be something else.
     name = f"utter-voice-{voice.id}{_SUFFIXES.get(stored.content_type or '', '.wav')}"
     return redirect(await parts.storage.signed_get(Bucket.REFERENCES, key, expires_seconds=LINK_SECONDS, filename=name))
+
+
+async def change_voice(request: Request) -> Response:
+    """Rename a voice, or mark it as the one that speaks where a program names none."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    voice_id = path_uuid(request, "voice_id")
+    wanted = await read_json(request, VoiceChange)
+    async with parts.database.transaction() as connection:
+        voice = await voices.change(
+            connection,
+            voice_id,
+            user_id,
+            name=None if wanted.name is UNSET else checked_name(wanted.name),
+            default=None if wanted.default is UNSET else wanted.default,
+        )
+    if voice is None:
+        raise NotFound("This voice does not exist.")
+    return json_response(voice_entry(parts, voice))
 
 
 async def delete_voice(request: Request) -> Response:

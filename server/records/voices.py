@@ -19,6 +19,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
         reference_object_key: Of a recording that is its user's own, else None.
         reference_is_foreign: The row names an object that is not its user's; nobody made it through this server.
         gone_from: The account (``Providers.account``) that said it does not have this voice.
+        is_default: Its owner marked it: it speaks where a program names no voice.
     """
 
     id: UUID
@@ -38,6 +39,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     gone_from: str | None
     deleted: bool
     preview_task_id: UUID | None
+    is_default: bool
 
 
 _VOICE = """
@@ -45,7 +47,8 @@ SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
        coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider,
        v.provider_voice_id, v.provider_target_model, v.provider_voice_kind,
        v.provider_metadata ->> 'gone_from' AS gone_from, v.deleted_at IS NOT NULL AS deleted,
-       v.preview_task_id
+       v.preview_task_id,
+       EXISTS (SELECT FROM internal.default_voices d WHERE d.user_id = v.user_id AND d.voice_id = v.id) AS is_default
   FROM public.voices v
 """
 
@@ -157,6 +160,37 @@ async def delete(connection: Connection, voice_id: UUID, user_id: UUID) -> bool:
         user_id,
     )
     return bool(deleted)
+
+
+async def change(
+    connection: "Connection", voice_id: UUID, user_id: UUID, *, name: str | None, default: bool | None
+) -> Voice | None:
+    """Rename a voice, or make it its owner's default, or no longer. What is None stays. Call it in a transaction.
+
+    Returns:
+        The voice as it is afterwards; None where it does not exist, was deleted, or belongs to somebody else.
+    """
+    there = await connection.fetchval(
+        """UPDATE public.voices SET name = coalesce($3, name)
+            WHERE id = $1 AND user_id = $2 AND deleted_at IS NULL RETURNING true""",
+        voice_id,
+        user_id,
+        name,
+    )
+    if not there:
+        return None
+    if default:
+        await connection.execute(
+            """INSERT INTO internal.default_voices (user_id, voice_id) VALUES ($1, $2)
+               ON CONFLICT (user_id) DO UPDATE SET voice_id = excluded.voice_id""",
+            user_id,
+            voice_id,
+        )
+    elif default is False:
+        await connection.execute(
+            "DELETE FROM internal.default_voices WHERE user_id = $1 AND voice_id = $2", user_id, voice_id
+        )
+    return await find(connection, voice_id, user_id)
 
 
 async def mark_gone(connection: Connection, voice_id: UUID, account: str) -> None:

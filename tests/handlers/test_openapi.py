@@ -131,6 +131,8 @@ async def test_live_answers_are_what_the_document_says(
     await client.ended(tasks["fails"]["task_id"])
     await held.held()
     await follow(witness, tasks, {"voice_id": str(voice_id), "text": "another"})
+    for change in ({"default": True}, {"name": ""}):
+        await witness.ask("PATCH", "/api/voices/{voice_id}", given=str(voice_id), json=change)
     key = await witness.ask("POST", "/api/keys", json={"name": "A program"})
     await witness.ask("POST", "/api/keys", json={"name": ""})
     for path in ("/api/keys", "/api/me"):

@@ -1,12 +1,14 @@
 """GET /api/voices: the library."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 
-from tests.gateway import Client, insert_voice
+from tests.gateway import Client, Gateway, insert_voice
 from tests.handlers.wire import problem_of
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -50,7 +52,64 @@ async def test_a_voice_has_the_members_of_the_contract(client: Client, voice_id:
         "compatible": True,
         "streamable": True,
         "varies": ["speed", "pitch", "volume"],
+        "default": False,
     }
+
+
+async def change(client: Client, voice_id: object, **members: Any) -> dict[str, Any]:
+    response = await client.http.patch(f"/api/voices/{voice_id}", json=members)
+    assert response.status_code == 200, response.text
+    voice: dict[str, Any] = response.json()
+    return voice
+
+
+async def test_a_voice_is_renamed_and_answered_as_it_is_listed(client: Client, voice_id: UUID) -> None:
+    changed = await change(client, voice_id, name="  Ada, evenings ", id="ignored")
+    assert changed["name"] == "Ada, evenings"
+    assert await listed(client) == [changed]
+    assert await change(client, voice_id) == changed, "nothing said, nothing changed"
+
+
+async def test_one_voice_a_person_is_the_default(client: Client, gateway: Gateway, database_url: str) -> None:
+    """Marking another takes the mark from the first, also when both are marked at once; somebody else's stays."""
+    mine = [await insert_voice(database_url, client.user_id, name=name) for name in ("Ada", "Bea")]
+    assert [voice["default"] for voice in await listed(client)] == [False, False]
+    async with gateway.client() as other:
+        theirs = await insert_voice(database_url, other.user_id)
+        assert (await change(other, theirs, default=True))["default"] is True
+        assert (await change(client, mine[0], default=True))["default"] is True
+        assert (await change(client, mine[1], default=True, name="Bea 2"))["default"] is True
+        assert {voice["name"]: voice["default"] for voice in await listed(client)} == {"Ada": False, "Bea 2": True}
+        assert (await change(client, mine[0], default=False))["default"] is False
+        assert {voice["name"]: voice["default"] for voice in await listed(client)} == {"Ada": False, "Bea 2": True}
+        await asyncio.gather(*(change(client, voice, default=True) for voice in mine * 5))
+        assert sum(voice["default"] for voice in await listed(client)) == 1
+        assert (await listed(other))[0]["default"] is True
+    for voice in mine:
+        await change(client, voice, default=False)
+    assert sum(voice["default"] for voice in await listed(client)) == 0
+
+
+async def test_a_voice_that_is_not_there_or_not_ones_own_is_not_changed(
+    client: Client, gateway: Gateway, voice_id: UUID, rows: Rows
+) -> None:
+    async with gateway.client() as other:
+        answer = await other.http.patch(f"/api/voices/{voice_id}", json={"name": "Mine now", "default": True})
+        problem_of(answer, 404, "not_found")
+    assert await rows.fetchval("SELECT count(*) FROM internal.default_voices") == 0
+    assert (await listed(client))[0]["name"] == "Ada"
+    await change(client, voice_id, default=True)
+    await client.http.delete(f"/api/voices/{voice_id}")
+    problem_of(await client.http.patch(f"/api/voices/{voice_id}", json={"name": "x"}), 404, "not_found")
+    problem_of(await client.http.patch("/api/voices/x", json={"name": "x"}), 400, "validation")
+
+
+@pytest.mark.parametrize(
+    "body", [{"name": ""}, {"name": "  "}, {"name": "x" * 101}, {"name": None}, {"name": "\u200b"}, {"default": "yes"}]
+)
+async def test_a_name_that_is_none_changes_nothing(client: Client, voice_id: UUID, body: dict[str, Any]) -> None:
+    problem_of(await client.http.patch(f"/api/voices/{voice_id}", json=body), 400, "validation")
+    assert [(voice["name"], voice["default"]) for voice in await listed(client)] == [("Ada", False)]
 
 
 async def test_voices_of_both_providers_are_listed_and_say_who_can_speak(client: Client, database_url: str) -> None:
