@@ -1,7 +1,7 @@
 """Which tests belong to a file, and `make check FILE=…`: style, types and those tests.
 
-To a module of the server belong the test under its name, those that import it, and those that ``ALSO`` names. To what
-is no Python belong the tests that read it.
+To a module of the server belong the test under its name, those that import it and those that ``ALSO`` names; where
+there is none, those of the modules that import it. To what is no Python belong the tests that read it.
 """
 
 import ast
@@ -17,7 +17,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 #: File → tests that are neither under its name nor import it. ``*`` crosses folders; paths are files or folders.
 ALSO: Final[dict[str, tuple[str, ...]]] = {
     "server/page/*": ("tests/page", "tests/handlers/test_page.py"),
-    "server/dev/demo.py": ("tests/dev/test_demo.py",),
     "server/dev/simulator/*": ("tests/dev",),
     "server/handlers/*": ("tests/handlers/test_bad_input.py", "tests/handlers/test_openapi.py"),
     "server/handlers/stream.py": ("tests/end_to_end/test_stream.py",),
@@ -25,29 +24,20 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "server/jobs/synthesize.py": ("tests/end_to_end/test_both_modes.py", "tests/end_to_end/test_provider.py"),
     "server/jobs/finalize.py": ("tests/end_to_end/test_crash.py", "tests/storage"),
     "server/jobs/cancel.py": ("tests/end_to_end/test_cancel.py",),
-    "server/jobs/enrollment.py": ("tests/jobs/test_clone.py",),
     "server/jobs/buying.py": ("tests/jobs/test_clone.py", "tests/jobs/test_design.py", "tests/jobs/test_pieces.py"),
     "server/relay/*": ("tests/relay", "tests/end_to_end/test_stream.py", "tests/end_to_end/test_crash.py"),
-    "server/audio/errors.py": ("tests/audio",),
     "server/dev/run.py": ("tests/end_to_end/test_smoke.py", "tests/dev/test_demo.py"),
     "server/jobs/remove.py": ("tests/handlers/test_generations.py", "tests/handlers/test_voices.py"),
     "server/parts.py": ("tests/end_to_end/test_smoke.py", "tests/handlers/test_service.py"),
-    "server/providers/bodies.py": ("tests/providers",),
-    "server/providers/qwen/rest.py": ("tests/providers/qwen",),
     "server/providers/resolver.py": ("tests/end_to_end/test_switch.py",),
     "server/reconcile.py": ("tests/jobs/test_reconcile.py",),
-    "server/records/history.py": ("tests/handlers/test_generations.py",),
     "server/records/idempotency.py": ("tests/handlers/test_idempotency.py",),
     "server/records/previews.py": ("tests/handlers/test_design.py", "tests/jobs/test_design.py"),
     "server/records/removals.py": ("tests/handlers/test_generations.py", "tests/jobs/test_reconcile.py"),
     "server/records/voices.py": ("tests/handlers/test_voices.py", "tests/handlers/test_clone.py"),
-    "server/announce.py": ("tests/relay/test_following.py",),
-    "server/lifecycle.py": ("tests/end_to_end/test_shutdown.py",),
     "server/serve.py": ("tests/end_to_end/test_shutdown.py", "tests/end_to_end/test_smoke.py"),
     "server/startup.py": ("tests/end_to_end/test_smoke.py", "tests/test_settings.py"),
     "server/app.py": ("tests/end_to_end/test_smoke.py", "tests/handlers/test_service.py"),
-    "server/settings.py": ("tests/test_readme.py",),
-    "server/__main__.py": ("tests/test_readme.py",),
     "sql/*": ("tests/test_migrations.py",),
     "README.md": ("tests/test_readme.py",),
     "docs/operations.md": ("tests/test_operations.py",),
@@ -71,11 +61,24 @@ def belonging_to(file: str) -> list[str]:
     else:
         found = {test for pattern, tests in ALSO.items() if fnmatchcase(file, pattern) for test in tests}
         if path.suffix == ".py" and path.parts[0] == "server":
-            found |= _under_its_name(path) | _importing(_module(path))
+            found |= _of_a_module(_module(path), found)
     if path.suffix == ".py":
         found.add(ALWAYS)
     existing = {test for test in found if (ROOT / test).exists()}
     return sorted(test for test in existing if not any(str(parent) in existing for parent in Path(test).parents))
+
+
+def _of_a_module(module: str, named: set[str]) -> set[str]:
+    """Those under its name or that import it, and ``named``; of a module without any, those of its users, and so on."""
+    found, asked, users = set(named), {module}, [module]
+    while users:
+        found |= {test for user in users for test in _under_its_name(user) | _importing(user, _imports_of("tests"))}
+        if any((ROOT / test).exists() for test in found):
+            break
+        importers = {file for user in users for file in _importing(user, _imports_of("server"))}
+        users = sorted({_module(Path(file)) for file in importers} - asked)
+        asked |= set(users)
+    return found
 
 
 def _of_a_test(path: Path) -> set[str]:
@@ -83,19 +86,18 @@ def _of_a_test(path: Path) -> set[str]:
         return {str(path)}
     if path.name in ("conftest.py", "__init__.py") or path.suffix != ".py":
         return {str(path.parent)}
-    return _importing(_module(path))
+    return _importing(_module(path), _imports_of("tests"))
 
 
-def _under_its_name(path: Path) -> set[str]:
-    room = Path("tests", *path.parts[1:-1])
-    own = room / f"test_{path.stem}.py"
-    return {str(own)} if path.stem != "__init__" else {str(room)}
+def _under_its_name(module: str) -> set[str]:
+    _, *names = module.split(".")
+    return {str(Path("tests", *names[:-1], f"test_{names[-1]}.py")), str(Path("tests", *names))} if names else set()
 
 
-def _importing(module: str) -> set[str]:
+def _importing(module: str, imports: dict[str, set[str]]) -> set[str]:
     return {
-        test
-        for test, imported in _imports_of_tests().items()
+        file
+        for file, imported in imports.items()
         if any(name == module or name.startswith(f"{module}.") for name in imported)
     }
 
@@ -105,10 +107,10 @@ def _module(path: Path) -> str:
 
 
 @cache
-def _imports_of_tests() -> dict[str, set[str]]:
-    """Test file → dotted names that it imports; ``from a import b`` is ``a.b``, since b may be a module."""
+def _imports_of(folder: str) -> dict[str, set[str]]:
+    """File → dotted names that it imports; ``from a import b`` is ``a.b``, since b may be a module."""
     imports: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in sorted((ROOT / folder).rglob("*.py" if folder == "server" else "test_*.py")):
         names = imports.setdefault(str(path.relative_to(ROOT)), set())
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
