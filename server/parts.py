@@ -17,6 +17,8 @@ from server.relay.spool import SpoolWriter
 from server.settings import Settings
 from server.storage import ObjectStore
 
+RECORDINGS_AT_ONCE = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -24,6 +26,7 @@ class Parts:
 
     Attributes:
         stopping: Set when the server has been told to stop: streams end, nothing new is taken.
+        recordings: Held by whoever has an uploaded recording in memory: at most 10 MB, and what is made of it.
     """
 
     settings: Settings
@@ -42,6 +45,7 @@ class Parts:
     tickets: Tickets
     metrics: Metrics
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS_AT_ONCE))
 
     @property
     def generations_bucket(self) -> str:

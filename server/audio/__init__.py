@@ -1,8 +1,8 @@
 """The arithmetic of sound: pure functions on bytes and integers, no I/O.
 
-``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``mp4`` reads how long an M4A is, and
-``references`` judges the recordings that people upload. What takes longer than a few milliseconds says so; call that
-in a thread.
+``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``mp4`` reads what an M4A holds, ``tags``
+steps over what stands in front, ``codecs`` has the names of what we do not take, and ``references`` judges the
+recordings that people upload. What takes longer than a few milliseconds says so; call that in a thread.
 """
 
 from server.audio.errors import AudioError
@@ -18,13 +18,14 @@ from server.audio.formats import (
     pcm_duration_seconds,
 )
 from server.audio.mp3 import Mp3Clock, mp3_duration_seconds
-from server.audio.mp4 import m4a_duration_seconds
+from server.audio.mp4 import parse_m4a
 from server.audio.references import (
     REFERENCE_MIME_TYPES,
     REFERENCE_SAMPLE_RATE_HZ,
+    Recording,
     ReferenceKind,
-    identify,
-    reference_duration_seconds,
+    for_other_readers,
+    read_recording,
     to_reference_wav,
 )
 from server.audio.wav import WAV_HEADER_BYTES, Wav, has_sound, parse_wav, to_mono_pcm16, wav_header
@@ -41,17 +42,18 @@ __all__ = [
     "Clock",
     "Mp3Clock",
     "PcmClock",
+    "Recording",
     "ReferenceKind",
     "Wav",
     "duration_seconds",
+    "for_other_readers",
     "format_named",
     "has_sound",
-    "identify",
-    "m4a_duration_seconds",
     "mp3_duration_seconds",
+    "parse_m4a",
     "parse_wav",
     "pcm_duration_seconds",
-    "reference_duration_seconds",
+    "read_recording",
     "to_mono_pcm16",
     "to_reference_wav",
     "wav_header",

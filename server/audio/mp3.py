@@ -6,6 +6,8 @@ them; the places of Xing, Info and VBRI marks are those that every encoder in us
 
 import re
 
+from server.audio.tags import ID3V1_BYTES, ID3V2_BYTES, id3v2_bytes
+
 _VERSIONS = {0b00: "2.5", 0b10: "2", 0b11: "1"}
 _RATES_HZ = {"1": (44100, 48000, 32000), "2": (22050, 24000, 16000), "2.5": (11025, 12000, 8000)}
 _KBPS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -33,7 +35,7 @@ _KINDS = _frame_kinds()
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
 _SAME_STREAM = 0xFE0C  # version, layer and sampling rate: what two neighbours of one stream share
 _MOST_DISTRACTIONS = 65_536
-_ID3V2_BYTES, _ID3V1_BYTES = 10, 128
+_BELIEVED_FRAMES = 4  # so many in a row are no accident, in ten megabytes of anything
 
 
 class Mp3Clock:
@@ -70,6 +72,14 @@ class Mp3Clock:
         if last := self._last_unconfirmed():
             total += last[1] / last[2]
         return total
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The rate of most of what sounds; 0 before the first frame is confirmed."""
+        sounding: dict[int, float] = {}
+        for (samples, rate_hz), count in self._counts.items():
+            sounding[rate_hz] = sounding.get(rate_hz, 0.0) + count * samples / rate_hz
+        return max(sounding, key=lambda rate_hz: sounding[rate_hz], default=0)
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         if self.lost:
@@ -179,20 +189,44 @@ def _is_index(data: bytes, at: int) -> bool:
 
 def _tag_bytes(data: bytes, at: int) -> int | None:
     """Length of the ID3 tag that begins at ``at``; 0 where none does, None where more bytes must tell."""
-    start = data[at : at + _ID3V2_BYTES]
+    start = data[at : at + ID3V2_BYTES]
     if start[:1] not in (b"I", b"T"):
         return 0
     if len(start) < 3:
         return None if b"ID3".startswith(start) or b"TAG".startswith(start) else 0
     if start.startswith(b"TAG"):
-        return _ID3V1_BYTES
-    if not start.startswith(b"ID3"):
-        return 0
-    if len(start) < _ID3V2_BYTES:
+        return ID3V1_BYTES
+    if start.startswith(b"ID3") and len(start) < ID3V2_BYTES:
         return None
-    sizes = start[6:10]
-    if any(byte & 0x80 for byte in sizes):
-        return 0
-    size = sizes[0] << 21 | sizes[1] << 14 | sizes[2] << 7 | sizes[3]
-    footer = _ID3V2_BYTES if start[5] & 0x10 else 0
-    return _ID3V2_BYTES + size + footer
+    return id3v2_bytes(start)
+
+
+def find_frames(view: memoryview, at: int = 0) -> int | None:
+    """Where several frames of one stream directly follow one another for the first time; None where they never do.
+
+    Linear: what only looks like a frame is looked at once, and at most 65,536 of it.
+    """
+    for tried, match in enumerate(_SYNC.finditer(view, at)):
+        if _begins_stream(view, match.start()):
+            return match.start()
+        if tried >= _MOST_DISTRACTIONS:
+            break
+    return None
+
+
+def _begins_stream(view: memoryview, at: int) -> bool:
+    first = None
+    for seen in range(_BELIEVED_FRAMES):
+        head = bytes(view[at : at + 4])
+        if seen and (at == len(view) or head.startswith((b"ID3", b"TAG", b"APET"))):
+            return True
+        kind = _frame_kind(head, 0) if len(head) == 4 else None
+        if kind is None:
+            return False
+        mark = (head[1] << 8 | head[2]) & _SAME_STREAM
+        if first is None:
+            first = mark
+        elif mark != first:
+            return False
+        at += kind[0]
+    return True

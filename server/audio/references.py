@@ -3,61 +3,91 @@
 What is read here comes from strangers: nothing hangs, and `AudioError` is all that is ever raised.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import soxr
 
+from server.audio.codecs import foreign_format
 from server.audio.errors import AudioError
-from server.audio.mp3 import Mp3Clock
-from server.audio.mp4 import m4a_duration_seconds
-from server.audio.wav import parse_wav, to_mono, to_pcm16, wav_header
+from server.audio.mp3 import Mp3Clock, find_frames
+from server.audio.mp4 import is_m4a, parse_m4a
+from server.audio.tags import end_of_tags, id3v2_bytes
+from server.audio.wav import is_wav, parse_wav, to_mono, to_pcm16, wav_header
 
 ReferenceKind = Literal["wav", "mp3", "m4a"]
 
-#: The MIME types that the provider's enrollment documents for each kind (protocols: DOC D5).
+#: The MIME types that the provider's enrollment documents for each kind (Model Studio, "Voice cloning").
 REFERENCE_MIME_TYPES: dict[ReferenceKind, str] = {"wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4"}
 REFERENCE_SAMPLE_RATE_HZ = 24_000  # enrollment refuses less (`Audio.AudioRateError`)
 
 _LONGEST_SECONDS = 600.0  # far over what enrollment takes; keeps a hostile header from asking for gigabytes
-_LOOK_AT_BYTES = 16_384
 
 
-def identify(data: bytes | bytearray | memoryview) -> ReferenceKind | None:
-    """What these bytes are, whatever their name or content type says; None for anything else.
+@dataclass(frozen=True)
+class Recording:
+    """What an uploaded recording turned out to be.
 
-    Looks at the beginning only, so it says nothing about damage further on.
+    Attributes:
+        start: Where it begins in the file, in bytes. What stands before is no part of it (tags, zeros), and is to be
+            left out where somebody else is to read it.
+        sample_rate_hz: As its header says; 0 where it says nothing.
     """
-    view = memoryview(data).cast("B")
-    start = bytes(view[:12])
-    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
-        return "wav"
-    if start[4:8] == b"ftyp":
-        return "m4a"
-    if start[:3] == b"ID3":
-        return "mp3"
-    clock = Mp3Clock()
-    clock.feed(view[:_LOOK_AT_BYTES])
-    return "mp3" if clock.frames else None
+
+    kind: ReferenceKind
+    start: int
+    seconds: float
+    sample_rate_hz: int
 
 
-def reference_duration_seconds(data: bytes | bytearray | memoryview, kind: ReferenceKind) -> float:
-    """How long a recording lasts. Up to half a second of work for ten hostile megabytes: call it in a thread.
+def read_recording(data: bytes | bytearray | memoryview) -> Recording:
+    """What these bytes are, whatever their name or content type says. About half a second for ten hostile megabytes:
+    call it in a thread.
+
+    Tags and zeros in front of anything are stepped over, and an MP3 is found wherever its frames begin.
 
     Raises:
-        AudioError: If the bytes are not what ``kind`` says, or hold no audio.
+        AudioError: They are no WAV, MP3 or M4A, or nothing that can be used is in it. The sentence says what it is.
     """
-    if kind == "wav":
-        seconds = parse_wav(data).duration_seconds
-    elif kind == "m4a":
-        seconds = m4a_duration_seconds(data)
-    else:
-        clock = Mp3Clock()
-        clock.feed(data)
-        seconds = 0.0 if clock.lost else clock.seconds
-    if seconds <= 0:
-        raise AudioError(f"This {kind.upper()} file holds no audio.")
-    return seconds
+    view = memoryview(data).cast("B")
+    at = end_of_tags(view)
+    start = bytes(view[at : at + 12])
+    if is_wav(start):
+        wav = parse_wav(view[at:])
+        return _sounding(Recording("wav", at, wav.duration_seconds, wav.sample_rate_hz))
+    if is_m4a(start):
+        m4a = parse_m4a(view[at:])
+        return _sounding(Recording("m4a", at, m4a.seconds, m4a.sample_rate_hz))
+    foreign = foreign_format(view[at:])
+    frames = None if foreign else find_frames(view, at)
+    if frames is None and at and not foreign:
+        frames = find_frames(view)  # a tag may be shorter than it says
+    if frames is None:
+        if at and at == len(view):
+            foreign = "nothing but tags"
+        raise AudioError(
+            "The recording must be a WAV, MP3 or M4A file." + (f" This one is {foreign}." if foreign else "")
+        )
+    clock = Mp3Clock()
+    clock.feed(view[frames:])
+    if clock.lost:
+        raise AudioError("This MP3 file is damaged.")
+    return _sounding(Recording("mp3", _mp3_start(view, frames), clock.seconds, clock.sample_rate_hz))
+
+
+def _sounding(recording: Recording) -> Recording:
+    if recording.seconds <= 0:
+        raise AudioError(f"This {recording.kind.upper()} file holds no audio.")
+    return recording
+
+
+def _mp3_start(view: memoryview, frames: int) -> int:
+    """The beginning of the file where only ID3v2 tags stand before the frames, which every decoder steps over."""
+    at = 0
+    while at < frames and (length := id3v2_bytes(bytes(view[at : at + 10]))):
+        at += length
+    return 0 if at == frames else frames
 
 
 def to_reference_wav(data: bytes | bytearray | memoryview) -> bytes:
@@ -85,3 +115,21 @@ def to_reference_wav(data: bytes | bytearray | memoryview) -> bytes:
             samples = np.asarray(soxr.resample(samples, wav.sample_rate_hz, REFERENCE_SAMPLE_RATE_HZ), dtype=np.float32)
         payload = to_pcm16(samples)
     return wav_header(len(payload), REFERENCE_SAMPLE_RATE_HZ) + payload
+
+
+def for_other_readers(data: bytes, recording: Recording) -> bytes:
+    """The recording as a reader less patient than ours takes it: nothing in front, and a WAV of the plain kind.
+
+    A file that is plain already is returned as it is.
+
+    Raises:
+        AudioError: As ``to_reference_wav``.
+    """
+    if recording.kind == "wav" and not _is_plain_wav(data):
+        return to_reference_wav(memoryview(data)[recording.start :])
+    return data[recording.start :] if recording.start else data
+
+
+def _is_plain_wav(data: bytes) -> bool:
+    """Whether samples follow the format at once, as in the files that we write."""
+    return data[:4] == b"RIFF" and data[12:16] == b"fmt " and data[36:40] == b"data"

@@ -1,24 +1,44 @@
 """WAV files: the header we write, and the ones that other people write.
 
-Source: Microsoft, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF) and ``WAVEFORMATEXTENSIBLE``.
+Source: Microsoft, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF, RIFX) and
+``WAVEFORMATEXTENSIBLE``; EBU Tech 3306 (RF64) and ITU-R BS.2088 (BW64) for ``ds64``.
 """
 
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.audio.codecs import wave_codec
 from server.audio.errors import AudioError
 
 WAV_HEADER_BYTES = 44
 UNKNOWN_SIZE = 0xFFFF_FFFF
 
+_ORDERS: dict[bytes, Literal["<", ">"]] = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 _PCM, _FLOAT, _EXTENSIBLE = 0x0001, 0x0003, 0xFFFE
 _WIDTHS = {_PCM: (1, 2, 3, 4), _FLOAT: (4, 8)}
 _MOST_CHUNKS = 1000  # real files have a handful; ten megabytes of empty chunks would cost a second
 _MOST_CHANNELS = 64
 _RATES_HZ = range(1000, 1_000_001)
+# A chunk that is longer or shorter than it says is so by a pad byte, a field or two.
+_NEARBY_BYTES = 16
+_KNOWN_CHUNKS = frozenset(
+    b"fmt |data|LIST|fact|cue |smpl|inst|bext|iXML|JUNK|junk|PAD |PEAK|id3 |ID3 |cart|axml|chna|ds64|plst|labl|note|"
+    b"ltxt|acid|DISP|FLLR|minf|elm1|regn|umid|_PMX|aXML|slnt|wavl|levl|link|r64m|afsp|SAUR|Fake|CSET|strc|MEXT".split(
+        b"|"
+    )
+)
+
+
+def is_wav(start: bytes) -> bool:
+    """Whether a file with these first twelve bytes is a WAV or one of its relatives (RF64, BW64, RIFX)."""
+    return start[:4] in _ORDERS and start[8:12] == b"WAVE"
 
 
 @dataclass(frozen=True)
@@ -28,7 +48,7 @@ class Wav:
     Attributes:
         bits_per_sample: Width of one stored sample (a multiple of 8); fewer valid bits are left-justified in it.
         is_float: IEEE floats instead of integers.
-        samples: Whole frames only (one sample per channel, interleaved, little-endian); a view, not a copy.
+        samples: Whole frames only (one sample per channel, interleaved, little-endian); a view, but for RIFX.
         data_offset: Where the samples begin in the file; not always 44.
     """
 
@@ -89,73 +109,151 @@ def has_sound(data: bytes | bytearray | memoryview) -> bool:
 
 
 def parse_wav(data: bytes | bytearray | memoryview) -> Wav:
-    """Find the samples of a WAV file.
+    """Find the samples of a WAV file, or of a relative of it: RF64 and BW64 (sizes in ``ds64``), RIFX (big-endian).
 
-    Sizes that lie are survived: one that reaches behind the end means "to the end", and so does a data size of zero
-    with bytes behind it that are no chunk (what a recorder leaves that could not seek back).
+    What lies is survived where players survive it:
+
+    - A size that reaches behind the end means "to the end", and so does a data size of zero with bytes behind it that
+      are no chunk (what a recorder leaves that could not seek back).
+    - A chunk that is a few bytes longer or shorter than it says: the next one is looked for nearby, and what the file
+      cannot do without is at last looked for everywhere.
+    - Fields of the format that contradict each other: what two of three say.
 
     Raises:
         AudioError: If it is no WAV, is cut off before its samples, or stores them in a way we cannot read.
     """
     view = memoryview(data).cast("B")
     start = bytes(view[:12])
-    if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
+    if not is_wav(start):
         raise AudioError("This is not a WAV file.")
-    layout: tuple[int, int, int, int] | None = None
+    order = _ORDERS[start[:4]]
+    layout: _Layout | None = None
     found: tuple[int, int] | None = None
-    offset = 12
-    for _ in range(_MOST_CHUNKS):
-        if offset + 8 > len(view):
-            break
-        name, size = struct.unpack_from("<4sI", view, offset)
-        begin = offset + 8
+    long_data_size: int | None = None
+    for name, size, begin in _chunks(view, order):
         end = min(begin + size, len(view))
-        if name == b"fmt " and layout is None:
-            layout = _parse_layout(view[begin:end])
+        if name == b"ds64" and end - begin >= 16:
+            (long_data_size,) = struct.unpack_from(f"{order}Q", view, begin + 8)
+        elif name == b"fmt " and layout is None:
+            layout = _parse_layout(view[begin : max(end, begin + 16)], order)
         elif name == b"data" and found is None:
-            if size == 0 and not _chunk_at(view, begin):
+            if size == UNKNOWN_SIZE and long_data_size:
+                end = min(begin + long_data_size, len(view))
+            elif size == 0 and not _plausible(view, begin, order):
                 end = len(view)
             found = (begin, end)
         if layout is not None and found is not None:
-            return _wav(view, layout, found)
-        offset = end + (size & 1)  # chunks begin at even offsets
+            return _wav(view, layout, found, order)
     raise AudioError("This WAV file holds no audio.")
 
 
-def _wav(view: memoryview, layout: tuple[int, int, int, int], found: tuple[int, int]) -> Wav:
-    tag, channels, sample_rate_hz, width = layout
+def _chunks(view: memoryview, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """``(name, size as it stands there, where the body begins)`` of each chunk that can be found."""
+    missing = [b"fmt ", b"data"]
+    body, expected = 12, 12
+    for _ in range(_MOST_CHUNKS):
+        at = _nearby(view, expected, body, order)
+        while at is None and missing:
+            at = _anywhere(view, body, missing.pop(0), order)
+        if at is None:
+            return
+        name = bytes(view[at : at + 4])
+        (size,) = struct.unpack_from(f"{order}I", view, at + 4)
+        if name in missing:
+            missing.remove(name)
+        body = at + 8
+        yield name, size, body
+        expected = body + size + (size & 1)  # chunks begin at even offsets
+
+
+def _nearby(view: memoryview, expected: int, least: int, order: str) -> int | None:
+    """Where the next chunk begins: where it should, else a few bytes from there."""
+    if _plausible(view, expected, order):
+        return expected
+    spots = [
+        spot
+        for distance in range(1, _NEARBY_BYTES + 1)
+        for spot in (expected - distance, expected + distance)
+        if spot >= least and _plausible(view, spot, order)
+    ]
+    known = [spot for spot in spots if bytes(view[spot : spot + 4]) in _KNOWN_CHUNKS]
+    return next(iter(known or spots), None)
+
+
+def _anywhere(view: memoryview, least: int, name: bytes, order: str) -> int | None:
+    """The first chunk of this name whose size makes sense. Linear; called twice a file at most."""
+    for match in islice(re.finditer(re.escape(name), view[least:-8]), _MOST_CHUNKS):
+        at = least + match.start()
+        (size,) = struct.unpack_from(f"{order}I", view, at + 4)
+        if size in (0, UNKNOWN_SIZE) or at + 8 + size <= len(view):
+            return at
+    return None
+
+
+def _plausible(view: memoryview, at: int, order: str) -> bool:
+    """Whether a chunk with a printable name may begin there: one that ends in the file, or whose size says nothing."""
+    if not 0 <= at <= len(view) - 8:
+        return False
+    name = bytes(view[at : at + 4])
+    (size,) = struct.unpack_from(f"{order}I", view, at + 4)
+    if name in (b"fmt ", b"data"):
+        return True
+    return all(0x20 <= letter < 0x7F for letter in name) and at + 8 + size <= len(view)
+
+
+def _wav(view: memoryview, layout: "_Layout", found: tuple[int, int], order: str) -> Wav:
     begin, end = found
-    whole = (end - begin) // (channels * width) * (channels * width)
-    return Wav(sample_rate_hz, channels, width * 8, tag == _FLOAT, view[begin : begin + whole], begin)
+    frame_bytes = layout.channels * layout.width
+    samples = view[begin : begin + (end - begin) // frame_bytes * frame_bytes]
+    if order == ">" and layout.width > 1:
+        samples = memoryview(np.frombuffer(samples, dtype=np.uint8).reshape(-1, layout.width)[:, ::-1].tobytes())
+    return Wav(layout.sample_rate_hz, layout.channels, layout.width * 8, layout.tag == _FLOAT, samples, begin)
 
 
-def _parse_layout(body: memoryview) -> tuple[int, int, int, int]:
-    """``(format tag, channels, sample rate, bytes per sample)`` of a ``fmt`` chunk."""
+class _Layout(NamedTuple):
+    """What a ``fmt`` chunk says; ``width`` is in bytes per sample."""
+
+    tag: int
+    channels: int
+    sample_rate_hz: int
+    width: int
+
+
+def _parse_layout(body: memoryview, order: str) -> _Layout:
     if len(body) < 16:
         raise AudioError("This WAV file is damaged.")
-    tag, channels, sample_rate_hz, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
+    tag, channels, rate_hz, byte_rate, frame_bytes, bits = struct.unpack_from(f"{order}HHIIHH", body)
     if tag == _EXTENSIBLE:
-        if len(body) < 40:
+        if len(body) < 28:
             raise AudioError("This WAV file is damaged.")
-        (tag,) = struct.unpack_from("<H", body, 24)  # the sub-format's GUID begins with the tag it stands for
+        (sub_format,) = struct.unpack_from(f"{order}I", body, 24)
+        tag = sub_format & 0xFFFF  # the sub-format's GUID begins with the tag it stands for
     if tag not in _WIDTHS:
-        raise AudioError("This WAV file is compressed. Please use one with plain samples.")
-    if not 1 <= channels <= _MOST_CHANNELS or sample_rate_hz not in _RATES_HZ:
+        raise AudioError(
+            f"This WAV file holds {wave_codec(tag)} audio, which cannot be used. "
+            "Please save it as a WAV with PCM samples, or as M4A (AAC)."
+        )
+    if not channels and 8 <= bits <= 64:
+        channels = frame_bytes // (bits // 8)
+    if rate_hz not in _RATES_HZ and frame_bytes:
+        rate_hz = byte_rate // frame_bytes
+    if not 1 <= channels <= _MOST_CHANNELS or rate_hz not in _RATES_HZ:
         raise AudioError("This WAV file is damaged.")
-    width, rest = divmod(frame_bytes, channels)
-    if rest or width not in _WIDTHS[tag] or not 0 < bits <= width * 8:
-        raise AudioError("This WAV file is damaged.")
-    return tag, channels, sample_rate_hz, width
+    width = _width(bits, frame_bytes / channels, byte_rate / channels / rate_hz)
+    if width not in _WIDTHS[tag]:
+        kind = "floats" if tag == _FLOAT else "samples"
+        raise AudioError(
+            f"This WAV file stores {bits}-bit {kind}, which cannot be used. Please save it with 16-bit PCM samples."
+        )
+    return _Layout(tag, channels, rate_hz, width)
 
 
-def _chunk_at(view: memoryview, offset: int) -> bool:
-    """Whether a well-formed chunk (or the end of the file) stands there."""
-    if offset == len(view):
-        return True
-    if offset + 8 > len(view):
-        return False
-    name, size = struct.unpack_from("<4sI", view, offset)
-    return all(0x20 <= letter < 0x7F for letter in name) and offset + 8 + size <= len(view)
+def _width(bits: int, by_frame: float, by_rate: float) -> int:
+    """Bytes per sample: what two of three fields say, else what the bits do, as players decide."""
+    by_bits = (bits + 7) // 8
+    if by_frame == by_rate and by_frame * 8 >= bits and by_frame == int(by_frame):
+        return int(by_frame)  # a sample may lie in a container that is wider than its bits
+    return by_bits or int(by_frame) or int(by_rate)
 
 
 def to_mono(wav: Wav) -> NDArray[np.float32]:

@@ -4,10 +4,10 @@ import asyncio
 import math
 from uuid import UUID, uuid4
 
-from server.audio import AudioError, ReferenceKind, identify, reference_duration_seconds
+from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_recording
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.errors import Invalid, NotFound
-from server.jobs.enrollment import Enrollment, present, store
+from server.jobs.enrollment import Enrollment, in_memory, present, store
 from server.jobs.generate import checked_language, is_visible
 from server.objects import reference_key
 from server.parts import Parts
@@ -61,8 +61,7 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
         if known.user_id != user_id:
             raise NotFound("This voice does not exist.")
         return present(known)
-    recording = await _recording(parts, user_id, request.voice_id)
-    kind = await asyncio.to_thread(checked_recording, recording)
+    await _require_upload(parts, user_id, request.voice_id)
     abilities = parts.providers.abilities
     wanted = NewVoice(
         id=request.voice_id,
@@ -75,38 +74,55 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
         description=request.description,
         tts_provider=abilities.provider,
     )
+
+    async def fetch() -> tuple[bytes, Recording]:
+        data = await _read(parts, user_id, request.voice_id)
+        return data, await asyncio.to_thread(checked_recording, data)
+
     if not abilities.enrolls:
+        async with in_memory(parts):
+            await fetch()
         return await store(parts, wanted)
-    return await Enrollment(parts, wanted, recording, kind).run()
+    return await Enrollment(parts, wanted, fetch).run()
 
 
-async def _recording(parts: Parts, user_id: UUID, voice_id: UUID) -> bytes:
-    key = reference_key(user_id, voice_id)
-    uploaded = await parts.storage.head(Bucket.REFERENCES, key)
+async def _require_upload(parts: Parts, user_id: UUID, voice_id: UUID) -> None:
+    uploaded = await parts.storage.head(Bucket.REFERENCES, reference_key(user_id, voice_id))
     if uploaded is None or not uploaded.size:
         raise Invalid("Audio file not uploaded.")
     if uploaded.size > LONGEST_RECORDING_BYTES:
         raise Invalid("The recording is larger than 10 MB. Please upload a shorter one.")
-    return await parts.storage.read(Bucket.REFERENCES, key, limit=LONGEST_RECORDING_BYTES)
 
 
-def checked_recording(recording: bytes) -> ReferenceKind:
+async def _read(parts: Parts, user_id: UUID, voice_id: UUID) -> bytes:
+    try:
+        return await parts.storage.read(
+            Bucket.REFERENCES, reference_key(user_id, voice_id), limit=LONGEST_RECORDING_BYTES
+        )
+    except NotFound as exc:  # removed since it was looked at
+        raise Invalid("Audio file not uploaded.") from exc
+
+
+def checked_recording(data: bytes) -> Recording:
     """What the recording is. Up to half a second of work: call it in a thread.
 
     Raises:
         Invalid: It is not what can be cloned from, with a sentence that says why.
     """
-    kind = identify(recording)
-    if kind is None:
-        raise Invalid("The recording must be a WAV, MP3 or M4A file.")
     try:
-        seconds = reference_duration_seconds(recording, kind)
+        recording = read_recording(data)
     except AudioError as exc:
         raise Invalid(str(exc)) from exc
+    seconds, lossy = recording.seconds, recording.kind != "wav"
     if seconds < SHORTEST_SECONDS:
         shown = math.floor(seconds * 10) / 10  # never the limit itself
         raise Invalid(f"The recording is only {shown} seconds long. Please record at least 3 seconds of speech.")
-    if seconds > LONGEST_SECONDS + (0.0 if kind == "wav" else PADDING_SECONDS):
+    if seconds > LONGEST_SECONDS + (PADDING_SECONDS if lossy else 0.0):
         shown = math.ceil(seconds * 10) / 10
         raise Invalid(f"The recording is {shown} seconds long. Please use at most 60 seconds.")
-    return kind
+    if lossy and 0 < recording.sample_rate_hz < REFERENCE_SAMPLE_RATE_HZ:
+        raise Invalid(
+            f"The recording has a sample rate of {recording.sample_rate_hz / 1000:g} kHz, and MP3 and M4A files need "
+            "24 kHz or more. Please record it again at 24 kHz or more, or upload it as WAV, which may have any rate."
+        )
+    return recording

@@ -6,14 +6,19 @@ before another call is made (design §6).
 """
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
-from server.audio import REFERENCE_MIME_TYPES, AudioError, ReferenceKind, to_reference_wav
-from server.database import Connection
+from server.audio import REFERENCE_MIME_TYPES, AudioError, Recording, ReferenceKind, for_other_readers, to_reference_wav
+from server.database import REFUSED, Connection
 from server.errors import (
+    Invalid,
     NotFound,
+    Overloaded,
     ProviderError,
     ProviderRejected,
     ProviderTimeout,
@@ -28,6 +33,8 @@ from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
 
+logger = logging.getLogger(__name__)
+
 PROVIDER_LINK_SECONDS = 600
 # Losers of the claim look at the row; the winner's call takes 90 s at most.
 LOOK_EVERY_SECONDS = 0.25
@@ -37,6 +44,8 @@ LOOK_FOR_SECONDS = 100.0
 FIND_SECONDS = 25.0
 WAIT_SECONDS = 20.0
 LOOK_AGAIN_SECONDS = 2.0
+# How long a caller waits until few enough recordings are in memory.
+MEMORY_SECONDS = 60.0
 _UNANSWERED = (
     "The speech provider did not say whether it has created this voice. "
     "Please try again in a few minutes: you will not pay twice."
@@ -70,14 +79,35 @@ async def store(parts: Parts, wanted: NewVoice) -> Voice:
         return present(await voices.insert(connection, wanted))
 
 
-class Enrollment:
-    """One caller's part in buying one voice."""
+@asynccontextmanager
+async def in_memory(parts: Parts) -> AsyncIterator[None]:
+    """Room for one recording, so that many at once take turns and not all the memory.
 
-    def __init__(self, parts: Parts, wanted: NewVoice, recording: bytes, kind: ReferenceKind) -> None:
+    Raises:
+        Overloaded: There was none for a minute.
+    """
+    try:
+        async with asyncio.timeout(MEMORY_SECONDS):
+            await parts.recordings.acquire()
+    except TimeoutError as exc:
+        raise Overloaded("Many voices are being created right now. Please try again in a moment.") from exc
+    try:
+        yield
+    finally:
+        parts.recordings.release()
+
+
+class Enrollment:
+    """One caller's part in buying one voice.
+
+    Args:
+        fetch: Reads the recording and checks it; raises Invalid for one that cannot be used. Only the buyer calls it.
+    """
+
+    def __init__(self, parts: Parts, wanted: NewVoice, fetch: Callable[[], Awaitable[tuple[bytes, Recording]]]) -> None:
         self._parts = parts
         self._wanted = wanted
-        self._recording = recording
-        self._kind = kind
+        self._fetch = fetch
 
     async def run(self) -> Voice:
         """Buy the voice, or wait for whoever is buying it.
@@ -96,9 +126,11 @@ class Enrollment:
                 return await store(self._parts, self._bought(purchase.outcome or {}))
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)
-            claimed = await self._claim()
-            if claimed is not None:
-                return await self._buy(*claimed)
+            if purchase is None or not purchase.leased:
+                async with in_memory(self._parts):
+                    claimed = await self._claim()
+                    if claimed is not None:
+                        return await self._buy(*claimed)
             turned_away = True
             if asyncio.get_running_loop().time() > deadline:
                 raise ProviderUnavailable("This voice is still being created. Please try again in a moment.")
@@ -135,16 +167,15 @@ class Enrollment:
             created = await self._created_before(doubt) if doubt else None
             if created is None:
                 doubt = None
-                recording = await self._for_the_provider()
+                recording, kind = await self._for_the_provider()
                 called = True
-                created = await self._create(recording)
+                created = await self._create(recording, REFERENCE_MIME_TYPES[kind])
         except ProviderError as exc:
             await settle(parts, voice_id, attempt, exc, doubt=doubt)
             raise
-        except AudioError as exc:
-            refused = ProviderRejected(str(exc), status=400)
-            await settle(parts, voice_id, attempt, refused)
-            raise refused from exc
+        except (AudioError, Invalid) as exc:
+            await self._unusable(attempt, exc)
+            raise Invalid(str(exc)) from exc
         except StorageUnavailable as exc:
             await settle(parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False}))
             raise
@@ -155,6 +186,18 @@ class Enrollment:
                 await say_not_called(parts, voice_id, attempt)
             raise
         return await self._keep(attempt, created)
+
+    async def _unusable(self, attempt: int, exc: Exception) -> None:
+        """Nothing can be bought with this recording: nothing is kept of a first attempt, and of a later one why."""
+        if attempt > 1:
+            refused = ProviderRejected(str(exc), status=400, diagnostics={"text_sent": False})
+            await settle(self._parts, self._wanted.id, attempt, refused)
+            return
+        try:
+            async with self._parts.database.transaction() as connection:
+                await purchases.take_back(connection, self._wanted.id, attempt=attempt)
+        except REFUSED:
+            logger.warning("a claim could not be taken back; it lapses", extra={"voice_id": str(self._wanted.id)})
 
     async def _created_before(self, doubt: Doubt) -> CreatedVoice | None:
         """The voice that a doubtful call has created; None where certainly none will come of it any more.
@@ -201,13 +244,13 @@ class Enrollment:
             return None
         return CreatedVoice(voice_id=found.voice_id, target_model=speaking_model(found.target_model, model))
 
-    async def _create(self, recording: bytes | str) -> CreatedVoice:
+    async def _create(self, recording: bytes | str, mime: str) -> CreatedVoice:
         wanted = self._wanted
         try:
             return await self._parts.providers.customization.clone(
                 preferred_name=purchases.provider_name(wanted.id),
                 recording=recording,
-                mime=REFERENCE_MIME_TYPES[self._kind],
+                mime=mime,
                 target_model=self._parts.settings.qwen_vc_target_model,
                 transcript=wanted.reference_transcript,
                 language=wanted.language,
@@ -215,19 +258,22 @@ class Enrollment:
         except ProviderTimeout as exc:
             raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
 
-    async def _for_the_provider(self) -> bytes | str:
+    async def _for_the_provider(self) -> tuple[bytes | str, ReferenceKind]:
         """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""
-        recording = self._recording
-        if self._kind == "wav":
-            recording = await asyncio.to_thread(to_reference_wav, self._recording)
-        if not self._parts.storage.public or recording != self._recording:
-            return recording
-        return await self._parts.storage.signed_get(
+        stored, about = await self._fetch()
+        if about.kind == "wav":
+            wanted = await asyncio.to_thread(to_reference_wav, memoryview(stored)[about.start :])
+        else:
+            wanted = for_other_readers(stored, about)
+        if not self._parts.storage.public or wanted != stored:
+            return wanted, about.kind
+        link = await self._parts.storage.signed_get(
             Bucket.REFERENCES,
             self._wanted.reference_object_key,
             expires_seconds=PROVIDER_LINK_SECONDS,
-            filename=f"reference.{self._kind}",
+            filename=f"reference.{about.kind}",
         )
+        return link, about.kind
 
     async def _keep(self, attempt: int, created: CreatedVoice) -> Voice:
         """Voice row and ``done`` in one transaction; what was paid for is not given up while the database is away."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from server.audio import AudioError, for_other_readers, read_recording
 from server.database import REFUSED, Connection
 from server.errors import (
     DatabaseUnavailable,
@@ -78,9 +79,18 @@ async def fetch_reference(parts: Parts, voice: Voice) -> Reference:
     if stored.size > MOST_REFERENCE_BYTES:
         raise Invalid("This voice's reference recording is larger than 10 MB. Please re-clone it with a shorter one.")
     try:
-        return Reference(await parts.storage.read(Bucket.REFERENCES, key, limit=MOST_REFERENCE_BYTES), transcript)
+        stored_audio = await parts.storage.read(Bucket.REFERENCES, key, limit=MOST_REFERENCE_BYTES)
     except NotFound as exc:
         raise missing from exc
+    return Reference(await asyncio.to_thread(_readable, stored_audio), transcript)
+
+
+def _readable(audio: bytes) -> bytes:
+    """The recording without what another reader may stumble over; what we cannot read ourselves goes as it is."""
+    try:
+        return for_other_readers(audio, read_recording(audio))
+    except AudioError:
+        return audio
 
 
 async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, reference: Reference) -> SpeechTask:

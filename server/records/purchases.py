@@ -27,6 +27,7 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
         provider_name: By which a repeated call finds at the provider what an earlier one has made.
         outcome: What it brought (for ``done``), or the refusal's ``detail``, ``status`` and diagnostics.
         age_seconds: Since ``updated_at``, by the database's clock.
+        leased: Whether somebody is buying it at the moment.
     """
 
     subject: UUID
@@ -40,11 +41,13 @@ class Purchase(msgspec.Struct, frozen=True, kw_only=True):
     outcome: dict[str, Any] | None
     updated_at: datetime
     age_seconds: float
+    leased: bool = False
 
 
 _PURCHASE = """
 SELECT subject, part, kind, user_id, state, attempt, provider_name, request_id, outcome, updated_at,
-       extract(epoch FROM now() - updated_at)::float8 AS age_seconds
+       extract(epoch FROM now() - updated_at)::float8 AS age_seconds,
+       state = 'calling' AND lease_until >= now() AS leased
   FROM internal.purchases
 """
 
@@ -157,6 +160,17 @@ async def decide(
         attempt,
     )
     return bool(decided)
+
+
+async def take_back(connection: Connection, subject: UUID, *, attempt: int, part: int = 0) -> None:
+    """Forget a claim whose call was never made."""
+    await connection.execute(
+        """DELETE FROM internal.purchases
+            WHERE subject = $1 AND part = $2 AND attempt = $3 AND state = 'calling'""",
+        subject,
+        part,
+        attempt,
+    )
 
 
 async def find(connection: Connection, subject: UUID, part: int = 0, *, locked: bool = False) -> Purchase | None:

@@ -60,10 +60,50 @@ def box(name: bytes, *parts: bytes) -> bytes:
     return struct.pack(">I4s", len(body) + 8, name) + body
 
 
+def specific_config(sample_rate_hz: int, *, object_type: int = 2, raised_to_hz: int | None = None) -> bytes:
+    """An AudioSpecificConfig (ISO/IEC 14496-3, 1.6.2.1) for mono; ``raised_to_hz`` is what HE-AAC makes of the rate."""
+    rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+    first = f"{object_type:05b}" if object_type < 31 else f"{31:05b}{object_type - 32:06b}"
+    bits = first + f"{rates.index(sample_rate_hz):04b}" + f"{1:04b}" + "000"
+    if raised_to_hz is not None:
+        bits += f"{0x2B7:011b}{5:05b}1{rates.index(raised_to_hz):04b}"
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def esds(config: bytes, *, object_type: int = 0x40) -> bytes:
+    """The box with which an ``mp4a`` sample entry says what it is."""
+
+    def descriptor(tag: int, body: bytes) -> bytes:
+        return bytes([tag, 0x80, 0x80, 0x80, len(body)]) + body
+
+    decoder = descriptor(4, bytes([object_type, 0x15]) + bytes(11) + (descriptor(5, config) if config else b""))
+    return box(b"esds", bytes(4), descriptor(3, bytes(3) + decoder + descriptor(6, b"\x02")))
+
+
+def sample_entry(
+    name: bytes = b"mp4a", sample_rate_hz: int = 44100, *extra: bytes, version: int = 0, channels: int = 1
+) -> bytes:
+    """One entry of ``stsd`` for sound."""
+    rate = sample_rate_hz << 16 if version < 2 and sample_rate_hz < 65536 else 0x10000
+    more = bytes(16) if version == 1 else b""
+    if version == 2:
+        more = struct.pack(">IdIIIIII", 72, float(sample_rate_hz), channels, 0x7F000000, 16, 0, 0, 0)
+    return box(name, struct.pack(">6xHHHIHHHHI", 1, version, 0, 0, channels, 16, 0, 0, rate), more, *extra)
+
+
 def m4a(
-    seconds: float, *, timescale: int = 44100, handler: bytes = b"soun", long_form: bool = False, media: bytes = b"\0"
+    seconds: float,
+    *,
+    timescale: int = 44100,
+    handler: bytes = b"soun",
+    long_form: bool = False,
+    media: bytes = b"\0",
+    brand: bytes = b"M4A ",
+    entries: tuple[bytes, ...] | None = None,
 ) -> bytes:
     """An M4A whose boxes say that it lasts that long; ``media`` is what its ``mdat`` holds."""
+    entries = (sample_entry(b"mp4a", 44100, esds(specific_config(44100))),) if entries is None else entries
     units = round(seconds * timescale)
     mdhd = (
         struct.pack(">IQQIQHH", 1 << 24, 0, 0, timescale, units, 0, 0)
@@ -77,8 +117,8 @@ def m4a(
             b"mdia",
             box(b"mdhd", mdhd),
             box(b"hdlr", bytes(8) + handler + bytes(13)),
-            box(b"minf", box(b"stbl", box(b"stsd", bytes(8)))),
+            box(b"minf", box(b"stbl", box(b"stsd", struct.pack(">II", 0, len(entries)), *entries))),
         ),
     )
     movie = box(b"moov", box(b"mvhd", struct.pack(">IIIII", 0, 0, 0, 1000, round(seconds * 1000)) + bytes(80)), track)
-    return box(b"ftyp", b"M4A \0\0\0\0M4A mp42isom") + box(b"mdat", media) + movie
+    return box(b"ftyp", brand + b"\0\0\0\0M4A mp42isom") + box(b"mdat", media) + movie

@@ -73,7 +73,6 @@ def test_an_extensible_header_is_read_by_its_sub_format() -> None:
         wav(SAMPLES, channels=0),
         wav(SAMPLES, sample_rate_hz=0),
         wav(SAMPLES, sample_rate_hz=0xFFFFFFF0 // 2),
-        wav(SAMPLES, bits=12),
         b"RIFF\0\0\0\0WAVE" + chunk(b"data", SAMPLES),
         b"RIFF\0\0\0\0WAVE" + chunk(b"junk", b"") * 2000 + wav(SAMPLES)[12:],
     ],
@@ -82,6 +81,133 @@ def test_an_extensible_header_is_read_by_its_sub_format() -> None:
 def test_nonsense_is_an_audio_error(data: bytes) -> None:
     with pytest.raises(AudioError, match=r"WAV file .*\.|WAV file\."):
         parse_wav(data)
+
+
+@pytest.mark.parametrize("name", [b"LIST", b"smpl", b"bext", b"iXML", b"JUNK", b"cue ", b"id3 ", b"abcd", b"~~~~"])
+@pytest.mark.parametrize("off", [-13, -8, -5, -4, -3, -2, -1, 1, 2, 3, 4, 7, 8, 12])
+def test_a_chunk_that_is_longer_or_shorter_than_it_says_is_stepped_over(name: bytes, off: int) -> None:
+    """Wherever it stands: before the samples, and before the format."""
+    body = bytes(range(128, 168))
+    wrong = name + struct.pack("<I", len(body) + off) + body
+    good = wav(SAMPLES)
+    for file in (wav(SAMPLES, before=wrong), good[:12] + wrong + good[12:]):
+        assert parse_wav(file).samples == SAMPLES
+
+
+@pytest.mark.parametrize("claimed", [14, 17, 18, 20, 22, 40, 9000, 0x7FFFFFFF])
+def test_a_format_chunk_that_is_off_is_stepped_over_too(claimed: int) -> None:
+    good = wav(SAMPLES, before=chunk(b"fact", bytes(4)))
+    assert parse_wav(good[:16] + struct.pack("<I", claimed) + good[20:]).samples == SAMPLES
+
+
+def test_an_odd_chunk_needs_no_padding() -> None:
+    assert parse_wav(wav(SAMPLES, before=chunk(b"LIST", b"INFO odd name")[:-1])).samples == SAMPLES
+
+
+def test_a_chunk_that_claims_the_whole_file_hides_nothing() -> None:
+    lying = chunk(b"LIST", b"INFO the word data, as in metadata, is no chunk", size=9_000_000)
+    assert parse_wav(wav(SAMPLES, before=lying)).samples == SAMPLES
+
+
+def test_what_stands_after_the_samples_is_not_heard() -> None:
+    for after in (chunk(b"LIST", b"INFO"), bytes(999), b"TAG" + bytes(125), b"\xff" * 7):
+        assert parse_wav(wav(SAMPLES, after=after)).samples == SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("channels", "byte_rate", "frame_bytes", "bits", "width"),
+    [
+        (1, 0, 0, 16, 16),
+        (1, 48000, 0, 16, 16),
+        (1, 48000, 1, 16, 16),
+        (1, 24000, 2, 16, 16),
+        (1, 48000, 2, 0, 16),
+        (1, 48000, 2, 8, 16),
+        (1, 48000, 2, 12, 16),
+        (1, 96000, 4, 24, 32),
+        (1, 72000, 4, 24, 24),
+        (2, 48000, 2, 16, 16),
+        (2, 96000, 2, 16, 16),
+        (1, 99, 2, 16, 16),
+    ],
+)
+def test_fields_that_contradict_each_other_are_outvoted(
+    channels: int, byte_rate: int, frame_bytes: int, bits: int, width: int
+) -> None:
+    layout = struct.pack("<HHIIHH", 1, channels, 24000, byte_rate, frame_bytes, bits)
+    parsed = parse_wav(b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", layout) + chunk(b"data", SAMPLES))
+    assert (parsed.sample_rate_hz, parsed.channels, parsed.bits_per_sample) == (24000, channels, width)
+
+
+def test_what_the_other_fields_tell_need_not_be_said() -> None:
+    for channels, rate_hz in ((0, 24000), (1, 0), (0, 0)):
+        layout = struct.pack("<HHIIHH", 1, channels, rate_hz, 48000, 2, 16)
+        parsed = parse_wav(b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", layout) + chunk(b"data", SAMPLES))
+        assert (parsed.sample_rate_hz, parsed.channels) == (24000, 1)
+
+
+@pytest.mark.parametrize("form", [b"RF64", b"BW64"])
+@pytest.mark.parametrize("told", [len(SAMPLES), len(SAMPLES) + 9_000_000, 0], ids=["right", "too long", "unknown"])
+def test_long_forms_keep_the_size_of_the_samples_elsewhere(form: bytes, told: int) -> None:
+    sizes = chunk(b"ds64", struct.pack("<QQQI", 0, told, 0, 0))
+    plain = wav(SAMPLES, data_size=0xFFFFFFFF, after=chunk(b"axml", b"<xml/>") if told == len(SAMPLES) else b"")
+    file = form + b"\xff\xff\xff\xffWAVE" + sizes + plain[12:]
+    assert parse_wav(file).samples == SAMPLES
+
+
+def test_a_long_form_with_a_size_of_its_own_goes_by_it() -> None:
+    sizes = chunk(b"ds64", struct.pack("<QQQI", 0, 12, 0, 0))
+    assert parse_wav(b"RF64\xff\xff\xff\xffWAVE" + sizes + wav(SAMPLES)[12:]).samples == SAMPLES
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_big_endian_samples_are_turned_round(width: int) -> None:
+    little = tone(0.1, 24000).tobytes() * 6
+    little = little[: len(little) // width * width]
+    big = np.frombuffer(little, dtype=np.uint8).reshape(-1, width)[:, ::-1].tobytes()
+    layout = struct.pack(">HHIIHH", 1, 1, 24000, 24000 * width, width, width * 8)
+    body = b"WAVEfmt " + struct.pack(">I", 16) + layout + b"data" + struct.pack(">I", len(big)) + big
+    assert parse_wav(b"RIFX" + struct.pack(">I", len(body)) + body).samples == little
+
+
+@pytest.mark.parametrize(
+    ("tag", "named"),
+    [
+        (2, "Microsoft ADPCM"),
+        (6, "A-law"),
+        (7, "µ-law"),
+        (0x11, "IMA ADPCM"),
+        (0x31, "GSM"),
+        (0x55, "MP3"),
+        (0x161, "Windows Media Audio"),
+        (0x704F, "Opus"),
+        (0x4242, "unknown (0x4242)"),
+    ],
+)
+@pytest.mark.parametrize("extensible", [False, True])
+def test_a_codec_that_is_no_pcm_is_named_with_the_way_out(tag: int, named: str, extensible: bool) -> None:
+    layout = struct.pack("<HHIIHH", 0xFFFE if extensible else tag, 1, 24000, 24000, 1, 8)
+    if extensible:
+        layout += struct.pack("<HHIH", 22, 8, 4, tag) + bytes.fromhex("000000001000800000aa00389b71")
+    with pytest.raises(AudioError) as raised:
+        parse_wav(b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", layout) + chunk(b"data", SAMPLES))
+    assert str(raised.value) == (
+        f"This WAV file holds {named} audio, which cannot be used. "
+        "Please save it as a WAV with PCM samples, or as M4A (AAC)."
+    )
+
+
+def test_samples_of_a_width_that_nobody_uses_are_named() -> None:
+    with pytest.raises(AudioError, match="stores 64-bit samples"):
+        parse_wav(wav(SAMPLES, bits=64))
+    with pytest.raises(AudioError, match="stores 16-bit floats"):
+        parse_wav(wav(SAMPLES, bits=16, tag=3))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("filler", [b"data", b"fmt ", b"LIST\0\0\0\0", b"data\xff\xff\xff\x7f", b"abcd"])
+def test_ten_hostile_megabytes_take_linear_time_here_too(filler: bytes) -> None:
+    assert not has_sound(b"RIFF\0\0\0\0WAVEabcd\xff\xff\xff\x7f" + filler * (10_000_000 // len(filler)))
 
 
 def test_mono_16_bit_is_kept_bit_for_bit() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ import pytest
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
+from server.parts import RECORDINGS_AT_ONCE
 from server.records import purchases
 from server.settings import VC_REALTIME, Deadlines, Settings
 from server.storage import Bucket
@@ -166,6 +168,80 @@ async def test_what_cannot_be_cloned_from_is_refused_before_any_call(
     assert simulator.calls == []
     assert await voices_in(rows) == 0
     assert await purchase(rows, voice_id) is None
+
+
+CASES = Path(__file__).parent.parent / "cases"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "list-odd-nopad.wav",
+        "smpl-claims36-has32.wav",
+        "bw64.wav",
+        "rifx.wav",
+        "id3-wav.wav",
+        "ape40k-front.mp3",
+        "zeros17k.mp3",
+        "aac.qta",
+    ],
+)
+async def test_odd_but_good_recordings_are_accepted(client: Client, simulator: Simulator, file: str) -> None:
+    """And the provider, which is less patient than we are, is given what it can read."""
+    voice_id = await upload(client, (CASES / file).read_bytes(), mime="application/octet-stream")
+    answer = await finalize(client, voice_id)
+    assert answer.status_code == 200, answer.text
+    assert billed(simulator) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("id3-aac.mp3", "The recording must be a WAV, MP3 or M4A file. This one is AAC without a container."),
+        ("alac.m4a", "This M4A file holds Apple Lossless (ALAC) audio, which cannot be used. Please save it as M4A"),
+        ("amr.3gp", "This 3GP file holds AMR audio, which cannot be used. Please save it as M4A (AAC) or WAV"),
+        ("opus.mp4", "This MP4 file holds Opus audio, which cannot be used. Please save it as M4A (AAC) or WAV"),
+        (mp3(4.0, 16_000), "a sample rate of 16 kHz, and MP3 and M4A files need 24 kHz or more."),
+        (mp3(4.0, 22_050), "a sample rate of 22.05 kHz"),
+        (m4a(4.0, 16_000), "a sample rate of 16 kHz"),
+        (recording(4.0).replace(b"\1\0\1\0", b"\7\0\1\0", 1), "holds µ-law audio"),
+    ],
+    ids=["AAC", "ALAC", "AMR", "Opus", "16 kHz MP3", "22 kHz MP3", "16 kHz M4A", "µ-law"],
+)
+async def test_what_the_file_itself_tells_is_refused_before_the_provider_is_asked(
+    client: Client, simulator: Simulator, rows: Rows, content: str | bytes, says: str
+) -> None:
+    voice_id = await upload(client, content if isinstance(content, bytes) else (CASES / content).read_bytes())
+    problem_of(await finalize(client, voice_id), 400, "validation", says=says)
+    assert simulator.calls == []
+    assert await purchase(rows, voice_id) is None
+
+
+async def test_many_at_once_hold_a_bounded_number_of_recordings(
+    client: Client, gateway: Gateway, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty finalizes of one recording read it once; thirty of different ones take turns."""
+    most = reads = 0
+    parts = gateway.parts
+    kind = type(parts.storage)
+    read = kind.read
+
+    async def counted(*arguments: Any, **named: Any) -> bytes:
+        nonlocal most, reads
+        reads += 1
+        most = max(most, RECORDINGS_AT_ONCE - parts.recordings._value)
+        return await read(*arguments, **named)
+
+    monkeypatch.setattr(kind, "read", counted)
+    one = await upload(client, recording())
+    answers = await asyncio.gather(*(finalize(client, one) for _ in range(60)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (reads, billed(simulator)) == (1, 1)
+    several = [await upload(client, recording()) for _ in range(30)]
+    answers = await asyncio.gather(*(finalize(client, voice_id) for voice_id in several))
+    assert {answer.status_code for answer in answers} == {200}
+    assert 1 <= most <= RECORDINGS_AT_ONCE
+    assert parts.recordings._value == RECORDINGS_AT_ONCE
 
 
 async def test_what_an_encoder_adds_is_not_held_against_a_recording(client: Client) -> None:

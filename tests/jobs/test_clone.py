@@ -104,21 +104,22 @@ async def test_fifty_finalizes_after_an_unknown_end_adopt_one_voice(
 async def test_those_who_wait_hear_the_same_refusal(
     client: Client, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[int | None] = []
-    claim = purchases.claim
+    waiting = 0
+    find = purchases.find
 
-    async def counted(*arguments: Any, **named: Any) -> int | None:
-        attempt = await claim(*arguments, **named)
-        tried.append(attempt)
-        return attempt
+    async def counted(*arguments: Any, **named: Any) -> purchases.Purchase | None:
+        nonlocal waiting
+        found = await find(*arguments, **named)
+        waiting += found is not None and found.leased
+        return found
 
-    monkeypatch.setattr(purchases, "claim", counted)
+    monkeypatch.setattr(purchases, "find", counted)
     voice_id = await upload(client, recording())
     plan = simulator.behave("customization", {"do": "hold", "effect": False}, action="create")
     async with asyncio.TaskGroup() as group:
         callers = [group.create_task(finalize(client, voice_id)) for _ in range(10)]
         await plan.held()
-        await wait_for(lambda: len(tried) >= 10)
+        await wait_for(lambda: waiting >= 20)
         assert not any(caller.done() for caller in callers)
         plan.release()
     answers = [caller.result() for caller in callers]

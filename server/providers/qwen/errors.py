@@ -132,7 +132,9 @@ _BY_CODE: tuple[tuple[str, _Make], ...] = (
     ),
     (
         r"audio\.decodererror",
-        _rejected("The recording could not be read. Please upload a WAV, MP3 or M4A file.", 400),
+        _rejected(
+            "The speech provider could not read this recording. Please save it as a WAV file and try again.", 400
+        ),
     ),
     (
         r"audio\.audiorateerror",
