@@ -27,6 +27,7 @@ from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.resolver import Providers
 from server.queue import Queue
+from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
@@ -121,6 +122,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             listener=listener,
             queue=queue,
             announcer=announcer,
+            endings=Endings(database, announcer, metrics),
             leases=leases,
             live=live,
             spool=SpoolWriter(database, announcer, metrics),

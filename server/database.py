@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
@@ -24,6 +24,7 @@ else:  # only the library's stubs are generic
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SEARCH_PATH = "internal, public"
 COMMAND_SECONDS = 10.0  # the longest statement of ours moves 4 MB
@@ -147,20 +148,37 @@ class Database:
             yield connection
 
     async def patiently(
+        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``work(connection, …)`` in a transaction, and again from its start for as long as the database is away.
+
+        Only for work that is safe to run twice: a commit whose answer was lost is repeated.
+        """
+        return await self._again(lambda connection: work(connection, *args, **kwargs))
+
+    async def patiently_for(
+        self,
+        for_seconds: float | None,
+        work: Callable[Concatenate[Connection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """The same, but give up after so many seconds, with the last error; None waits for ever."""
+        return await self._again(lambda connection: work(connection, *args, **kwargs), for_seconds=for_seconds)
+
+    async def patiently_say(
+        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The same for a single statement, which is a transaction by itself: two round trips less."""
+        return await self._again(lambda connection: work(connection, *args, **kwargs), one_statement=True)
+
+    async def _again(
         self,
         work: Callable[[Connection], Awaitable[T]],
         *,
         for_seconds: float | None = None,
         one_statement: bool = False,
     ) -> T:
-        """Run ``work`` in a transaction, and again from its start for as long as the database is away.
-
-        Only for work that is safe to run twice: a commit whose answer was lost is repeated.
-
-        Args:
-            for_seconds: Give up after this long, with the last error; None waits for ever.
-            one_statement: ``work`` is a single statement, which is a transaction by itself: two round trips less.
-        """
         opened = self.connection if one_statement else self.transaction
         deadline = None if for_seconds is None else asyncio.get_running_loop().time() + for_seconds
         pause = 0.05

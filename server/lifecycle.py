@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 async def working(parts: Parts) -> AsyncIterator[None]:
     """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
     queue, settings = parts.queue, parts.settings
-    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.metrics, settings.deadlines)
+    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.metrics, settings.deadlines)
     queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))

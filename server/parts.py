@@ -10,6 +10,7 @@ from server.keyring import KeyRing
 from server.metrics import Metrics
 from server.providers.resolver import Providers
 from server.queue import Queue
+from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
@@ -34,6 +35,7 @@ class Parts:
     listener: Listener
     queue: Queue
     announcer: Announcer
+    endings: Endings
     leases: Leases
     live: LiveAudio
     spool: SpoolWriter

@@ -99,11 +99,8 @@ class AsyncpgConnector(BaseAsyncConnector):
         return [dict(row) for row in rows]
 
     async def _patient_rows(self, query: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        async def work(connection: Connection) -> list[dict[str, Any]]:
-            return await self._rows(connection, query, arguments)
-
         with _library_errors():
-            return await self._database.patiently(work, one_statement=True)
+            return await self._database.patiently_say(self._rows, query, arguments)
 
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
         await self._patient_rows(query, arguments)

@@ -33,7 +33,7 @@ async def written(parts: Parts, work: Callable[[Connection], Awaitable[T]], fact
         DatabaseUnavailable: It did not. What must not be forgotten is in one error line; the lease has the rest.
     """
     try:
-        return await parts.database.patiently(work, for_seconds=WRITE_SECONDS)
+        return await parts.database.patiently_for(WRITE_SECONDS, work)
     except REFUSED as exc:
         logger.exception("bought, but not stored: the next try adopts it", extra=facts)
         raise DatabaseUnavailable from exc
@@ -48,16 +48,15 @@ async def settle(
         doubt: About an earlier call, where this attempt has made none that would be the one to ask about.
     """
     state: Literal["unknown", "refused"] = "unknown" if isinstance(exc, ProviderTimeout) else "refused"
-    request_id = exc.diagnostics.get("request_id") or None
-
-    async def decide(connection: Connection) -> bool:
-        return await purchases.decide(
-            connection,
+    try:
+        await parts.database.patiently_for(
+            WRITE_SECONDS,
+            purchases.decide,
             subject,
             state,
             attempt=attempt,
             part=part,
-            request_id=request_id,
+            request_id=exc.diagnostics.get("request_id") or None,
             outcome={
                 "detail": exc.detail,
                 "status": exc.status,
@@ -67,9 +66,6 @@ async def settle(
                 **(doubt.as_outcome() if doubt else {}),
             },
         )
-
-    try:
-        await parts.database.patiently(decide, for_seconds=WRITE_SECONDS)
     except REFUSED:
         logger.exception("a refusal could not be written down", extra={"subject": str(subject)})
 

@@ -16,9 +16,8 @@ import msgspec
 
 from server.audio import has_sound
 from server.contract import DesignPreviewRequest, DesignSaveRequest
-from server.database import REFUSED, Connection
+from server.database import Connection
 from server.errors import (
-    Category,
     Conflict,
     Invalid,
     NotFound,
@@ -28,18 +27,19 @@ from server.errors import (
     StorageUnavailable,
     UtterError,
 )
-from server.jobs.buying import refusal_of, say_unknown, settle, written
+from server.jobs.buying import WRITE_SECONDS, refusal_of, say_unknown, settle, written
 from server.jobs.clone import checked_name
 from server.jobs.enrollment import present, store
 from server.jobs.generate import checked_language, is_visible
+from server.jobs.progress import show
 from server.objects import own_key, reference_key
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
 from server.records import idempotency, previews, purchases, removals, runs, speech, tasks, voices
 from server.records.previews import Preview
 from server.records.purchases import Purchase
-from server.records.runs import PREVIEW_JOB, Fenced
-from server.records.speech import RESTARTED
+from server.records.runs import PREVIEW_JOB
+from server.records.speech import RESTARTED, Ending
 from server.records.tasks import SpeechTask
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
@@ -99,11 +99,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
 
 async def make_preview(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Make one preview, if it is still wanted (a job)."""
-
-    async def claim(connection: Connection) -> Preview | None:
-        return await previews.claim(connection, task_id, attempt, parts.leases.owner)
-
-    preview = await parts.database.patiently(claim)
+    preview = await parts.database.patiently(previews.claim, task_id, attempt, parts.leases.owner)
     if preview is None:
         return
     scope = anyio.CancelScope()
@@ -272,53 +268,26 @@ async def _decide(
 
 
 async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
-    """Show progress if the database is there and nobody holds the row: what is paid for must not wait for a word."""
-    try:
-        async with asyncio.timeout(SHOW_SECONDS), parts.database.connection() as connection:
-            await speech.progress(connection, preview.task_id, preview.attempt, provider_status)
-    except REFUSED as exc:
-        logger.warning("progress not shown", extra={"reason": type(exc).__name__})
-    else:
-        parts.announcer.changed(preview.task_id)
+    """What is paid for must not wait for a word: not for the database, nor for somebody who holds the row."""
+    await show(parts, preview.task_id, preview.attempt, provider_status, within_seconds=SHOW_SECONDS)
 
 
 async def _fail(parts: Parts, preview: Preview, exc: UtterError) -> None:
     facts = {"error": exc.diagnostics} if isinstance(exc, ProviderError) else {}
-    await _end(parts, preview, exc.detail, exc.category, facts)
+    await _end(parts, preview, Ending(detail=exc.detail, category=exc.category, facts=facts))
 
 
 async def _leave(parts: Parts, preview: Preview) -> None:
     """This process is leaving in the middle of a call. One that bought a voice cannot be made without paying again."""
-
-    async def requeue(connection: Connection) -> bool:
-        return await speech.requeue(
-            connection, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
-        )
-
     buys = parts.providers.abilities_of(preview.provider).enrolls
-    if buys or not await parts.database.patiently(requeue, for_seconds=3.0):
-        await _end(parts, preview, RESTARTED, "internal", {})
+    if buys or not await parts.database.patiently_for(
+        3.0, speech.requeue, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
+    ):
+        await _end(parts, preview, Ending(detail=RESTARTED, category="internal"))
 
 
-async def _end(parts: Parts, preview: Preview, detail: str, category: Category, facts: dict[str, Any]) -> None:
-    async def end(connection: Connection) -> bool:
-        ended = await speech.end(
-            connection,
-            preview.task_id,
-            status="failed",
-            detail=detail,
-            category=category,
-            attempt=preview.attempt,
-            facts=facts,
-        )
-        return ended.here
-
-    try:
-        if await parts.database.patiently(end, for_seconds=30.0):
-            parts.metrics.task_ended(preview.provider, "failed", category)
-    except Fenced:
-        pass
-    parts.announcer.changed(preview.task_id)
+async def _end(parts: Parts, preview: Preview, ending: Ending) -> None:
+    await parts.endings.end(preview.task_id, ending, attempt=preview.attempt, for_seconds=WRITE_SECONDS)
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------

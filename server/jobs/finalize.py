@@ -5,6 +5,7 @@ it leaves, and a finalizer that matched nothing asks the row what its object is 
 """
 
 import logging
+from functools import partial
 from uuid import UUID
 
 from server.audio import duration_seconds, format_named
@@ -23,11 +24,7 @@ LONGEST_PAUSE_SECONDS = 300.0
 
 async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
     """Store one spoken run and publish it; try again later where storage is away."""
-
-    async def take(connection: Connection) -> Storable | None:
-        return await runs.take_spoken(connection, task_id, parts.leases.owner)
-
-    storable = await parts.database.patiently(take)
+    storable = await parts.database.patiently(runs.take_spoken, task_id, parts.leases.owner)
     if storable is None:
         await _settle(parts, task_id, object_key)
         return
@@ -63,18 +60,14 @@ async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool
         size=len(header) + len(payload),
     )
     seconds = duration_seconds(audio_format, payload, storable.sample_rate_hz)
-
-    async def publish(connection: Connection) -> bool:
-        return await speech.publish(
-            connection,
-            storable,
-            object_key=object_key,
-            duration_seconds=seconds,
-            bits_per_second=round(len(payload) * 8 / seconds) if seconds else 0,
-            late=late,
-        )
-
-    return await parts.database.patiently(publish)
+    return await parts.database.patiently(
+        speech.publish,
+        storable,
+        object_key=object_key,
+        duration_seconds=seconds,
+        bits_per_second=round(len(payload) * 8 / seconds) if seconds else 0,
+        late=late,
+    )
 
 
 async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
@@ -83,9 +76,7 @@ async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
     async def settle(connection: Connection) -> str:
         verdict = await speech.verdict(connection, task_id, object_key)
         if verdict == "unwanted":
-            await speech.end(
-                connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
-            )
+            await speech.end(connection, task_id, speech.CANCELLED)
             await removals.record(
                 connection,
                 parts.queue,
@@ -110,13 +101,10 @@ async def _later(parts: Parts, storable: Storable, object_key: str, exc: Storage
         extra={"task_id": str(storable.task_id), "waited_seconds": round(waited), "reason": repr(exc.__cause__)},
     )
     parts.metrics.finalize_retried()
-
-    async def again(connection: Connection) -> None:
-        if waited > parts.settings.deadlines.finalize_seconds:
-            await speech.give_up_storing(connection, storable)
-        else:
-            pause = min(LONGEST_PAUSE_SECONDS, max(1.0, waited))
-            await runs.defer_finalize(connection, parts.queue, storable.task_id, object_key, in_seconds=pause)
-
-    await parts.database.patiently(again)
+    if waited > parts.settings.deadlines.finalize_seconds:
+        give_up = partial(speech.give_up_storing, storable=storable)
+        await parts.endings.end_by(storable.task_id, speech.NOT_STORED, give_up)
+        return
+    pause = min(LONGEST_PAUSE_SECONDS, max(1.0, waited))
+    await parts.database.patiently(runs.defer_finalize, parts.queue, storable.task_id, object_key, in_seconds=pause)
     parts.announcer.changed(storable.task_id)

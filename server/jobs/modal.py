@@ -6,6 +6,7 @@ Where the audio is collected, it takes the way of all speech (``synthesize.py``)
 import asyncio
 import logging
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -26,7 +27,8 @@ from server.jobs.cancel import find_own_task
 from server.parts import Parts
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, JobLook
 from server.providers.speech import may_start_again, pause_before_start
-from server.records import idempotency, modal, purchases, runs, speech, tasks
+from server.records import modal, runs, speech, tasks
+from server.records.speech import Ending
 from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 from server.storage import Bucket
@@ -40,8 +42,6 @@ CANCEL_TRIES = 3
 WRITE_SECONDS = 30.0
 
 FAILED = "The speech provider could not speak this. Please try again."
-TOO_LATE = "The speech provider did not finish in time. Please try again."
-NEVER_SUBMITTED = "The speech provider did not confirm that it took this text. Please try again."
 
 Verdict = Literal["open", "doubtful", "decided"]
 
@@ -106,12 +106,8 @@ async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, re
         await _not_submitted(parts, task, exc)
         exc.status = 503 if exc.diagnostics.get("code") == NOT_CONFIGURED else 502
         raise
-
-    async def note(connection: Connection) -> bool:
-        return await modal.note_submitted(connection, parts.queue, task.id, job)
-
     try:
-        await parts.database.patiently(note, for_seconds=WRITE_SECONDS)
+        await parts.database.patiently_for(WRITE_SECONDS, modal.note_submitted, parts.queue, task.id, job)
     except REFUSED as exc:
         logger.error("a job was bought and could not be written down", extra={"task_id": str(task.id), "job": job})
         raise DatabaseUnavailable from exc
@@ -137,36 +133,16 @@ async def _submit_until_it_works(parts: Parts, *, text: str, language: str, refe
 
 async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> None:
     """Both rows failed, the key free, the purchase settled: one transaction."""
-    unknown = isinstance(exc, ProviderTimeout)
-
-    async def fail(connection: Connection) -> bool:
-        ended = await speech.end(
-            connection,
-            task.id,
-            status="failed",
-            detail=exc.detail,
-            category=exc.category,
-            facts={"error": exc.diagnostics},
-        )
-        await purchases.decide(
-            connection,
-            task.id,
-            "unknown" if unknown else "refused",
-            attempt=modal.SUBMISSION,
-            outcome={"error": exc.diagnostics},
-        )
-        await idempotency.forget(connection, task.id)
-        return ended.here
-
+    ending = Ending(detail=exc.detail, category=exc.category, facts={"error": exc.diagnostics})
+    state: Literal["unknown", "refused"] = "unknown" if isinstance(exc, ProviderTimeout) else "refused"
     logger.warning(
         "submission failed", extra={"task_id": str(task.id), "category": exc.category, "error": exc.diagnostics}
     )
+    note = partial(modal.note_not_submitted, task_id=task.id, ending=ending, state=state)
     try:
-        if await parts.database.patiently(fail, for_seconds=WRITE_SECONDS):
-            parts.metrics.task_ended(task.provider, "failed", exc.category)
+        await parts.endings.end_by(task.id, ending, note, for_seconds=WRITE_SECONDS)
     except REFUSED:
         logger.error("a failed submission could not be written down", extra={"task_id": str(task.id)})
-    parts.announcer.changed(task.id)
 
 
 async def settled(parts: Parts, task: SpeechTask) -> SpeechTask:
@@ -232,15 +208,11 @@ def _elapsed(task: SpeechTask, asked_at: datetime) -> float:
 
 async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Look once at a job that perhaps nobody polls, and come back later: never a loop inside a job."""
-
-    async def begin(connection: Connection) -> runs.Watched | None:
-        return await runs.watch(connection, task_id, attempt)
-
-    watched = await parts.database.patiently(begin)
+    watched = await parts.database.patiently(runs.watch, task_id, attempt)
     if watched is None:
         return
     if not watched.active:  # a browser deleted the rows past us
-        await _end(parts, task_id, speech.CANCELLED_BY_USER, "cancelled", status="cancelled")
+        await _end(parts, task_id, speech.CANCELLED)
         return
     deadlines = parts.settings.deadlines
     verdict: Verdict = "open"
@@ -250,14 +222,10 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     else:
         left = deadlines.modal_no_id_seconds - watched.age_seconds
     if verdict == "open" and left <= 0:
-        await _end(parts, task_id, TOO_LATE if watched.job else NEVER_SUBMITTED, "timeout")
+        await _end(parts, task_id, modal.TOO_LATE if watched.job else modal.NEVER_SUBMITTED)
     elif verdict != "decided":
         pause = SECOND_LOOK_SECONDS if verdict == "doubtful" else min(deadlines.modal_watch_seconds, left)
-
-        async def again(connection: Connection) -> None:
-            await runs.watch_again(connection, parts.queue, task_id, attempt, in_seconds=pause)
-
-        await parts.database.patiently(again)
+        await parts.database.patiently(runs.watch_again, parts.queue, task_id, attempt, in_seconds=pause)
 
 
 async def _look(parts: Parts, task_id: UUID, job: str, asked_at: datetime) -> Verdict:
@@ -284,39 +252,21 @@ async def _judge(parts: Parts, task_id: UUID, look: JobLook, asked_at: datetime)
             await runs.collect(connection, parts.queue, task_id)
         return "decided"
 
-    verdict = await parts.database.patiently(judge, for_seconds=parts.settings.deadlines.request_database_seconds)
+    verdict = await parts.database.patiently_for(parts.settings.deadlines.request_database_seconds, judge)
     if look.status == "failed" and verdict == "decided":
-        await _end(parts, task_id, FAILED, "provider_unavailable", code="job_failed", message=look.error)
+        message = {"message": look.error[:300]} if look.error else {}
+        facts = {"error": {"code": "job_failed", **message}}
+        await _end(parts, task_id, Ending(detail=FAILED, category="provider_unavailable", facts=facts))
     elif verdict == "decided":
         parts.announcer.changed(task_id)
     return verdict
 
 
-async def _end(
-    parts: Parts,
-    task_id: UUID,
-    detail: str,
-    category: Literal["timeout", "cancelled", "provider_unavailable"],
-    *,
-    status: Literal["failed", "cancelled"] = "failed",
-    code: str | None = None,
-    message: str | None = None,
-) -> None:
+async def _end(parts: Parts, task_id: UUID, ending: Ending) -> None:
     """End a task that is only watched."""
-    error = {"code": code or category, **({"message": message[:300]} if message else {})}
-
-    async def end(connection: Connection) -> bool:
-        await purchases.decide(connection, task_id, "unknown", attempt=modal.SUBMISSION)
-        return await modal.end_watched(
-            connection, parts.queue, task_id, detail=detail, category=category, facts={"error": error}, status=status
-        )
-
-    if await parts.database.patiently(end):
-        logger.warning(
-            "watched task ended", extra={"task_id": str(task_id), "category": category, "code": error["code"]}
-        )
-        parts.metrics.task_ended("modal", status, category)
-        parts.announcer.changed(task_id)
+    move = partial(modal.end_watched, queue=parts.queue, task_id=task_id, ending=ending)
+    if await parts.endings.end_by(task_id, ending, move):
+        logger.warning("watched task ended", extra={"task_id": str(task_id), "category": ending.category})
 
 
 # --- cancelling -------------------------------------------------------------------------------------------------------
@@ -333,8 +283,6 @@ async def cancel_modal(parts: Parts, *, job: str, tries: int) -> None:
             "job not cancelled at the provider", extra={"job": job, "tries": tries + 1, "error": exc.diagnostics}
         )
         if tries + 1 < CANCEL_TRIES:
-
-            async def again(connection: Connection) -> None:
-                await speech.defer_cancel(connection, parts.queue, job, tries=tries + 1, in_seconds=2.0 * (tries + 1))
-
-            await parts.database.patiently(again)
+            await parts.database.patiently(
+                speech.defer_cancel, parts.queue, job, tries=tries + 1, in_seconds=2.0 * (tries + 1)
+            )

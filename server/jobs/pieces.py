@@ -169,17 +169,13 @@ class _Speech:
         except asyncio.CancelledError:
             await say_unknown(self._parts, subject, attempt, part=part)
             raise
-
-        async def done(connection: Connection) -> bool:
-            return await purchases.decide(
-                connection,
-                subject,
-                "done",
-                attempt=attempt,
-                part=part,
-                request_id=piece.request_id or None,
-                outcome=piece.facts(),
-            )
-
-        await self._parts.database.patiently(done)
+        await self._parts.database.patiently(
+            purchases.decide,
+            subject,
+            "done",
+            attempt=attempt,
+            part=part,
+            request_id=piece.request_id or None,
+            outcome=piece.facts(),
+        )
         return piece

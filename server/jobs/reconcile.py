@@ -12,13 +12,11 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
 from server.errors import ProviderError, StorageUnavailable
 from server.jobs.finalize import store
 from server.parts import Parts
 from server.records import leftovers, purchases, removals, runs
 from server.records.purchases import Purchase
-from server.records.runs import Storable
 from server.storage import Bucket
 
 logger = logging.getLogger(__name__)
@@ -80,11 +78,7 @@ def _shown(purchase: Purchase) -> dict[str, Any]:
 
 async def _store(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
     task_id: UUID = run["task_id"]
-
-    async def take(connection: Connection) -> Storable | None:
-        return await runs.take_spoken(connection, task_id, parts.leases.owner, "unstored")
-
-    storable = await parts.database.patiently(take, for_seconds=10.0)
+    storable = await parts.database.patiently_for(10.0, runs.take_spoken, task_id, parts.leases.owner, "unstored")
     if storable is None:
         return False
     try:

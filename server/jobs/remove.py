@@ -2,7 +2,6 @@
 
 import logging
 
-from server.database import Connection
 from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import removals
@@ -13,14 +12,7 @@ logger = logging.getLogger(__name__)
 
 async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
     """Remove one object, unless a row still shows it; the sweep brings this job again if it fails."""
-
-    async def wanted(connection: Connection) -> set[str]:
-        return await removals.wanted(connection, [object_key])
-
-    async def done(connection: Connection) -> None:
-        await removals.forget(connection, bucket, object_key)
-
-    if not await parts.database.patiently(wanted):
+    if not await parts.database.patiently(removals.wanted, [object_key]):
         names = {
             parts.settings.storage.bucket_generations: Bucket.GENERATIONS,
             parts.settings.storage.bucket_references: Bucket.REFERENCES,
@@ -33,4 +25,4 @@ async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
         except StorageUnavailable as exc:
             logger.warning("object not removed yet", extra={"object_key": object_key, "reason": repr(exc.__cause__)})
             return
-    await parts.database.patiently(done)
+    await parts.database.patiently(removals.forget, bucket, object_key)

@@ -7,18 +7,18 @@ ends the run otherwise (a refusal, a cancel, a lost lease, a shutdown) ends here
 import asyncio
 import logging
 import time
-from typing import Any
 from uuid import UUID
 
 import anyio
 
 from server.audio import format_named
-from server.database import REFUSED, Connection
-from server.errors import Category, ProviderError, UtterError, VoiceGone
+from server.errors import ProviderError, UtterError, VoiceGone
 from server.jobs.pieces import InPieces
+from server.jobs.progress import show, unless_away
 from server.parts import Parts
 from server.providers.speech import (
     AudioDelta,
+    Speech,
     SpeechEnd,
     SpeechProvider,
     SpeechRequest,
@@ -28,10 +28,13 @@ from server.providers.speech import (
 )
 from server.records import speech, voices
 from server.records.runs import Fenced
-from server.records.speech import RESTARTED, Assignment
+from server.records.speech import RESTARTED, Assignment, Ending
 from server.relay.live import AudioLog
 
 logger = logging.getLogger(__name__)
+
+# How long a process that leaves waits for a lost database; the sweep of another one has what is left.
+LEAVING_SECONDS = 3.0
 
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
@@ -48,70 +51,21 @@ async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
 
 
 async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
-    async def claim(connection: Connection) -> Assignment | None:
-        return await speech.claim(connection, task_id, attempt, parts.leases.owner)
-
-    async def forget(connection: Connection) -> None:
-        await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
-
     try:
-        return await parts.database.patiently(claim)
+        return await parts.database.patiently(speech.claim, task_id, attempt, parts.leases.owner)
     except speech.SpeechGone:
-        await parts.database.patiently(forget)
+        await parts.database.patiently(speech.end, task_id, speech.CANCELLED)
         return None
 
 
 async def _give_back(parts: Parts, assignment: Assignment) -> None:
     """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
-
-    async def give_back(connection: Connection) -> bool:
-        return await speech.requeue(
-            connection, parts.queue, assignment.task_id, assignment.attempt, reason="server restarted"
-        )
-
-    if not await parts.database.patiently(give_back, for_seconds=3.0):
-        facts = {"error": {"code": "server_restarted"}}
-        await fail(parts, assignment, detail=RESTARTED, category="internal", facts=facts, for_seconds=3.0)
-
-
-async def fail(
-    parts: Parts,
-    assignment: Assignment,
-    *,
-    detail: str,
-    category: Category,
-    facts: dict[str, Any],
-    for_seconds: float | None = None,
-) -> None:
-    """End this attempt as failed, unless something else has ended or taken it already.
-
-    Args:
-        for_seconds: How long to wait for a lost database; the sweep of another process has what is left.
-    """
-
-    async def end(connection: Connection) -> bool:
-        ended = await speech.end(
-            connection,
-            assignment.task_id,
-            status="failed",
-            detail=detail,
-            category=category,
-            attempt=assignment.attempt,
-            facts=facts,
-        )
-        return ended.here
-
-    try:
-        if await parts.database.patiently(end, for_seconds=for_seconds):
-            parts.metrics.task_ended(assignment.provider, "failed", category)
-            # The row has the provider's own words; they may quote what somebody wrote, so the log has only its code.
-            code = facts.get("error", {}).get("code")
-            extra = {"task_id": str(assignment.task_id), "category": category, "code": code}
-            logger.info("speech failed", extra=extra)
-    except Fenced:
-        return
-    finally:
-        parts.announcer.changed(assignment.task_id)
+    task_id, attempt = assignment.task_id, assignment.attempt
+    if not await parts.database.patiently_for(
+        LEAVING_SECONDS, speech.requeue, parts.queue, task_id, attempt, reason="server restarted"
+    ):
+        cut = Ending(detail=RESTARTED, category="internal", facts={"error": {"code": "server_restarted"}})
+        await parts.endings.end(task_id, cut, attempt=attempt, for_seconds=LEAVING_SECONDS)
 
 
 class _Synthesis:
@@ -128,7 +82,7 @@ class _Synthesis:
             sample_rate_hz=24_000,
         )
         self._started_at = time.monotonic()
-        self._starts: list[dict[str, Any]] = []
+        self._starts: list[dict[str, object]] = []
         self._said = "streaming"  # the provider's last word; each lane has its own
 
     async def run(self) -> None:
@@ -149,7 +103,7 @@ class _Synthesis:
             else:
                 await self._spoken(facts)
 
-    async def _speak_until_it_works(self) -> dict[str, Any]:
+    async def _speak_until_it_works(self) -> dict[str, object]:
         """The provider's facts about a complete speech, after as many starts as the rules of design §7 allow."""
         deadlines = self._parts.settings.deadlines
         assignment = self._assignment
@@ -185,10 +139,10 @@ class _Synthesis:
             assignment.provider, assignment.provider_target_model, in_pieces=InPieces(parts, assignment)
         )
 
-    async def _relay(self, spoken: Any) -> dict[str, Any]:
+    async def _relay(self, spoken: Speech) -> dict[str, object]:
         """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""
         log, spool = self._log, self._parts.spool
-        facts: dict[str, Any] = {}
+        facts: dict[str, object] = {}
         async for event in spoken:
             if type(event) is AudioDelta:
                 first = not log.length
@@ -206,56 +160,35 @@ class _Synthesis:
                 facts = event.facts
         return facts
 
-    async def _first_delta(self, audio: bytes, facts: dict[str, Any]) -> None:
+    async def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
         waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
         self._parts.metrics.first_audio(self._assignment.provider, waited)
         clock = self._log.audio_format.clock(self._log.sample_rate_hz)
         clock.feed(audio)
         rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0
-
-        async def note(connection: Connection) -> None:
-            await speech.note_audio(
-                connection,
-                self._assignment,
-                provider_status=self._said,
-                sample_rate_hz=self._log.sample_rate_hz,
-                bits_per_second=rate,
-                # Should this process die, nobody else could tell what the provider called this.
-                facts={name: facts[name] for name in ("request_id", "session_id") if name in facts},
-            )
-
-        await self._try(note)
+        known: dict[str, object] = {name: facts[name] for name in ("request_id", "session_id") if name in facts}
+        with unless_away(self._parts, self._assignment.task_id):
+            async with self._parts.database.transaction() as connection:
+                await speech.note_audio(
+                    connection,
+                    self._assignment,
+                    provider_status=self._said,
+                    sample_rate_hz=self._log.sample_rate_hz,
+                    bits_per_second=rate,
+                    # Should this process die, nobody else could tell what the provider called this.
+                    facts=known,
+                )
 
     async def _show(self, provider_status: str) -> None:
-        async def show(connection: Connection) -> None:
-            await speech.progress(connection, self._assignment.task_id, self._assignment.attempt, provider_status)
+        await show(self._parts, self._assignment.task_id, self._assignment.attempt, provider_status)
 
-        await self._try(show, one_statement=True)
-
-    async def _try(self, work: Any, *, one_statement: bool = False) -> None:
-        """Show progress if the database is there; a speech does not wait for a status that only tells how far it is.
-
-        Args:
-            one_statement: ``work`` is a single statement and needs no transaction around it.
-        """
-        database = self._parts.database
-        try:
-            async with database.connection() if one_statement else database.transaction() as connection:
-                await work(connection)
-        except REFUSED as exc:
-            logger.warning("progress not shown", extra={"reason": type(exc).__name__})
-        else:
-            self._parts.announcer.changed(self._assignment.task_id)
-
-    async def _spoken(self, facts: dict[str, Any]) -> None:
+    async def _spoken(self, facts: dict[str, object]) -> None:
+        parts, assignment, log = self._parts, self._assignment, self._log
         if self._starts:
             facts = {**facts, "attempts": self._starts}
-
-        parts, assignment, log = self._parts, self._assignment, self._log
-
-        async def mark(connection: Connection) -> bool:
-            if await speech.mark_spoken(
-                connection,
+        try:
+            if not await parts.database.patiently(
+                speech.mark_spoken,
                 parts.queue,
                 assignment,
                 provider_status=self._said,
@@ -263,38 +196,20 @@ class _Synthesis:
                 sample_rate_hz=log.sample_rate_hz,
                 facts=facts,
             ):
-                return False
-            # Its row is gone (a browser may delete it past us) or has ended: as good as cancelled.
-            ended = await speech.end(
-                connection,
-                assignment.task_id,
-                status="cancelled",
-                detail=speech.CANCELLED_BY_USER,
-                category="cancelled",
-                attempt=assignment.attempt,
-            )
-            return ended.here
-
-        try:
-            if await parts.database.patiently(mark):
-                parts.metrics.task_ended(assignment.provider, "cancelled", "cancelled")
+                # Its row is gone (a browser may delete it past us) or has ended: as good as cancelled.
+                await parts.endings.end(assignment.task_id, speech.CANCELLED, attempt=assignment.attempt)
         except Fenced:
             logger.info("speech was taken over or cancelled", extra={"task_id": str(assignment.task_id)})
         parts.announcer.changed(assignment.task_id)
 
     async def _failed(self, exc: UtterError) -> None:
-        facts: dict[str, Any] = {"attempts": self._starts} if len(self._starts) > 1 else {}
+        facts: dict[str, object] = {"attempts": self._starts} if len(self._starts) > 1 else {}
         if isinstance(exc, ProviderError):
             facts |= {name: exc.diagnostics[name] for name in ("request_id", "session_id") if name in exc.diagnostics}
             facts["error"] = exc.diagnostics
-        await fail(self._parts, self._assignment, detail=exc.detail, category=exc.category, facts=facts)
+        ending = Ending(detail=exc.detail, category=exc.category, facts=facts)
+        await self._parts.endings.end(self._assignment.task_id, ending, attempt=self._assignment.attempt)
 
     async def _mark_voice_gone(self) -> None:
-        voice_id = self._assignment.voice_id
-        if voice_id is None:
-            return
-
-        async def mark(connection: Connection) -> None:
-            await voices.mark_gone(connection, voice_id, self._parts.providers.account)
-
-        await self._parts.database.patiently(mark)
+        if voice_id := self._assignment.voice_id:
+            await self._parts.database.patiently(voices.mark_gone, voice_id, self._parts.providers.account)

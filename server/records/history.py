@@ -114,9 +114,7 @@ async def delete(
     task_ids = [task["id"] for task in tasks]
     keys = {row["audio_object_key"]}
     for task_id in task_ids:
-        ended = await speech.end(
-            connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled"
-        )
+        ended = await speech.end(connection, task_id, speech.CANCELLED)
         if ended.run_state == "spoken":
             keys.add(ended.object_key)
         if ended.here:

@@ -6,17 +6,28 @@ no run: they get one by ``adopt``.
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 from server.database import Connection
-from server.errors import Category
 from server.queue import Queue
-from server.records import purchases, runs, speech
+from server.records import idempotency, purchases, runs, speech
+from server.records.speech import Ended, Ending
 from server.records.tasks import ACTIVE
 
 # A job may be called failed for a moment; whoever looks again no sooner than this decides (protocols.md §5).
 SECOND_LOOK_SECONDS = 1.0
+PROVIDER = "modal"
+TOO_LATE = Ending(
+    detail="The speech provider did not finish in time. Please try again.",
+    category="timeout",
+    facts={"error": {"code": "timeout"}},
+)
+NEVER_SUBMITTED = Ending(
+    detail="The speech provider did not confirm that it took this text. Please try again.",
+    category="timeout",
+    facts={"error": {"code": "timeout"}},
+)
 # A job is bought once: its purchase has one attempt.
 SUBMISSION = 1
 
@@ -36,6 +47,16 @@ async def note_submitted(connection: Connection, queue: Queue, task_id: UUID, jo
     if not wanted:
         await speech.defer_cancel(connection, queue, job)
     return bool(wanted)
+
+
+async def note_not_submitted(
+    connection: Connection, task_id: UUID, ending: Ending, state: Literal["unknown", "refused"]
+) -> Ended:
+    """The provider has not taken the job, or nobody knows: the task fails, and its request's key is free again."""
+    ended = await speech.end(connection, task_id, ending)
+    await purchases.decide(connection, task_id, state, attempt=SUBMISSION, outcome=ending.facts)
+    await idempotency.forget(connection, task_id)
+    return ended
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -80,17 +101,9 @@ async def confirm_failure(connection: Connection, task_id: UUID, asked_at: datet
     return bool(confirmed)
 
 
-async def end_watched(
-    connection: Connection,
-    queue: Queue,
-    task_id: UUID,
-    *,
-    detail: str,
-    category: Category,
-    facts: dict[str, Any],
-    status: Literal["failed", "cancelled"] = "failed",
-) -> bool:
+async def end_watched(connection: Connection, queue: Queue, task_id: UUID, ending: Ending) -> Ended:
     """End a task that is still only watched; one that is being collected has its audio and goes its own way."""
+    await purchases.decide(connection, task_id, "unknown", attempt=SUBMISSION)
     await connection.execute(
         """SELECT 1 FROM public.generations g JOIN public.tasks t ON t.generation_id = g.id
             WHERE t.id = $1 FOR UPDATE OF g""",
@@ -98,11 +111,11 @@ async def end_watched(
     )
     await connection.execute("SELECT 1 FROM public.tasks WHERE id = $1 FOR UPDATE", task_id)
     if await runs.is_being_collected(connection, task_id):
-        return False
-    ended = await speech.end(connection, task_id, status=status, detail=detail, category=category, facts=facts)
+        return Ended(False, PROVIDER)
+    ended = await speech.end(connection, task_id, ending)
     if ended.here:
         await speech.cancel_job(connection, queue, task_id)
-    return ended.here
+    return ended
 
 
 # --- tasks of the older system ----------------------------------------------------------------------------------------
@@ -148,7 +161,7 @@ async def adopt(connection: Connection, task_id: UUID) -> bool:
         task_id,
     )
     if generation is None or generation["status"] not in ACTIVE:
-        await speech.end(connection, task_id, status="cancelled", detail=speech.CANCELLED_BY_USER, category="cancelled")
+        await speech.end(connection, task_id, speech.CANCELLED)
         return False
     await connection.execute(
         "UPDATE public.generations SET output_format = 'wav' WHERE id = $1 AND output_format IS NULL", generation["id"]

@@ -17,7 +17,6 @@ from server.records import removals, runs
 from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Storable
 from server.records.tasks import ACTIVE
 
-CANCELLED_BY_USER = "Cancelled by user"
 RESTARTED = "The server was restarted while speaking. Please try again."
 
 # Facts join what is known already; the list of extra attempts grows instead of being replaced. {0} is the parameter.
@@ -326,23 +325,25 @@ async def verdict(connection: Connection, task_id: UUID, object_key: str) -> Lit
     return "open" if row["status"] in ACTIVE else "unwanted"
 
 
-async def give_up_storing(connection: Connection, storable: Storable) -> bool:
-    """Storing failed for a whole day: say so, and keep the audio for ``reconcile --store``."""
-    ended = await _end_rows(
-        connection,
-        storable.task_id,
-        storable.generation_id,
-        status="failed",
-        detail="The audio was spoken but could not be stored. The operator can still recover it.",
-        category="storage",
-        facts={},
-    )
-    await runs.keep_unstored(connection, storable.task_id)
-    return ended
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a task ends without its audio.
+
+    Attributes:
+        detail: The sentence that its user reads.
+        facts: Diagnostics for the operator, kept with the generation; with the task where it has none.
+    """
+
+    detail: str
+    category: Category
+    status: Literal["failed", "cancelled"] = "failed"
+    facts: dict[str, Any] = {}
+
+
+CANCELLED = Ending(status="cancelled", detail="Cancelled by user", category="cancelled")
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """What an end found: whether it was this call that ended the speech, and how far the run had come."""
+    """What an end found: whether it was this call that ended the task, and how far the run had come."""
 
     here: bool
     provider: str
@@ -350,24 +351,32 @@ class Ended(msgspec.Struct, frozen=True):
     object_key: str | None = None
 
 
+NOT_STORED = Ending(
+    detail="The audio was spoken but could not be stored. The operator can still recover it.", category="storage"
+)
+
+
+async def give_up_storing(connection: Connection, storable: Storable) -> Ended:
+    """Storing failed for a whole day: say so, and keep the audio for ``reconcile --store``."""
+    ended = await _end_rows(connection, storable.task_id, storable.generation_id, NOT_STORED)
+    await runs.keep_unstored(connection, storable.task_id)
+    return Ended(ended, storable.provider)
+
+
 async def end(
     connection: Connection,
     task_id: UUID,
+    ending: Ending,
     *,
-    status: Literal["failed", "cancelled"],
-    detail: str,
-    category: Category,
     attempt: int | None = None,
     state: Literal["queued", "speaking"] = "speaking",
     silent_for_seconds: float | None = None,
-    facts: dict[str, Any] | None = None,
 ) -> Ended:
-    """End a speech that will not be completed, in one transaction: both rows, its run and its spool.
+    """End a task that will not be completed, in one transaction: its rows, its run and its spool.
 
     Args:
         attempt: Only if this attempt is still in ``state``; None for whoever may always end it (the user).
         silent_for_seconds: Only if its owner still has not said for so long that it lives.
-        facts: Diagnostics for ``generations.provider_metadata``.
 
     Raises:
         Fenced: The run has moved on: to another attempt, to being stored, or away.
@@ -380,9 +389,7 @@ async def end(
         task_id,
     )
     generation_id, provider = named["generation_id"], named["provider"]
-    here = await _end_rows(
-        connection, task_id, generation_id, status=status, detail=detail, category=category, facts=facts or {}
-    )
+    here = await _end_rows(connection, task_id, generation_id, ending)
     run = await runs.stop(connection, task_id, attempt=attempt, state=state, silent_for_seconds=silent_for_seconds)
     if run is None:
         if here and attempt is not None:
@@ -391,16 +398,7 @@ async def end(
     return Ended(here, provider, run.state, run.object_key)
 
 
-async def _end_rows(
-    connection: Connection,
-    task_id: UUID,
-    generation_id: UUID | None,
-    *,
-    status: str,
-    detail: str,
-    category: str,
-    facts: dict[str, Any],
-) -> bool:
+async def _end_rows(connection: Connection, task_id: UUID, generation_id: UUID | None, ending: Ending) -> bool:
     """Both rows to a terminal status, if they are not there yet. A generation that has ended takes its task along."""
     decided = None
     if generation_id is not None:
@@ -412,12 +410,11 @@ async def _end_rows(
             f"""UPDATE public.generations SET status = $2, error_message = $3, completed_at = now(),
                        provider_metadata = {_WITH_FACTS.format("$4")} WHERE id = $1""",  # noqa: S608 - constants
             generation_id,
-            status,
-            detail,
-            facts,
+            ending.status,
+            ending.detail,
+            ending.facts,
         )
-    elif decided is not None:
-        status = decided
+    status = ending.status if decided is None or decided in ACTIVE else decided
     task_ended = await connection.fetchval(
         """UPDATE public.tasks
               SET status = $2, provider_status = $2, error = $3, error_category = $4, completed_at = now(),
@@ -426,16 +423,16 @@ async def _end_rows(
             WHERE id = $1 AND status IN ('pending', 'processing') RETURNING true""",
         task_id,
         status,
-        detail if status != "completed" else None,
-        category if status != "completed" else None,
-        {} if decided or not facts else {"diagnostics": facts},
+        ending.detail if status != "completed" else None,
+        ending.category if status != "completed" else None,
+        {} if decided or not ending.facts else {"diagnostics": ending.facts},
     )
     return decided in ACTIVE or (decided is None and bool(task_ended))
 
 
 async def cancel(connection: Connection, queue: Queue, bucket: str, task_id: UUID) -> bool:
     """End an active task as its user wishes; what a finalizer may have stored already is removed."""
-    ended = await end(connection, task_id, status="cancelled", detail=CANCELLED_BY_USER, category="cancelled")
+    ended = await end(connection, task_id, CANCELLED)
     if ended.here and ended.run_state == "spoken" and ended.object_key:
         await removals.record(
             connection, queue, bucket, ended.object_key, asked_by=None, reason="cancelled while storing"

@@ -8,29 +8,31 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 from uuid import UUID
 
 import asyncpg
 
 from server.announce import Announcer
 from server.database import REFUSED, Connection, Database, wait_for_locks
-from server.errors import Category
 from server.metrics import Metrics
 from server.queue import Queue
 from server.records import idempotency, modal, purchases, removals, runs, speech, tasks
-from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Fenced, Lost
-from server.records.speech import RESTARTED
+from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Lost
+from server.records.speech import RESTARTED, Ended, Ending
+from server.relay.endings import Endings
 from server.settings import Deadlines
 
 logger = logging.getLogger(__name__)
 
-NOBODY_FREE = "Nobody was free to speak this in time. Please try again."
+NOBODY_FREE = Ending(detail="Nobody was free to speak this in time. Please try again.", category="provider_unavailable")
 # How many renewals after an outage of the database a process that lives has certainly got through.
 BEATS_MISSED = 5
 HOUSEKEEPING_EVERY = 12
+# For one run. A process that is paused inside a transaction must not keep us from all the others.
+LOCK_SECONDS = 1.0
 REMOVAL_OVERDUE_SECONDS = 60.0
 
 
@@ -47,11 +49,18 @@ class Sweeper:
     """Looks every few seconds until cancelled."""
 
     def __init__(
-        self, database: Database, queue: Queue, announcer: Announcer, metrics: Metrics, deadlines: Deadlines
+        self,
+        database: Database,
+        queue: Queue,
+        announcer: Announcer,
+        endings: Endings,
+        metrics: Metrics,
+        deadlines: Deadlines,
     ) -> None:
         self._database = database
         self._queue = queue
         self._announcer = announcer
+        self._endings = endings
         self._metrics = metrics
         self._deadlines = deadlines
         self._trusts_beats_at = 0.0
@@ -82,7 +91,7 @@ class Sweeper:
             overdue = await runs.overdue(connection, self._deadlines.queue_seconds)
         for task_id, attempt in overdue:
             with _somebody_holds_it(task_id):
-                await self._end(task_id, attempt, NOBODY_FREE, "provider_unavailable", state="queued")
+                await self._end(task_id, NOBODY_FREE, attempt=attempt, state="queued")
         async with self._database.transaction() as connection:
             for task_id in await runs.restart_idle(connection, self._queue, self._deadlines.idle_run_seconds):
                 logger.warning("job lost, deferred again", extra={"task_id": str(task_id)})
@@ -94,7 +103,8 @@ class Sweeper:
     async def _take_from_the_dead(self, run: Lost) -> None:
         silent_for_seconds = self._deadlines.lost_after_seconds
         if run.repeatable:
-            async with self._impatient_transaction() as connection:
+            async with self._database.transaction() as connection:
+                await wait_for_locks(connection, at_most_seconds=LOCK_SECONDS)
                 back = await speech.requeue(
                     connection,
                     self._queue,
@@ -107,57 +117,32 @@ class Sweeper:
                 logger.warning("run taken from a dead process", extra={"task_id": str(run.task_id)})
                 self._announcer.changed(run.task_id)
         else:
-            await self._end(
-                run.task_id,
-                run.attempt,
-                RESTARTED,
-                "internal",
-                silent_for_seconds=silent_for_seconds,
-                facts={"error": {"code": "process_died", "attempt": run.attempt}},
-            )
-
-    @asynccontextmanager
-    async def _impatient_transaction(self) -> AsyncIterator[Connection]:
-        """For one run. A process that is paused inside a transaction must not keep us from all the others."""
-        async with self._database.transaction() as connection:
-            await wait_for_locks(connection, at_most_seconds=1.0)
-            yield connection
+            facts = {"error": {"code": "process_died", "attempt": run.attempt}}
+            died = Ending(detail=RESTARTED, category="internal", facts=facts)
+            await self._end(run.task_id, died, attempt=run.attempt, silent_for_seconds=silent_for_seconds)
 
     async def _end(
         self,
         task_id: UUID,
-        attempt: int | None,
-        detail: str,
-        category: Category,
+        ending: Ending,
         *,
+        attempt: int | None = None,
         state: Literal["queued", "speaking"] = "speaking",
         silent_for_seconds: float | None = None,
-        facts: dict[str, Any] | None = None,
     ) -> None:
-        """End a run, unless it has moved on since it was looked at: its owner may have been paused, not dead.
+        """End a run, unless it has moved on since its row was read: its owner may have been paused, not dead.
 
         Args:
             attempt: None for a task that never had a run.
         """
-        try:
-            async with self._impatient_transaction() as connection:
-                ended = await speech.end(
-                    connection,
-                    task_id,
-                    status="failed",
-                    detail=detail,
-                    category=category,
-                    attempt=attempt,
-                    state=state,
-                    silent_for_seconds=silent_for_seconds,
-                    facts=facts,
-                )
-        except Fenced:
-            return
-        if ended.here:
-            logger.warning("run ended by the sweep", extra={"task_id": str(task_id), "category": category})
-            self._metrics.task_ended(ended.provider, "failed", category)
-        self._announcer.changed(task_id)
+
+        async def move(connection: Connection) -> Ended:
+            await wait_for_locks(connection, at_most_seconds=LOCK_SECONDS)
+            return await speech.end(
+                connection, task_id, ending, attempt=attempt, state=state, silent_for_seconds=silent_for_seconds
+            )
+
+        await self._endings.end_by(task_id, ending, move, for_seconds=0.0)
 
     async def clean(self) -> None:
         """What has served its time goes."""
@@ -181,4 +166,4 @@ class Sweeper:
                     logger.info("task of the older system is watched now", extra={"task_id": str(task_id)})
                     await runs.start_job(connection, self._queue, WATCH_MODAL_JOB, task_id, 1)
         for task_id in abandoned:
-            await self._end(task_id, None, "The speech provider did not finish in time. Please try again.", "timeout")
+            await self._end(task_id, modal.TOO_LATE)

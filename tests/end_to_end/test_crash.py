@@ -441,7 +441,7 @@ async def test_a_speech_that_nobody_was_free_for_fails_with_words(
         await rows.execute("UPDATE internal.runs SET created_at = now() - interval '301 seconds'")
         ended = await client.ended(task["task_id"])
     assert (ended["status"], ended["error_category"]) == ("failed", "provider_unavailable")
-    assert ended["error"] == NOBODY_FREE
+    assert ended["error"] == NOBODY_FREE.detail
 
 
 async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(

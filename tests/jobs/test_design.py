@@ -363,7 +363,7 @@ async def test_a_preview_that_nobody_takes_up_fails_in_time(gateway: Gateway, cl
     task_id = await start_preview(client)
     await rows.execute("UPDATE internal.runs SET created_at = now() - interval '301 seconds'")
     task = await client.ended(task_id)
-    assert (task["status"], task["error"]) == ("failed", NOBODY_FREE)
+    assert (task["status"], task["error"]) == ("failed", NOBODY_FREE.detail)
 
 
 async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(

@@ -47,7 +47,7 @@ def calls(simulator: Simulator, action: str) -> list[dict[str, Any]]:
 
 def sweeper(gateway: Gateway) -> Sweeper:
     parts = gateway.parts
-    return Sweeper(parts.database, parts.queue, parts.announcer, parts.metrics, parts.settings.deadlines)
+    return Sweeper(parts.database, parts.queue, parts.announcer, parts.endings, parts.metrics, parts.settings.deadlines)
 
 
 async def ended(rows: Rows, task_id: Any, timeout: float = 15.0) -> Any:

@@ -11,11 +11,12 @@ from server.database import Database, Listener
 from server.queue import Queue
 from server.records import runs, speech, tasks
 from server.records.runs import Fenced, Storable
-from server.records.speech import Assignment, NewSpeech, SpeechGone
+from server.records.speech import Assignment, Ending, NewSpeech, SpeechGone
 from tests.gateway import insert_voice
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 OWNER = uuid4()
+FAILED = Ending(detail="No.", category="internal")
 
 
 class World:
@@ -136,27 +137,15 @@ async def requeue(world: World) -> object:
 
 
 async def fail(world: World) -> object:
-    return await speech.end(
-        world.connection, world.task_id, status="failed", detail="No.", category="internal", attempt=1
-    )
+    return await speech.end(world.connection, world.task_id, FAILED, attempt=1)
 
 
 async def fail_while_waiting(world: World) -> object:
-    return await speech.end(
-        world.connection, world.task_id, status="failed", detail="No.", category="internal", attempt=1, state="queued"
-    )
+    return await speech.end(world.connection, world.task_id, FAILED, attempt=1, state="queued")
 
 
 async def take_for_dead(world: World) -> object:
-    return await speech.end(
-        world.connection,
-        world.task_id,
-        status="failed",
-        detail="No.",
-        category="internal",
-        attempt=1,
-        silent_for_seconds=60.0,
-    )
+    return await speech.end(world.connection, world.task_id, FAILED, attempt=1, silent_for_seconds=60.0)
 
 
 async def begin_to_store(world: World) -> object:
@@ -289,9 +278,7 @@ async def test_a_task_whose_generation_was_deleted_past_us_can_still_be_ended(wo
         await claim(world)
     await find(world, HEARD)
     assert await mark_spoken(world) is False
-    ended = await speech.end(
-        world.connection, world.task_id, status="cancelled", detail="x", category="cancelled", attempt=1
-    )
+    ended = await speech.end(world.connection, world.task_id, speech.CANCELLED, attempt=1)
     assert ended.here
     assert (await tasks.get(world.connection, world.task_id)).status == "cancelled"
     assert await world.connection.fetchval("SELECT count(*) FROM internal.runs") == 0
