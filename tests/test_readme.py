@@ -5,10 +5,12 @@ import tomllib
 from pathlib import Path
 
 from server.__main__ import _parser
+from server.handlers.openapi import document
 from server.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SLOT = re.compile(r"{\w+}")
 
 
 def test_the_settings_table_is_the_settings() -> None:
@@ -46,3 +48,18 @@ def test_the_changelog_ends_with_the_version_that_is_built() -> None:
     assert headings[0] == ("Unreleased", "")
     assert headings[1][0] == project["version"]
     assert all(date for _, date in headings[1:])
+
+
+def test_its_two_examples_for_pages_are_six_lines_each() -> None:
+    examples = re.findall(r"```js\n(.*?)```", README, re.DOTALL)
+    assert [len(example.splitlines()) for example in examples] == [6, 6]
+
+
+def test_it_lists_every_address() -> None:
+    table = README.partition("## The addresses")[2].partition("\n## ")[0]
+    described = {
+        f"{method.upper()} {SLOT.sub(':id', path)}"
+        for path, methods in document()["paths"].items()
+        for method in methods
+    }
+    assert set(re.findall(r"`([A-Z]+ /\S+)`", table)) == described
