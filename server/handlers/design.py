@@ -16,6 +16,7 @@ from server.handlers.requests import (
     read_json,
 )
 from server.jobs import design
+from server.jobs.requirements import plain
 
 FORM_BYTES = design.LARGEST_PREVIEW_BYTES + 64 * 1024
 
@@ -51,7 +52,7 @@ async def _read(request: Request) -> tuple[DesignSaveRequest, bytes | None]:
         async with read_form(request, limit_bytes=FORM_BYTES) as form:
             # Browsers make two characters of every line break, which counts where a text is nearly too long.
             texts = {name: value for name, value in form.items() if isinstance(value, str) and value}
-            fields = {name: design.plain(value) for name, value in texts.items()}
+            fields = {name: plain(value) for name, value in texts.items()}
             upload = form.get("audio")
             audio = await upload.read() if isinstance(upload, UploadFile) else None
         if audio is not None and len(audio) > design.LARGEST_PREVIEW_BYTES:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus
 from server.errors import Invalid, NotFound
+from server.handlers.links import redirect_to_audio
 from server.handlers.present import generation_entry
 from server.handlers.requests import (
     bearer,
@@ -18,15 +19,11 @@ from server.handlers.requests import (
     path_uuid,
     query_choice,
     query_text,
-    redirect,
 )
 from server.jobs import cancel
 from server.parts import Parts
 from server.records import history
 from server.records.history import Entry
-from server.storage import Bucket
-
-LINK_SECONDS = 3600
 
 _WHY_SILENT = {
     "pending": "This generation is not finished yet.",
@@ -65,15 +62,6 @@ async def get_audio(request: Request) -> Response:
     if entry.status != "completed" or not entry.audio_object_key:
         raise NotFound(_WHY_SILENT.get(entry.status, "This generation has no audio."))
     return await redirect_to_audio(parts, entry.audio_object_key, entry.id)
-
-
-async def redirect_to_audio(parts: Parts, object_key: str, generation_id: UUID) -> Response:
-    """302 to a link that needs no token and works for an hour, as often as one likes."""
-    suffix = object_key.rpartition(".")[2]
-    link = await parts.storage.signed_get(
-        Bucket.GENERATIONS, object_key, expires_seconds=LINK_SECONDS, filename=f"utter-{generation_id}.{suffix}"
-    )
-    return redirect(link)
 
 
 async def delete_generation(request: Request) -> Response:

@@ -5,7 +5,6 @@ from urllib.parse import quote
 from msgspec import UNSET, UnsetType
 
 from server.contract import GenerateAnswer, GenerationEntry, TaskAnswer, TaskAudio, VoiceEntry
-from server.jobs.generate import minutes_estimated
 from server.jobs.modal import Seen
 from server.parts import Parts
 from server.records.history import Entry
@@ -13,6 +12,11 @@ from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 
 BITS_PER_SAMPLE = 16
+
+
+def minutes_estimated(characters: int) -> float:
+    """The estimate that people see for a text of so many characters."""
+    return max(0.1, round(characters / 375, 1))
 
 
 def can_be_streamed(parts: Parts, task: SpeechTask) -> bool:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from server.audio import format_named
 from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
-from server.handlers.generations import redirect_to_audio
+from server.handlers.links import redirect_to_audio
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
 from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
 from server.jobs.generate import submit

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.contract import CancelAnswer, Ok
-from server.handlers.generations import LINK_SECONDS
+from server.handlers.links import LINK_SECONDS
 from server.handlers.present import task_answer
 from server.handlers.requests import absolute_url, bearer, json_response, parts_of, path_uuid
 from server.jobs import cancel, modal

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from server.contract import Ok, Pagination, VoiceChange, VoicesAnswer
 from server.errors import NotFound
+from server.handlers.links import LINK_SECONDS
 from server.handlers.present import voice_entry
 from server.handlers.requests import (
     bearer,
@@ -18,11 +19,10 @@ from server.handlers.requests import (
     read_json,
     redirect,
 )
-from server.jobs.clone import checked_name
+from server.jobs.requirements import require_name
 from server.records import voices
 from server.storage import Bucket
 
-LINK_SECONDS = 3600
 _SUFFIXES = {"audio/mpeg": ".mp3", "audio/mp4": ".m4a", "audio/x-m4a": ".m4a"}
 
 
@@ -76,7 +76,7 @@ async def change_voice(request: Request) -> Response:
             connection,
             voice_id,
             user_id,
-            name=None if wanted.name is UNSET else checked_name(wanted.name),
+            name=None if wanted.name is UNSET else require_name(wanted.name),
             default=None if wanted.default is UNSET else wanted.default,
         )
     if voice is None:

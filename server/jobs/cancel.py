@@ -3,22 +3,10 @@
 from uuid import UUID
 
 from server.errors import NotFound
+from server.jobs.own import require_task
 from server.parts import Parts
 from server.records import history, speech, tasks
 from server.records.tasks import SpeechTask
-
-
-async def find_own_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask:
-    """The user's own task that is not hidden.
-
-    Raises:
-        NotFound: No such task, or somebody else's.
-    """
-    async with parts.database.connection() as connection:
-        task = await tasks.find(connection, task_id, user_id)
-    if task is None or task.hidden:
-        raise NotFound("This task does not exist.")
-    return task
 
 
 async def cancel(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[bool, SpeechTask]:
@@ -27,19 +15,19 @@ async def cancel(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[bool, Spee
     Returns:
         Whether this call ended it, and the task as it stood before, or as whoever ended it left it.
     """
-    task = await find_own_task(parts, user_id, task_id)
+    task = await require_task(parts, user_id, task_id)
     if task.terminal:
         return False, task
     async with parts.database.transaction() as connection:
         here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)
     await _told(parts, task, here)
     # What was committed is answered, whatever becomes of the row by then.
-    return here, task if here else await find_own_task(parts, user_id, task_id)
+    return here, task if here else await require_task(parts, user_id, task_id)
 
 
 async def hide_task(parts: Parts, user_id: UUID, task_id: UUID) -> None:
     """Take a task out of sight, and end it before if it has not ended."""
-    task = await find_own_task(parts, user_id, task_id)
+    task = await require_task(parts, user_id, task_id)
     if not task.terminal:
         async with parts.database.transaction() as connection:
             here = await speech.cancel(connection, parts.queue, parts.generations_bucket, task_id)

@@ -7,8 +7,9 @@ from uuid import UUID, uuid4
 from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_recording
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.errors import Invalid, NotFound
-from server.jobs.enrollment import Enrollment, in_memory, present, store
-from server.jobs.generate import checked_language, is_visible
+from server.jobs.enrollment import Enrollment, in_memory
+from server.jobs.own import keep_voice, require_voice
+from server.jobs.requirements import require_language, require_name
 from server.objects import reference_key
 from server.parts import Parts
 from server.records import voices
@@ -26,24 +27,12 @@ async def upload_address(
     parts: Parts, user_id: UUID, request: CloneUploadRequest, base_url: str
 ) -> tuple[UUID, str, str]:
     """A new voice's id, the address that its recording is to be PUT to within five minutes, and the object's key."""
-    checked_name(request.name)
-    checked_language(parts, request.language)
+    require_name(request.name)
+    require_language(parts, request.language)
     voice_id = uuid4()
     key = reference_key(user_id, voice_id)
     link = await parts.storage.signed_put(Bucket.REFERENCES, key, expires_seconds=UPLOAD_SECONDS, base_url=base_url)
     return voice_id, link, key
-
-
-def checked_name(name: str) -> str:
-    """The name without blanks around it.
-
-    Raises:
-        Invalid: Nothing is left, or too much.
-    """
-    trimmed = name.strip()
-    if not 1 <= len(trimmed) <= 100 or not is_visible(trimmed):
-        raise Invalid("Please give the voice a name of 1 to 100 characters.")
-    return trimmed
 
 
 async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> Voice:
@@ -54,13 +43,13 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
         NotFound: The id belongs to somebody else.
         ProviderError: Refused (400 or 502), not reached (503), or with an unknown end (504).
     """
-    name, language = checked_name(request.name), checked_language(parts, request.language)
+    name, language = require_name(request.name), require_language(parts, request.language)
     async with parts.database.connection() as connection:
         known = await voices.find_any(connection, request.voice_id)
     if known is not None:
         if known.user_id != user_id:
             raise NotFound("This voice does not exist.")
-        return present(known)
+        return require_voice(known)
     await _require_upload(parts, user_id, request.voice_id)
     abilities = parts.providers.abilities
     wanted = NewVoice(
@@ -77,12 +66,12 @@ async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -
 
     async def fetch() -> tuple[bytes, Recording]:
         data = await _read(parts, user_id, request.voice_id)
-        return data, await asyncio.to_thread(checked_recording, data)
+        return data, await asyncio.to_thread(require_recording, data)
 
     if not abilities.enrolls:
         async with in_memory(parts):
             await fetch()
-        return await store(parts, wanted)
+        return await keep_voice(parts, wanted)
     return await Enrollment(parts, wanted, fetch).run()
 
 
@@ -103,7 +92,7 @@ async def _read(parts: Parts, user_id: UUID, voice_id: UUID) -> bytes:
         raise Invalid("Audio file not uploaded.") from exc
 
 
-def checked_recording(data: bytes) -> Recording:
+def require_recording(data: bytes) -> Recording:
     """What the recording is. Up to half a second of work: call it in a thread.
 
     Raises:

@@ -6,13 +6,11 @@ saves (existing page, "Tasks").
 """
 
 import asyncio
-import hashlib
 import logging
 from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import anyio
-import msgspec
 
 from server.audio import has_sound
 from server.contract import DesignPreviewRequest, DesignSaveRequest
@@ -28,14 +26,14 @@ from server.errors import (
     UtterError,
 )
 from server.jobs.buying import WRITE_SECONDS, refusal_of, say_unknown, settle, written
-from server.jobs.clone import checked_name
-from server.jobs.enrollment import present, store
-from server.jobs.generate import checked_language, is_visible
+from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
+from server.jobs.repeats import Repeatable
+from server.jobs.requirements import is_visible, plain, require_language, require_name
 from server.objects import own_key, reference_key
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
-from server.records import idempotency, previews, purchases, removals, runs, speech, tasks, voices
+from server.records import previews, purchases, removals, runs, speech, tasks, voices
 from server.records.previews import Preview
 from server.records.purchases import Purchase
 from server.records.runs import PREVIEW_JOB
@@ -55,11 +53,6 @@ _LOST = "The server was restarted while it made this preview. Please make it aga
 _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
 
 
-def plain(text: str) -> str:
-    """A text as it is kept and compared: browsers write a form's line breaks in another way than those of JSON."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
-
-
 # --- the preview ------------------------------------------------------------------------------------------------------
 
 
@@ -69,18 +62,18 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
     Raises:
         Invalid, Conflict, Overloaded: Nothing was created then.
     """
+    repeatable = Repeatable(user_id, key, request)
+    async with parts.database.connection() as connection:
+        if first := await repeatable.first_task(connection):
+            return first.id
     text, instruct = plain(request.text), plain(request.instruct)
     if not is_visible(text) or not is_visible(instruct):
         raise Invalid("Please enter a text to preview and a description of the voice.")
-    language = checked_language(parts, request.language)
-    request_hash = hashlib.sha256(type(request).__name__.encode() + msgspec.json.encode(request)).digest()
+    language = require_language(parts, request.language)
     task_id = uuid4()
     async with parts.database.transaction() as connection:
-        if key and (first := await idempotency.remember(connection, user_id, key, request_hash, task_id)):
-            first_hash, first_id = first
-            if first_hash != request_hash:
-                raise Conflict("This Idempotency-Key was used for a different request.")
-            return first_id
+        if first := await repeatable.claim(connection, task_id):
+            return first.id
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, PREVIEW_JOB, limit) >= limit:
             raise Overloaded
@@ -302,7 +295,7 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
     Raises:
         Invalid, NotFound, Conflict: There is no such preview, or it is not (or will not be) finished.
     """
-    name, language = checked_name(request.name), checked_language(parts, request.language)
+    name, language = require_name(request.name), require_language(parts, request.language)
     if not parts.providers.abilities.enrolls:
         return await _save_recording(parts, user_id, request, name, language, audio)
     async with parts.database.connection() as connection:
@@ -323,14 +316,14 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
                 raise _unfinished(task)
         known = await voices.saved_from(connection, purchase.subject, user_id)
     if known is not None:
-        return present(known)
+        return require_voice(known)
     outcome = purchase.outcome or {}
     voice_id = uuid5(_VOICES, str(purchase.subject))
     preview = await _preview_audio(parts, user_id, outcome.get("object_key"))
     # A recording of its own, so that the voice survives its preview, and a provider that clones can be fed with it.
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, preview, content_type="audio/wav", size=len(preview))
-    return await store(
+    return await keep_voice(
         parts,
         NewVoice(
             id=voice_id,
@@ -362,7 +355,7 @@ async def _save_recording(
             task = await tasks.find(connection, request.task_id, user_id)
             known = await voices.saved_from(connection, request.task_id, user_id)
         if known is not None:
-            return present(known)
+            return require_voice(known)
         if task is None or task.type != "design_preview" or task.status != "completed":
             raise _unfinished(task)
         audio = await _preview_audio(parts, user_id, (task.result or {}).get("object_key"))
@@ -372,7 +365,7 @@ async def _save_recording(
     voice_id = uuid5(_VOICES, str(request.task_id)) if previewed else uuid4()
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, audio, content_type="audio/wav", size=len(audio))
-    return await store(
+    return await keep_voice(
         parts,
         NewVoice(
             id=voice_id,

@@ -26,6 +26,7 @@ from server.errors import (
     StorageUnavailable,
 )
 from server.jobs.buying import refusal_of, say_not_called, say_unknown, settle, written
+from server.jobs.own import keep_voice, require_voice
 from server.parts import Parts
 from server.providers.qwen.customization import CreatedVoice, speaking_model
 from server.records import purchases, voices
@@ -54,29 +55,6 @@ _UNANSWERED = (
 
 class _Overtaken(Exception):
     """A row has come to be between looking for it and claiming it; what it says must be known first."""
-
-
-def present(voice: Voice | None) -> Voice:
-    """A voice that was stored, now or before.
-
-    Raises:
-        NotFound: It belongs to somebody else, or its user has deleted it.
-    """
-    if voice is None:
-        raise NotFound("This voice does not exist.")
-    if voice.deleted:
-        raise NotFound("This voice was deleted. Please create a new one.")
-    return voice
-
-
-async def store(parts: Parts, wanted: NewVoice) -> Voice:
-    """The voice, stored now or before.
-
-    Raises:
-        NotFound: As ``present``.
-    """
-    async with parts.database.transaction() as connection:
-        return present(await voices.insert(connection, wanted))
 
 
 @asynccontextmanager
@@ -123,7 +101,7 @@ class Enrollment:
                 raise NotFound("This voice does not exist.")
             if purchase is not None and purchase.state == "done":
                 # Its row is there, unless somebody deleted it past us: then it comes back with what was paid for.
-                return await store(self._parts, self._bought(purchase.outcome or {}))
+                return await keep_voice(self._parts, self._bought(purchase.outcome or {}))
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)
             if purchase is None or not purchase.leased:
@@ -292,4 +270,4 @@ class Enrollment:
             )
             return stored
 
-        return present(await written(self._parts, keep, {"voice_id": str(voice.id), **facts}))
+        return require_voice(await written(self._parts, keep, {"voice_id": str(voice.id), **facts}))

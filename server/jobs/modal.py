@@ -23,7 +23,7 @@ from server.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from server.jobs.cancel import find_own_task
+from server.jobs.own import require_task
 from server.parts import Parts
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, JobLook
 from server.providers.speech import may_start_again, pause_before_start
@@ -179,7 +179,7 @@ async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, 
     Raises:
         NotFound: No such task, or somebody else's.
     """
-    task = await find_own_task(parts, user_id, task_id)
+    task = await require_task(parts, user_id, task_id)
     job = task.job
     if task.terminal or not job or not parts.providers.abilities_of(task.provider).takes_jobs:
         return task, None
@@ -198,7 +198,7 @@ async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, 
             elapsed = look.elapsed_seconds
             seen = Seen(look.status, _elapsed(task, asked_at) if elapsed is None else elapsed)
             await _judge(parts, task_id, look, asked_at)
-    return await find_own_task(parts, user_id, task_id), seen
+    return await require_task(parts, user_id, task_id), seen
 
 
 def _elapsed(task: SpeechTask, asked_at: datetime) -> float:

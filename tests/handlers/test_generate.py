@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from server.dev.simulator import Simulator
-from server.jobs.generate import minutes_estimated
+from server.handlers.present import minutes_estimated
 from server.settings import VC_REALTIME, VD_REALTIME, Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of

@@ -182,3 +182,21 @@ async def test_a_repeated_request_to_stream_attaches_to_the_same_speech(
     assert (as_json.status_code, without_ticket(as_json)) == (201, without_ticket(first))
     assert await count(rows) == 1
     assert len([call for call in simulator.calls if call["action"] == "synthesize"]) == 1
+
+
+@pytest.mark.usefixtures("unspoken")
+@pytest.mark.parametrize("address", ["/api/generate", "/api/voices/design/preview"])
+async def test_every_address_answers_a_repeated_key_alike(
+    client: Client, voice_id: UUID, rows: Rows, address: str
+) -> None:
+    headers = {"Idempotency-Key": "a key"}
+    body = {"voice_id": str(voice_id), "text": "Good evening.", "instruct": "A calm voice.", "name": "Ada"}
+    first = await client.http.post(address, json=body, headers=headers)
+    again = await client.http.post(address, json=body, headers=headers)
+    assert first.json()["task_id"] == again.json()["task_id"]
+    # The key is looked at before the rest: what would be refused anew is still another request.
+    other = await client.http.post(address, json={**body, "text": " ", "language": "Klingon"}, headers=headers)
+    problem_of(other, 409, "conflict", says="different request")
+    await rows.execute("DELETE FROM public.tasks")
+    gone = await client.http.post(address, json=body, headers=headers)
+    problem_of(gone, 409, "conflict", says="no longer exists")

@@ -1,0 +1,65 @@
+"""What a request has to say before anything is made of it: a text, a language, a name."""
+
+import unicodedata
+
+from server.errors import Invalid
+from server.parts import Parts
+
+# What browsers trim: everything that Python calls a blank, and the byte order mark.
+_BLANKS = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace()) + "\ufeff"
+# Controls, marks without a shape (a joiner, for instance), and separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+
+
+def is_visible(text: str) -> bool:
+    """Whether anything of a text can be seen."""
+    return not all(unicodedata.category(letter) in _INVISIBLE for letter in text)
+
+
+def count_characters(text: str) -> int:
+    """Characters as browsers count them: UTF-16 code units, so most emoji are two."""
+    return len(text.encode("utf-16-le")) // 2
+
+
+def plain(text: str) -> str:
+    """A text as it is kept and compared: browsers write a form's line breaks in another way than those of JSON."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def require_text(parts: Parts, text: str) -> str:
+    """The text to speak, without blanks around it.
+
+    Raises:
+        Invalid: Nothing of it can be seen, or it is too long.
+    """
+    trimmed = text.strip(_BLANKS)
+    cap = parts.settings.qwen_max_text_chars
+    if count_characters(trimmed) > cap:
+        raise Invalid(f"Text cannot exceed {cap} characters")
+    if not is_visible(trimmed):
+        raise Invalid("Please enter text to speak")
+    return trimmed
+
+
+def require_language(parts: Parts, name: str) -> str:
+    """The language as ``/api/languages`` spells it.
+
+    Raises:
+        Invalid: It is none of them.
+    """
+    for known in parts.providers.abilities.languages:
+        if known.casefold() == name.strip().casefold():
+            return known
+    raise Invalid(f"This language is not supported. Choose one of: {', '.join(parts.providers.abilities.languages)}.")
+
+
+def require_name(name: str) -> str:
+    """A voice's name without blanks around it.
+
+    Raises:
+        Invalid: Nothing is left, or too much.
+    """
+    trimmed = name.strip()
+    if not 1 <= len(trimmed) <= 100 or not is_visible(trimmed):
+        raise Invalid("Please give the voice a name of 1 to 100 characters.")
+    return trimmed
