@@ -72,6 +72,10 @@ class Dialogue:
             self.text_sent = True
         return frames
 
+    def frames_to_leave(self) -> list[str]:
+        """Nothing: this protocol knows no other way to stop than to close."""
+        return []
+
     def facts(self) -> dict[str, Any]:
         """What is known so far, for the row: of a success as of a failure. Unknown members are absent."""
         usage: dict[str, int] = {}
