@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--port", type=int, default=8000)
     dev.add_argument("--host", default="127.0.0.1")
     dev.add_argument("--data-dir", type=Path, default=Path(".dev"), help="where database and audio are kept")
-    dev.add_argument("--provider", choices=("qwen", "modal"), default="qwen")
+    dev.add_argument("--provider", choices=("qwen", "modal", "qwen-audio"), default="qwen")
     dev.add_argument("--database-url", help="use this database instead of the embedded one (it is migrated)")
     dev.add_argument("--real-provider", action="store_true", help="take DASHSCOPE_* and MODAL_* from the environment")
     dev.set_defaults(run=_dev)

@@ -23,6 +23,7 @@ from server.parts import Parts
 from server.providers.modal.api import Modal
 from server.providers.pacing import Pacer
 from server.providers.qwen.customization import QwenCustomization
+from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.resolver import Providers
@@ -131,6 +132,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             providers=Providers(
                 settings,
                 realtime=QwenRealtime(settings, pacer),
+                inference=QwenInference(settings, pacer),
                 modal=Modal(settings, modal_http),
                 customization=QwenCustomization(settings, http),
                 pieces=QwenHttp(settings, http, pacer),

@@ -80,6 +80,7 @@ class Settings:
     dashscope_api_key: str = field(default="", repr=False)
     dashscope_base_url: str = "https://dashscope-intl.aliyuncs.com"
     dashscope_ws_url: str = "wss://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
+    dashscope_inference_ws_url: str = "wss://dashscope-intl.aliyuncs.com/api-ws/v1/inference"
     dashscope_region: str = "intl"
     dashscope_workspace: str | None = None
     provider_download_hosts: tuple[str, ...] = ("*.aliyuncs.com",)
@@ -156,7 +157,16 @@ class Variable:
 
 
 STRONG_SECRET_BYTES: Final = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
-KNOWN_MODELS = frozenset({VC_REALTIME, VD_REALTIME, "qwen3-tts-vc-2026-01-22", "qwen3-tts-vd-2026-01-26"})
+# The family that speaks in tasks. Its models speak with cloned and designed voices alike.
+TASK_MODELS = frozenset(
+    {
+        *("qwen-audio-3.0-tts-flash", "qwen-audio-3.0-tts-plus", "qwen-audio-3.1-tts-flash"),
+        *("cosyvoice-v3-flash", "cosyvoice-v3-plus", "cosyvoice-v3.5-flash", "cosyvoice-v3.5-plus"),
+    }
+)
+KNOWN_MODELS = TASK_MODELS | {VC_REALTIME, VD_REALTIME, "qwen3-tts-vc-2026-01-22", "qwen3-tts-vd-2026-01-26"}
+# Source: Model Studio, the models' pages of 2026: these are offered in Beijing alone.
+_CN_ONLY = re.compile(r"cosyvoice-v3\.5-")
 _HOST_REGIONS = {
     "dashscope-intl.aliyuncs.com": "intl",
     "*.ap-southeast-1.maas.aliyuncs.com": "intl",
@@ -164,15 +174,26 @@ _HOST_REGIONS = {
     "*.cn-beijing.maas.aliyuncs.com": "cn",
 }
 _MODEL_FAMILY = re.compile(r"qwen[0-9.]*-tts-(vc|vd)-")
+_TASK_MODEL = re.compile(r"qwen-audio-[0-9.]+-tts-(flash|plus)|cosyvoice-v3(\.[0-9]+)?-(flash|plus)")
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
-_REALTIME_PATH = "/api-ws/v1/realtime"
+_REALTIME_PATH, _INFERENCE_PATH = "/api-ws/v1/realtime", "/api-ws/v1/inference"
 
 
 def model_family(model: str) -> Literal["vc", "vd"] | None:
-    """The family a target model belongs to, read off its name; None for a model of another family."""
+    """The kind of voice that a target model of the qwen-tts family is for; None for a model of another family."""
     match = _MODEL_FAMILY.match(model)
     return cast(Literal["vc", "vd"], match[1]) if match else None
+
+
+def speaks_by_tasks(model: str) -> bool:
+    """Whether a model belongs to the family that speaks in tasks, by its name; dated snapshots of one do, too."""
+    return _TASK_MODEL.match(model) is not None
+
+
+def suits_kind(model: str, kind: str | None) -> bool:
+    """Whether a model speaks with cloned (``vc``) or designed (``vd``) voices, as asked."""
+    return kind in ("vc", "vd") and (speaks_by_tasks(model) or model_family(model) == kind)
 
 
 def region_of(host: str) -> str | None:
@@ -180,9 +201,9 @@ def region_of(host: str) -> str | None:
     return next((region for pattern, region in _HOST_REGIONS.items() if fnmatchcase(host, pattern)), None)
 
 
-def realtime_url(base_url: str) -> str:
-    """The realtime endpoint beside a REST base: ``https`` becomes ``wss``, ``http`` becomes ``ws``."""
-    return "ws" + base_url.removeprefix("http") + _REALTIME_PATH
+def socket_url(base_url: str, path: str = _REALTIME_PATH) -> str:
+    """A socket's address beside a REST base: ``https`` becomes ``wss``, ``http`` becomes ``ws``."""
+    return "ws" + base_url.removeprefix("http") + path
 
 
 # One row a variable, so that the documentation can be held against it.
@@ -194,6 +215,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("DASHSCOPE_BASE_URL", "`https://dashscope-intl.aliyuncs.com`",
              "REST base of the Qwen provider, without `/compatible-mode`"),
     Variable("DASHSCOPE_WS_URL", "derived from the base: `wss://…/api-ws/v1/realtime`", "realtime endpoint"),
+    Variable("DASHSCOPE_INFERENCE_WS_URL", "derived from the base: `wss://…/api-ws/v1/inference`",
+             "socket of the Qwen-Audio and CosyVoice models; the workspace's own host is recommended"),
     Variable("DASHSCOPE_REGION", "`intl`", "`intl` or `cn`; must agree with the base"),
     Variable("DASHSCOPE_WORKSPACE", "none", "workspace named in every call to the Qwen provider"),
     Variable("PROVIDER_DOWNLOAD_HOSTS", "`*.aliyuncs.com`",
@@ -267,12 +290,15 @@ class _Reader:
             )
             or "",
             dashscope_base_url=base_url,
-            dashscope_ws_url=self.dashscope_ws_url(base_url, region),
+            dashscope_ws_url=self.socket_address("DASHSCOPE_WS_URL", base_url, _REALTIME_PATH, region),
+            dashscope_inference_ws_url=self.socket_address(
+                "DASHSCOPE_INFERENCE_WS_URL", base_url, _INFERENCE_PATH, region
+            ),
             dashscope_region=region,
             dashscope_workspace=self.header_value("DASHSCOPE_WORKSPACE"),
             provider_download_hosts=self.download_hosts(),
-            qwen_vc_target_model=self.target_model("QWEN_VC_TARGET_MODEL", "vc", "cloned"),
-            qwen_vd_target_model=self.target_model("QWEN_VD_TARGET_MODEL", "vd", "designed"),
+            qwen_vc_target_model=self.target_model("QWEN_VC_TARGET_MODEL", "vc", "cloned", region),
+            qwen_vd_target_model=self.target_model("QWEN_VD_TARGET_MODEL", "vd", "designed", region),
             qwen_default_response_format=self.word("QWEN_DEFAULT_RESPONSE_FORMAT", ("mp3", "wav")),
             qwen_max_text_chars=self.whole_number("QWEN_MAX_TEXT_CHARS", 1, 100_000),
             qwen_starts_per_minute=self.whole_number("QWEN_STARTS_PER_MINUTE", 1, 100_000),
@@ -435,16 +461,16 @@ class _Reader:
         # The vendor's SDK writes its base with /api/v1; both spellings mean the same address.
         return value.rstrip("/").removesuffix("/api/v1"), region
 
-    def dashscope_ws_url(self, base_url: str, region: str) -> str:
-        value = self.text("DASHSCOPE_WS_URL")
+    def socket_address(self, name: str, base_url: str, path: str, region: str) -> str:
+        value = self.text(name)
         if value is None:
-            return realtime_url(base_url)
-        parts = self.split_url("DASHSCOPE_WS_URL", value, ("wss", "ws"))
+            return socket_url(base_url, path)
+        parts = self.split_url(name, value, ("wss", "ws"))
         if parts is None:
             return value
         if parts.query or parts.fragment:
-            self.wrong("DASHSCOPE_WS_URL", "must not hold a query or a fragment: the model is added to it")
-        self.check_region("DASHSCOPE_WS_URL", parts, region)
+            self.wrong(name, "must not hold a query or a fragment: the address alone is wanted")
+        self.check_region(name, parts, region)
         return value
 
     def check_region(self, name: str, parts: SplitResult, region: str) -> None:
@@ -468,12 +494,26 @@ class _Reader:
                 )
         return tuple(hosts) or _DEFAULTS["provider_download_hosts"]
 
-    def target_model(self, name: str, family: Literal["vc", "vd"], voices: str) -> str:
+    def target_model(self, name: str, kind: Literal["vc", "vd"], voices: str, region: str) -> str:
         value = self.text(name)
         if value is None:
             return cast(str, _DEFAULTS[name.lower()])
-        if model_family(value) != family:
-            self.wrong(name, f"must be a model for {voices} voices (qwen3-tts-{family}-…), not {value!r}")
+        if not suits_kind(value, kind):
+            self.wrong(
+                name,
+                f"must be a model for {voices} voices (qwen3-tts-{kind}-…, qwen-audio-…-tts-… or cosyvoice-v3…),"
+                f" not {value!r}",
+            )
+        elif _CN_ONLY.match(value) and region != "cn":
+            self.wrong(name, f"names {value}, which the region {region} does not offer; it needs DASHSCOPE_REGION=cn")
+        elif (
+            kind == "vd" and speaks_by_tasks(value) and region != "cn" and not self.text("MODAL_ENDPOINT_VOICE_DESIGN")
+        ):
+            self.wrong(
+                name,
+                f"names {value}, for which the region {region} designs no voices: set MODAL_ENDPOINT_VOICE_DESIGN too,"
+                " whose previews are then enrolled as clones",
+            )
         return value
 
     def modal_url(self, name: str, mode: ProviderMode) -> str | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
@@ -21,7 +22,7 @@ from server.database import prepare
 from server.dev.simulator import Simulator
 from server.parts import Parts
 from server.serve import Server
-from server.settings import VC_REALTIME, Settings, model_family
+from server.settings import VC_REALTIME, Settings, model_family, speaks_by_tasks
 from tests.support import AUTH_JWT_SECRET, free_port, wait_for
 
 
@@ -254,14 +255,17 @@ async def insert_voice(
     model: str | None = VC_REALTIME,
     kind: str | None = None,
     provider: str = "qwen",
-    provider_voice_id: str | None = "qwen-tts-vc-ada-voice-20260101000000000-0001",
+    provider_voice_id: str | EllipsisType | None = ...,
     source: str = "uploaded",
 ) -> UUID:
-    """A voice as cloning would have left it; the simulator knows it by its shape.
+    """A voice as cloning would have left it; the simulator knows it by its shape, unless it is told another.
 
     One that lacks what the provider knows it by is as old as the writers who left such voices.
     """
     voice_id = uuid4()
+    by_tasks = model is not None and speaks_by_tasks(model)
+    if provider_voice_id is ...:
+        provider_voice_id = f"{model}-ada-{1:032x}" if by_tasks else "qwen-tts-vc-ada-voice-20260101000000000-0001"
     connection = await asyncpg.connect(database_url)
     try:
         await prepare(connection)
@@ -278,7 +282,7 @@ async def insert_voice(
             provider,
             provider_voice_id if provider == "qwen" else None,
             model if provider == "qwen" else None,
-            kind or (model_family(model) if model and provider == "qwen" else None),
+            kind or (("vc" if by_tasks else model_family(model)) if model and provider == "qwen" else None),
         )
     finally:
         await connection.close()

@@ -109,6 +109,11 @@ RULES = [
     Rule("server.errors", {"server", *HTTP_IN, *HTTP_OUT, *DATABASE}, "everybody knows the errors"),
     Rule("server.settings", {"server", "asyncio", *HTTP_IN, *DATABASE}, "everybody knows the settings"),
     Rule(
+        "server.providers.qwen.inference_events",
+        {"asyncio", "socket", "time", "threading", *HTTP_OUT},
+        "the conversation is a state machine without a socket or a clock",
+    ),
+    Rule(
         "server.providers.qwen.events",
         {"asyncio", "socket", "time", "threading", *HTTP_OUT},
         "the conversation is a state machine without a socket or a clock",

@@ -6,7 +6,7 @@ from functools import reduce
 
 import pytest
 
-from server.settings import VARIABLES, Settings, SettingsError, StorageSettings, model_family
+from server.settings import KNOWN_MODELS, VARIABLES, Settings, SettingsError, StorageSettings, model_family
 
 QWEN = {
     "DATABASE_URL": "postgresql://app:hunter2@db.example.com/app",
@@ -40,6 +40,9 @@ class Recorded(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self.values_by_name)
+
+
+IN_CN = {"DASHSCOPE_REGION": "cn", "DASHSCOPE_BASE_URL": "https://dashscope.aliyuncs.com"}
 
 
 def problems(**changes: str) -> list[str]:
@@ -122,7 +125,7 @@ def test_the_realtime_address_follows_the_base(base: str, expected: str) -> None
     )
 
 
-@pytest.mark.parametrize("name", ["DASHSCOPE_BASE_URL", "DASHSCOPE_WS_URL"])
+@pytest.mark.parametrize("name", ["DASHSCOPE_BASE_URL", "DASHSCOPE_WS_URL", "DASHSCOPE_INFERENCE_WS_URL"])
 @pytest.mark.parametrize(
     ("host", "region"),
     [
@@ -134,7 +137,7 @@ def test_the_realtime_address_follows_the_base(base: str, expected: str) -> None
 )
 def test_an_address_of_the_other_region_is_refused(name: str, host: str, region: str) -> None:
     own = {"intl": "https://dashscope-intl.aliyuncs.com", "cn": "https://dashscope.aliyuncs.com"}[region]
-    scheme = "wss" if name == "DASHSCOPE_WS_URL" else "https"
+    scheme = "https" if name == "DASHSCOPE_BASE_URL" else "wss"
     environ = {"DASHSCOPE_REGION": region, "DASHSCOPE_BASE_URL": own, name: f"{scheme}://{host}"}
     assert any(problem.startswith(name) and "region" in problem for problem in problems(**environ))
 
@@ -167,6 +170,29 @@ def test_a_target_model_of_another_family_is_refused(name: str, model: str) -> N
     assert [problem.split(" ")[0] for problem in problems(**{name: model})] == [name]
 
 
+@pytest.mark.parametrize("model", ["qwen-audio-3.0-tts-flash", "qwen-audio-3.1-tts-flash", "cosyvoice-v3-plus"])
+def test_the_family_that_speaks_in_tasks_takes_cloned_voices_everywhere(model: str) -> None:
+    for region in ({}, IN_CN):
+        settings = Settings.from_environ({**QWEN, **region, "QWEN_VC_TARGET_MODEL": model})
+        assert settings.qwen_vc_target_model == model
+
+
+def test_what_a_region_does_not_offer_is_said_at_the_start() -> None:
+    for name in ("QWEN_VC_TARGET_MODEL", "QWEN_VD_TARGET_MODEL"):
+        [problem] = problems(**{name: "cosyvoice-v3.5-flash"})
+        assert problem.startswith(f"{name} names cosyvoice-v3.5-flash")
+        assert "DASHSCOPE_REGION=cn" in problem
+        assert Settings.from_environ({**QWEN, **IN_CN, name: "cosyvoice-v3.5-flash"})
+
+
+def test_designs_of_that_family_need_a_region_that_makes_them_or_the_other_provider() -> None:
+    model = {"QWEN_VD_TARGET_MODEL": "qwen-audio-3.0-tts-flash"}
+    [problem] = problems(**model)
+    assert "MODAL_ENDPOINT_VOICE_DESIGN" in problem
+    assert Settings.from_environ({**QWEN, **model, "MODAL_ENDPOINT_VOICE_DESIGN": "https://modal.example/design"})
+    assert Settings.from_environ({**QWEN, **IN_CN, **model})
+
+
 def test_a_models_family_is_read_off_its_name() -> None:
     assert model_family("qwen3-tts-vc-2026-01-22") == "vc"
     assert model_family("qwen3-tts-vd-realtime-2026-01-15") == "vd"
@@ -175,7 +201,7 @@ def test_a_models_family_is_read_off_its_name() -> None:
 
 def test_the_configured_models_can_be_spoken_with() -> None:
     settings = Settings.from_environ({**QWEN, "QWEN_VC_TARGET_MODEL": "qwen3-tts-vc-realtime-2027-05-01"})
-    assert len(settings.speakable_models) == 5
+    assert settings.speakable_models == KNOWN_MODELS | {"qwen3-tts-vc-realtime-2027-05-01"}
     assert "qwen3-tts-vc-realtime-2027-05-01" in settings.speakable_models
 
 
@@ -328,5 +354,5 @@ def test_documented_defaults_are_the_real_ones() -> None:
                 else str(default)
             )
             assert variable.default.strip("`") == (shown.lower() if isinstance(default, bool) else shown), variable.name
-        elif variable.name != "DASHSCOPE_WS_URL":
+        elif variable.name not in ("DASHSCOPE_WS_URL", "DASHSCOPE_INFERENCE_WS_URL"):
             assert default in (MISSING, None, "", ()), variable.name

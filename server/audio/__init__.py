@@ -18,6 +18,7 @@ from server.audio.formats import (
     pcm_duration_seconds,
 )
 from server.audio.mp3 import Mp3Clock, mp3_duration_seconds
+from server.audio.mp3_frames import WholeFrames
 from server.audio.mp4 import parse_m4a
 from server.audio.references import (
     REFERENCE_MIME_TYPES,
@@ -45,6 +46,7 @@ __all__ = [
     "Recording",
     "ReferenceKind",
     "Wav",
+    "WholeFrames",
     "duration_seconds",
     "for_other_readers",
     "format_named",

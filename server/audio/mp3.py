@@ -96,20 +96,20 @@ class Mp3Clock:
         at = 0
         while at < end:
             if self._at_border:
-                tag_bytes = _tag_bytes(data, at)
-                if tag_bytes is None:
+                tag = tag_bytes(data, at)
+                if tag is None:
                     break
-                if tag_bytes:
+                if tag:
                     if self._distracted():
                         return b""
                     self._in_stream = False
-                    self._skip = max(0, at + tag_bytes - end)
-                    at = min(at + tag_bytes, end)
+                    self._skip = max(0, at + tag - end)
+                    at = min(at + tag, end)
                     continue
             if self._in_stream:
                 if end - at < 4:
                     break
-                kind = _frame_kind(data, at)
+                kind = frame_kind(data, at)
                 if kind is None:
                     self._at_border = self._in_stream = False
                     continue
@@ -123,10 +123,10 @@ class Mp3Clock:
                 at = match.start()
                 if end - at < 4:
                     break
-                kind = _frame_kind(data, at)
+                kind = frame_kind(data, at)
                 if kind is not None and end - at < kind[0] + 4:
                     break
-                if kind is None or not _continues(data, at, at + kind[0]):
+                if kind is None or not continues(data, at, at + kind[0]):
                     if self._distracted():
                         return b""
                     self._at_border = False
@@ -150,7 +150,7 @@ class Mp3Clock:
         """The kind of a frame that nothing follows yet, where it is exactly whole."""
         if self._in_stream or self._skip or len(self._tail) < 4:
             return None
-        kind = _frame_kind(self._tail, 0)
+        kind = frame_kind(self._tail, 0)
         return kind if kind and kind[0] == len(self._tail) and not _is_index(self._tail, 0) else None
 
 
@@ -161,17 +161,24 @@ def mp3_duration_seconds(data: bytes | bytearray | memoryview) -> float:
     return clock.seconds
 
 
-def _frame_kind(data: bytes, at: int) -> tuple[int, int, int] | None:
+def frame_kind(data: bytes, at: int) -> tuple[int, int, int] | None:
+    """``(length in bytes, samples, rate)`` of the frame whose header stands at ``at``; None where none does."""
     if data[at] != 0xFF or data[at + 3] & 0b11 == 0b10:  # emphasis 2 is reserved
         return None
     return _KINDS.get(data[at + 1] << 8 | data[at + 2])
 
 
-def _continues(data: bytes, at: int, following: int) -> bool:
+def next_sync(data: bytes, at: int) -> int:
+    """Where from ``at`` on something looks like a frame; near the end of the data, where that could still turn out."""
+    match = _SYNC.search(data, at)
+    return match.start() if match else max(at, len(data) - 3)
+
+
+def continues(data: bytes, at: int, following: int) -> bool:
     """Whether what stands at ``following`` makes a frame at ``at`` believable."""
     if data.startswith((b"ID3", b"TAG"), following):
         return True
-    if _frame_kind(data, following) is None:
+    if frame_kind(data, following) is None:
         return False
     one = data[at + 1] << 8 | data[at + 2]
     other = data[following + 1] << 8 | data[following + 2]
@@ -187,7 +194,7 @@ def _is_index(data: bytes, at: int) -> bool:
     return data[mark : mark + 4] in (b"Xing", b"Info") or data[at + 36 : at + 40] == b"VBRI"
 
 
-def _tag_bytes(data: bytes, at: int) -> int | None:
+def tag_bytes(data: bytes, at: int) -> int | None:
     """Length of the ID3 tag that begins at ``at``; 0 where none does, None where more bytes must tell."""
     start = data[at : at + ID3V2_BYTES]
     if start[:1] not in (b"I", b"T"):
@@ -220,7 +227,7 @@ def _begins_stream(view: memoryview, at: int) -> bool:
         head = bytes(view[at : at + 4])
         if seen and (at == len(view) or head.startswith((b"ID3", b"TAG", b"APET"))):
             return True
-        kind = _frame_kind(head, 0) if len(head) == 4 else None
+        kind = frame_kind(head, 0) if len(head) == 4 else None
         if kind is None:
             return False
         mark = (head[1] << 8 | head[2]) & _SAME_STREAM

@@ -12,7 +12,7 @@ import msgspec
 from server.auth import Tickets
 from server.database import Connection, prepare
 from server.dev.simulator.speech import Speech, wav_file
-from server.settings import ProviderMode, Settings
+from server.settings import ProviderMode, Settings, speaks_by_tasks
 from server.storage import Bucket
 from server.storage.open import open_store
 
@@ -47,7 +47,7 @@ def _voices(settings: Settings) -> list[_DemoVoice]:
             source="uploaded",
             description="A demo voice, as if cloned from a recording",
             provider="qwen",
-            provider_voice_id="qwen-tts-vc-demo_ada-voice-20260101000000000-0001",
+            provider_voice_id=_voice_id("vc", "demo_ada", 1, settings.qwen_vc_target_model),
             model=settings.qwen_vc_target_model,
             kind="vc",
             region=settings.dashscope_region,
@@ -58,7 +58,7 @@ def _voices(settings: Settings) -> list[_DemoVoice]:
             source="designed",
             description="A demo voice, as if designed from a description",
             provider="qwen",
-            provider_voice_id="qwen-tts-vd-demo_max-voice-20260101000000000-0002",
+            provider_voice_id=_voice_id("vd", "demo_max", 2, settings.qwen_vd_target_model),
             model=settings.qwen_vd_target_model,
             kind="vd",
             region=settings.dashscope_region,
@@ -78,6 +78,13 @@ def _voices(settings: Settings) -> list[_DemoVoice]:
             provider="modal",
         ),
     ]
+
+
+def _voice_id(kind: str, name: str, number: int, model: str) -> str:
+    """An id of the shape that the simulated provider gives for this model."""
+    if speaks_by_tasks(model):
+        return f"{model}-{name.replace('_', '')}-{number:032x}"
+    return f"qwen-tts-{kind}-{name}-voice-20260101000000000-{number:04}"
 
 
 async def seed(settings: Settings) -> None:
@@ -100,7 +107,9 @@ async def _insert(connection: Connection, voice: _DemoVoice) -> None:
                 provider_region)
            VALUES ($1, $2, $3, $4, $5, 'English', $6, $7, $8, $9, $10, $11, $12)
            ON CONFLICT (id) DO UPDATE SET reference_object_key = excluded.reference_object_key,
-                reference_transcript = excluded.reference_transcript""",
+                reference_transcript = excluded.reference_transcript,
+                provider_voice_id = excluded.provider_voice_id,
+                provider_target_model = excluded.provider_target_model""",
         voice.id,
         DEMO_USER,
         voice.name,

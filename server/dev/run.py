@@ -26,6 +26,7 @@ from server.startup import startup_problems
 
 PROVIDER_VARIABLES = ("DASHSCOPE_", "MODAL_", "PROVIDER_DOWNLOAD_HOSTS")
 # What the command line or this machine decides, whatever the shell says.
+QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
 DECIDED_HERE = ("DATABASE_URL", "TTS_PROVIDER_MODE", "HOST", "PORT")
 
 
@@ -110,9 +111,12 @@ def _settings(
         "LOG_FORMAT": "text",
         "LOG_LEVEL": "info",
     }
+    family = options.provider == "qwen-audio"
+    models = dict.fromkeys(("QWEN_VC_TARGET_MODEL", "QWEN_VD_TARGET_MODEL"), QWEN_AUDIO) if family else {}
     decided = {
+        **models,
         "DATABASE_URL": database_url,
-        "TTS_PROVIDER_MODE": options.provider,
+        "TTS_PROVIDER_MODE": "qwen" if family else options.provider,
         "HOST": options.host,
         "PORT": str(options.port),
     }

@@ -68,6 +68,14 @@ async def _give_back(parts: Parts, assignment: Assignment) -> None:
         await parts.endings.end(task_id, cut, attempt=attempt, for_seconds=LEAVING_SECONDS)
 
 
+def seed_of(generation_id: UUID) -> int:
+    """The seed of a generation, where its lane knows seeds: drawn with its id, the same at every attempt.
+
+    From 1 to 65535: 0 is the provider's own, with which everybody's speech would be drawn alike.
+    """
+    return generation_id.int % 65_535 + 1
+
+
 class _Synthesis:
     """One attempt under way."""
 
@@ -113,6 +121,7 @@ class _Synthesis:
             model=assignment.provider_target_model or "",
             language=assignment.language,
             response_format=self._log.audio_format.provider_format,
+            seed=seed_of(assignment.generation_id),
             job=assignment.job,
         )
         source = self._source()

@@ -9,9 +9,10 @@ from typing import Literal
 import msgspec
 
 from server.audio import MP3, WAV, AudioFormat
+from server.settings import speaks_by_tasks
 
 Variable = Literal["speed", "pitch", "volume"]
-LaneName = Literal["realtime", "pieces", "jobs"]
+LaneName = Literal["realtime", "inference", "pieces", "jobs"]
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,9 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
             header.
         streams: It can be followed while it is spoken.
         varies: What a request may vary: ``speed`` and ``pitch`` as factors of 0.5 to 2.0, ``volume`` from 0 to 100.
+        seeds: The same text, voice and seed repeat the same audio.
+        instructs: It can be told in free words how to say a text.
+        times_words: It says when each word is heard.
     """
 
     name: LaneName
@@ -32,6 +36,9 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     formats: tuple[AudioFormat, ...]
     streams: bool
     varies: tuple[Variable, ...] = ()
+    seeds: bool = False
+    instructs: bool = False
+    times_words: bool = False
 
     def audio_format(self, preferred: AudioFormat) -> AudioFormat:
         """What speech on this lane is heard and stored as: what is preferred, where the lane yields it."""
@@ -39,6 +46,16 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REALTIME = Lane(name="realtime", begins="spoken", formats=(MP3, WAV), streams=True, varies=("speed", "pitch", "volume"))
+INFERENCE = Lane(
+    name="inference",
+    begins="spoken",
+    formats=(MP3, WAV),
+    streams=True,
+    varies=("speed", "pitch", "volume"),
+    seeds=True,
+    instructs=True,
+    times_words=True,
+)
 # Streams too, a piece at a time.
 PIECES = Lane(name="pieces", begins="bought", formats=(WAV,), streams=True)
 JOBS = Lane(name="jobs", begins="submitted", formats=(WAV,), streams=False)
@@ -53,4 +70,6 @@ def lane_of(provider: str, model: str | None) -> Lane | None:
         return JOBS
     if not model:
         return None
+    if speaks_by_tasks(model):
+        return INFERENCE
     return REALTIME if "-realtime" in model else PIECES

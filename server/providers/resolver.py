@@ -17,7 +17,7 @@ from server.providers.modal.speech import ModalSpeech
 from server.providers.qwen.customization import QwenCustomization
 from server.providers.qwen.pieces import QwenHttp
 from server.providers.speech import SpeechProvider
-from server.settings import ProviderMode, Settings, model_family
+from server.settings import ProviderMode, Settings, suits_kind
 
 
 class VoiceFacts(Protocol):
@@ -83,6 +83,7 @@ class Providers:
         settings: Settings,
         *,
         realtime: SpeechProvider,
+        inference: SpeechProvider,
         modal: Modal,
         customization: QwenCustomization,
         pieces: QwenHttp,
@@ -90,7 +91,7 @@ class Providers:
         self._settings = settings
         named = (settings.dashscope_base_url, settings.dashscope_workspace or "", settings.dashscope_api_key)
         self.account = sha256("\n".join(named).encode()).hexdigest()[:16]
-        self._realtime = realtime
+        self._spoken = {"realtime": realtime, "inference": inference}
         self.modal = modal
         self.customization = customization
         self.pieces = pieces
@@ -120,7 +121,7 @@ class Providers:
         if lane.begins == "submitted":
             return ModalSpeech(self.modal)
         self._check_key()
-        return in_pieces if lane.begins == "bought" else self._realtime
+        return in_pieces if lane.begins == "bought" else self._spoken[lane.name]
 
     def _check_key(self) -> None:
         """A server in the other mode may lack Qwen's key; what is under way there must say so, not fail by chance."""
@@ -190,7 +191,7 @@ class Providers:
             return f"This voice is incomplete: the speech provider's part of it is missing. {again}"
         if voice.provider_target_model not in self._settings.speakable_models:
             return f"This voice was made for a speech model that this server does not support. {again}"
-        if model_family(voice.provider_target_model) != voice.provider_voice_kind:
+        if not suits_kind(voice.provider_target_model, voice.provider_voice_kind):
             return f"This voice and its speech model do not belong together. {again}"
         return None
 

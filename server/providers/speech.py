@@ -85,6 +85,20 @@ class AudioDelta(msgspec.Struct, frozen=True, gc=False):
     encoded: bytes | None = None
 
 
+class SpokenWord(msgspec.Struct, frozen=True):
+    """One word and when it is heard, in milliseconds from the beginning of the speech."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+
+
+class SpeechWords(msgspec.Struct, frozen=True):
+    """Words whose audio has been handed on, in the order in which they are heard."""
+
+    words: tuple[SpokenWord, ...]
+
+
 class SpeechEnd(msgspec.Struct, frozen=True):
     """The speech is complete.
 
@@ -99,7 +113,7 @@ class SpeechEnd(msgspec.Struct, frozen=True):
 PACED_OUT = "paced_out"
 """The code of a start that waited for its turn as long as a start may; the next one would wait as long again."""
 
-SpeechEvent = SpeechStatus | AudioDelta | SpeechEnd
+SpeechEvent = SpeechStatus | AudioDelta | SpeechWords | SpeechEnd
 
 
 class Speech(Protocol):

@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from server.queue import SYNTHESIS
-from server.settings import Settings
+from server.settings import VC_REALTIME, Settings
 from tests.end_to_end.hearing import Ears
 from tests.gateway import Gateway, running_gateway
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
+
+QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
 
 
 async def take_no_jobs(gateway: Gateway, queue: str = SYNTHESIS) -> None:
@@ -46,6 +48,13 @@ async def deaf(server_url: str, url: str, accept: str = "text/event-stream") -> 
         await loop.sock_connect(connection, (parts.hostname, parts.port))
         await loop.sock_sendall(connection, f"GET {url} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
         yield connection
+
+
+@pytest.fixture(params=[VC_REALTIME, QWEN_AUDIO], ids=["realtime", "inference"])
+def spoken_model(request: pytest.FixtureRequest) -> str:
+    """The model of one lane after the other: what a listener hears of a speech is the same on both."""
+    model: str = request.param
+    return model
 
 
 @pytest.fixture

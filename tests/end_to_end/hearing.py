@@ -11,7 +11,8 @@ import httpx
 from server.dev.simulator import Planned, Simulator
 from tests.gateway import Event, read_events
 
-DELTA_BYTES = 1000
+# Three whole MP3 frames, so that no lane holds any of it back.
+DELTA_BYTES = 1152
 EVENTS = {"Accept": "text/event-stream"}
 AUDIO = {"Accept": "audio/*"}
 

@@ -28,6 +28,12 @@ MOMENTS = ["queued", "speaking", "spoken", "published"]
 
 
 @pytest.fixture
+async def voice_id(database_url: str, client: Client, spoken_model: str) -> UUID:
+    """A cloned voice of that user, on one lane after the other."""
+    return await insert_voice(database_url, client.user_id, model=spoken_model)
+
+
+@pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
     """Settings of a server that waits for its speeches as long as a test lasts."""
     return make_settings(database_url, simulator, tmp_path, shutdown_grace_seconds=15.0, qwen_starts_per_minute=100_000)

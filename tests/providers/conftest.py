@@ -11,6 +11,7 @@ from server.dev.simulator import API_KEY, Simulator
 from server.settings import Deadlines, Settings, StorageSettings
 
 VC_REALTIME = "qwen3-tts-vc-realtime-2026-01-15"
+QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
 VC_HTTP = "qwen3-tts-vc-2026-01-22"
 
 MakeSettings = Callable[..., Settings]
@@ -25,6 +26,7 @@ def provider_settings(simulator: Simulator) -> MakeSettings:
         dashscope_api_key=API_KEY,
         dashscope_base_url=simulator.base_url,
         dashscope_ws_url=f"ws{simulator.base_url.removeprefix('http')}/api-ws/v1/realtime",
+        dashscope_inference_ws_url=f"ws{simulator.base_url.removeprefix('http')}/api-ws/v1/inference",
         provider_download_hosts=("127.0.0.1",),
     )
 

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket
 
 from .behaviours import Pace
 from .customization import customize
+from .inference import InferenceSession
 from .modal import Modal
 from .realtime import Session
 from .serving import serving
@@ -30,6 +31,9 @@ def application(simulator: Simulator) -> Starlette:
     async def realtime(socket: WebSocket) -> None:
         await Session(simulator, socket).run()
 
+    async def inference(socket: WebSocket) -> None:
+        await InferenceSession(simulator, socket).run()
+
     controls = _Controls(simulator)
     return Starlette(
         routes=[
@@ -40,6 +44,8 @@ def application(simulator: Simulator) -> Starlette:
             Route("/pace", controls.pace, methods=["GET", "POST"]),
             Route("/reset", controls.reset, methods=["POST"]),
             WebSocketRoute("/api-ws/v1/realtime", realtime),
+            WebSocketRoute("/api-ws/v1/inference", inference),
+            WebSocketRoute("/api-ws/v1/inference/", inference),
             Route("/api/v1/services/audio/tts/customization", partial(customize, simulator), methods=["POST"]),
             Route(
                 "/api/v1/services/aigc/multimodal-generation/generation",

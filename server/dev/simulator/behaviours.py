@@ -142,6 +142,12 @@ class RealtimeBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         extra_fields, unknown_events: Members and events that no document lists, among the known ones.
         after_finished: Whether the socket is closed (1000) or left open after ``session.finished``.
         first_delta_seconds, speed: As in ``Pace``, for this session.
+        words: On the run-task socket: where word times stand, with each ``sentence``'s end, with the task's end
+            (``finished``), or nowhere (``none``).
+        word_times: There: counted from the beginning of the ``task`` or of each ``sentence``.
+        cancel: There: how a cancel by directive is answered.
+        announces: There, False: binary frames come without the event that announces them.
+        original_text: There, False: the last sentence comes without its text.
     """
 
     refuse: int | None = None
@@ -160,6 +166,11 @@ class RealtimeBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     after_finished: Literal["close", "stay_open"] = "close"
     first_delta_seconds: float | None = None
     speed: float | None = None
+    words: Literal["sentence", "finished", "none"] = "sentence"
+    word_times: Literal["task", "sentence"] = "task"
+    cancel: Literal["at_once", "late", "never"] = "at_once"
+    announces: bool = True
+    original_text: bool = True
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:

@@ -61,11 +61,11 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """The session said ``error`` and speaks no more; the socket stays open until the client closes it."""
 
 
-class _Over(Exception):
+class Over(Exception):
     """The socket was closed or broken off from this side."""
 
 
@@ -114,9 +114,9 @@ class Session:
             await self._send("session.created", session=self._session_object())
             await self._play("created")
             await self._converse(model)
-        except _Failed:
+        except Failed:
             await self._until_gone()
-        except (_Over, WebSocketDisconnect):
+        except (Over, WebSocketDisconnect):
             pass
         finally:
             self._end("client_closed")
@@ -177,7 +177,7 @@ class Session:
                 return
             try:
                 await self._take(message.get("text"), model)
-            except _Failed:
+            except Failed:
                 continue
 
     async def _take(self, frame: str | None, model: Model) -> None:
@@ -288,7 +288,7 @@ class Session:
             if self._behaviour.after_finished == "close":
                 await self._socket.close(1000)
                 return
-        except _Failed:
+        except Failed:
             pass
         await asyncio.Event().wait()  # the reader notices when the client is gone
 
@@ -303,7 +303,7 @@ class Session:
         self._failed = True
         self._end("refused", code=code)
         await self._send("error", error={"code": code, "message": message})
-        raise _Failed
+        raise Failed
 
     async def _respond(self, text: str) -> None:
         """Speak one text, in as many response cycles as told."""
@@ -316,7 +316,7 @@ class Session:
             sound_of(fields["voice"]), language, fields["speech_rate"], fields["pitch_rate"], int(fields["volume"])
         )
         coding = Coding(cast(AudioFormat, fields["response_format"]), fields["sample_rate"], int(fields["bit_rate"]))
-        clock = _Clock(self._simulator.pace, behaviour, coding.bytes_per_second)
+        clock = Clock(self._simulator.pace, behaviour, coding.bytes_per_second)
         portions = [pieces_of(text)] if behaviour.cycles == 1 else portions_of(text, behaviour.cycles)
         whole = self._simulator.speech.utterance([piece for portion in portions for piece in portion], manner, coding)
         begun = 0
@@ -328,10 +328,10 @@ class Session:
             begun += len(portion)
             last = number == len(portions) - 1
             minimum = behaviour.minimum_bytes if last else 0
-            async with aclosing(_audio(utterance, range(first, first + len(portion)), minimum)) as chunks:
+            async with aclosing(audio_of(utterance, range(first, first + len(portion)), minimum)) as chunks:
                 await self._cycle("".join(portion), chunks, clock, last=last)
 
-    async def _cycle(self, text: str, chunks: AsyncIterator[bytes], clock: "_Clock", *, last: bool) -> None:
+    async def _cycle(self, text: str, chunks: AsyncIterator[bytes], clock: "Clock", *, last: bool) -> None:
         """One response cycle, with its eight kinds of events in the documented order."""
         self._responses += 1
         response_id, item_id = (f"{what}_sim{self._number:08d}_{self._responses}" for what in ("resp", "item"))
@@ -394,7 +394,7 @@ class Session:
             case _:
                 return {}
 
-    async def _send_audio(self, part: dict[str, Any], chunks: AsyncIterator[bytes], clock: "_Clock") -> None:
+    async def _send_audio(self, part: dict[str, Any], chunks: AsyncIterator[bytes], clock: "Clock") -> None:
         waiting = bytearray()
         size = clock.next_size()
         async for chunk in chunks:
@@ -406,7 +406,7 @@ class Session:
         if waiting:
             await self._send_delta(part, bytes(waiting), clock)
 
-    async def _send_delta(self, part: dict[str, Any], audio: bytes, clock: "_Clock") -> None:
+    async def _send_delta(self, part: dict[str, Any], audio: bytes, clock: "Clock") -> None:
         await clock.until_due(len(audio))
         await self._send("response.audio.delta", **part, delta=base64.b64encode(audio).decode("ascii"))
         self._deltas += 1
@@ -448,13 +448,13 @@ class Session:
                 number = int(fault.code or 1000)
                 self._end("misbehaved", close_code=number)
                 await self._socket.close(number, fault.reason)
-                raise _Over
+                raise Over
             case "abort":
                 self._end("misbehaved", close_code=1006)
                 await drain(self._socket.scope)
                 transport_of(self._socket.scope).abort()
                 await asyncio.sleep(0.01)  # until the server has noticed that its connection is lost
-                raise _Over
+                raise Over
             case "silence":
                 await asyncio.sleep(fault.seconds) if fault.seconds is not None else await asyncio.Event().wait()
             case "hold":
@@ -498,7 +498,7 @@ class Session:
             await self._socket.send_text(json.dumps({**strange, "progress": 0.5}))
 
 
-async def _audio(utterance: Utterance, indexes: range, minimum_bytes: int) -> AsyncGenerator[bytes, None]:
+async def audio_of(utterance: Utterance, indexes: range, minimum_bytes: int) -> AsyncGenerator[bytes, None]:
     """Some pieces of an utterance, over again until there are ``minimum_bytes``."""
     sent = 0
     while True:
@@ -510,7 +510,7 @@ async def _audio(utterance: Utterance, indexes: range, minimum_bytes: int) -> As
             return
 
 
-class _Clock:
+class Clock:
     """When the next delta of a text is due, and how large it is."""
 
     def __init__(self, pace: Any, behaviour: RealtimeBehaviour, bytes_per_second: int) -> None:

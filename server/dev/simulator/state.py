@@ -24,10 +24,12 @@ class Simulator:
         base_url: Where it listens, without a slash at the end.
         pace: How fast it is; may be replaced at any time and holds for what begins then.
         ledger, behaviours, voices: See their classes.
+        silent_seconds: A task whose client says nothing for so long fails.
     """
 
     def __init__(self, *, pace: Pace | None = None, strict_voices: bool = False, voice_limit: int = 1000) -> None:
         self.base_url = ""
+        self.silent_seconds = 23.0
         self._first_pace = pace or Pace()
         self._strict_voices, self._voice_limit = strict_voices, voice_limit
         self._requests = 0
@@ -54,6 +56,7 @@ class Simulator:
             "DASHSCOPE_BASE_URL": base,
             "DASHSCOPE_API_KEY": API_KEY,
             "DASHSCOPE_WS_URL": f"ws{base.removeprefix('http')}/api-ws/v1/realtime",
+            "DASHSCOPE_INFERENCE_WS_URL": f"ws{base.removeprefix('http')}/api-ws/v1/inference",
             "PROVIDER_DOWNLOAD_HOSTS": name.strip("[]"),
             "MODAL_JOB_SUBMIT": f"{base}/modal/submit",
             "MODAL_JOB_STATUS": f"{base}/modal/status",

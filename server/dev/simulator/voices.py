@@ -15,22 +15,27 @@ PRESETS = frozenset({"Cherry", "Chelsie", "Ethan", "Serena", "Dylan", "Jada", "S
 
 _CUSTOM_MODEL = re.compile(r"qwen3-tts-(?P<kind>vc|vd)(?P<realtime>-realtime)?-\d{4}-\d{2}-\d{2}")
 _PRESET_MODEL = re.compile(r"qwen3-tts-(instruct-)?flash(?P<realtime>-realtime)?(-\d{4}-\d{2}-\d{2})?")
+_TASK_MODEL = re.compile(r"qwen-audio-3\.[01]-tts-(flash|plus)|cosyvoice-v3(\.5)?-(flash|plus)")
 _CUSTOM_VOICE = re.compile(r"qwen-tts-(?P<kind>vc|vd)-.+")
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a model's name tells. ``kind`` is None for the models of preset voices."""
+    """What a model's name tells. ``kind`` is None for the models of preset voices; ``tasks`` speak in tasks, with
+    cloned and designed voices alike."""
 
     name: str
     kind: Kind | None
     realtime: bool
+    tasks: bool = False
 
 
 def model_of(name: str) -> Model | None:
     """The model of this name, or None where there is none."""
     if match := _CUSTOM_MODEL.fullmatch(name):
         return Model(name, "vc" if match["kind"] == "vc" else "vd", bool(match["realtime"]))
+    if _TASK_MODEL.fullmatch(name):
+        return Model(name, None, realtime=False, tasks=True)
     if match := _PRESET_MODEL.fullmatch(name):
         return Model(name, None, bool(match["realtime"]))
     return None
@@ -113,6 +118,8 @@ class VoiceBook:
 
     def can_speak(self, voice_id: str, model: Model) -> Literal["yes", "mismatch", "unknown"]:
         """Whether this voice speaks with this model: it must have been created for exactly this one."""
+        if model.tasks:
+            return self._speaks_in_tasks(voice_id, model)
         if model.kind is None:
             return "yes" if voice_id in PRESETS else "mismatch"
         voice = self._voices.get(voice_id)
@@ -122,6 +129,14 @@ class VoiceBook:
         if (shape is not None and shape["kind"] != model.kind) or voice_id in PRESETS:
             return "mismatch"
         if shape is None or self.strict or voice_id in self._deleted:
+            return "unknown"
+        return "yes"
+
+    def _speaks_in_tasks(self, voice_id: str, model: Model) -> Literal["yes", "mismatch", "unknown"]:
+        """An id of this family begins with the model that it was enrolled for."""
+        if voice_id in self._voices:
+            return "yes" if self._voices[voice_id].target_model == model.name else "mismatch"
+        if voice_id in self._deleted or self.strict or not voice_id.startswith(f"{model.name}-"):
             return "unknown"
         return "yes"
 

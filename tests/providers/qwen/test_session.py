@@ -1,4 +1,4 @@
-"""The realtime lane over a real socket, against a provider that misbehaves in every way we know of."""
+"""Both lanes that are spoken over a socket, against a provider that misbehaves in every way we know of."""
 
 import asyncio
 import logging
@@ -6,10 +6,11 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers.pacing import Pacer
 from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
+from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.speech import (
     AudioDelta,
@@ -33,19 +35,54 @@ from server.providers.speech import (
     SpeechStatus,
     may_start_again,
 )
-from tests.providers.conftest import VC_REALTIME, MakeSettings
+from tests.providers.conftest import QWEN_AUDIO, VC_REALTIME, MakeSettings
 
 TEXT = "Good morning. This is a test."
-REQUEST = SpeechRequest(text=TEXT, voice="qwen-tts-vc-narrator-voice-1", model=VC_REALTIME, language="English")
-PCM = msgspec.structs.replace(REQUEST, response_format="pcm")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One lane: who speaks on it, the setting that says where, and a text for it."""
+
+    provider: type[QwenRealtime] | type[QwenInference]
+    address: str
+    path: str
+    request: SpeechRequest
+
+    @property
+    def pcm(self) -> SpeechRequest:
+        return msgspec.structs.replace(self.request, response_format="pcm")
+
+    @property
+    def realtime(self) -> bool:
+        return self.provider is QwenRealtime
+
+
+REALTIME = Lane(
+    QwenRealtime,
+    "dashscope_ws_url",
+    f"/api-ws/v1/realtime?model={VC_REALTIME}",
+    SpeechRequest(text=TEXT, voice="qwen-tts-vc-narrator-voice-1", model=VC_REALTIME, language="English"),
+)
+INFERENCE = Lane(
+    QwenInference,
+    "dashscope_inference_ws_url",
+    "/api-ws/v1/inference",
+    SpeechRequest(text=TEXT, voice=f"{QWEN_AUDIO}-narrator-1", model=QWEN_AUDIO, language="English"),
+)
+
+
+@pytest.fixture(params=[REALTIME, INFERENCE], ids=["realtime", "inference"])
+def lane(request: pytest.FixtureRequest) -> Lane:
+    return cast(Lane, request.param)
 
 
 @pytest.fixture
-def provider(provider_settings: MakeSettings) -> SpeechProvider:
-    return QwenRealtime(provider_settings(), Pacer(6000))
+def provider(provider_settings: MakeSettings, lane: Lane) -> SpeechProvider:
+    return lane.provider(provider_settings(), Pacer(6000))
 
 
-async def heard(provider: SpeechProvider, request: SpeechRequest = REQUEST) -> list[SpeechEvent]:
+async def heard(provider: SpeechProvider, request: SpeechRequest) -> list[SpeechEvent]:
     """Everything one speech says."""
     async with provider.speak(request) as speech:
         return [event async for event in speech]
@@ -55,9 +92,7 @@ def audio_of(events: list[SpeechEvent]) -> bytes:
     return b"".join(event.audio for event in events if isinstance(event, AudioDelta))
 
 
-async def failed(
-    provider: SpeechProvider, request: SpeechRequest = REQUEST
-) -> tuple[ProviderError, Speech, list[SpeechEvent]]:
+async def failed(provider: SpeechProvider, request: SpeechRequest) -> tuple[ProviderError, Speech, list[SpeechEvent]]:
     """The error that a speech ends in, the speech, and what was heard before."""
     events: list[SpeechEvent] = []
     async with provider.speak(request) as speech:
@@ -78,8 +113,8 @@ def closed(calls: list[dict[str, Any]]) -> bool:
     return bool(calls) and all("closed_at" in call for call in calls)
 
 
-async def test_whole_speech_arrives_with_its_facts(provider: SpeechProvider, simulator: Simulator) -> None:
-    events = await heard(provider)
+async def test_whole_speech_arrives_with_its_facts(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
+    events = await heard(provider, lane.request)
     statuses = [event.provider_status for event in events if isinstance(event, SpeechStatus)]
     assert statuses == ["ws_connecting", "session_updated", "streaming", "finalizing"]
     assert events[1] == SpeechStatus("session_updated", 24000)
@@ -89,7 +124,7 @@ async def test_whole_speech_arrives_with_its_facts(provider: SpeechProvider, sim
     assert len(audio_of(events)) == call["audio_bytes"] == end.facts["audio_bytes"] > 0
     assert end.facts["usage"] == {"characters": len(TEXT)}
     assert end.facts["session_id"]
-    assert (call["model"], call["voice"], call["text"]) == (REQUEST.model, REQUEST.voice, TEXT)
+    assert (call["model"], call["voice"], call["text"]) == (lane.request.model, lane.request.voice, TEXT)
     assert (call["language"], call["format"], call["sample_rate"]) == ("English", "mp3", 24000)
     await simulator.until(closed)
 
@@ -99,32 +134,37 @@ async def test_whole_speech_arrives_with_its_facts(provider: SpeechProvider, sim
     [{"cycles": 3}, {"delta_sizes": [1, 3, 1001]}, {"repeat_done": 2}, {"extra_fields": True}, {"speed": 0}],
 )
 async def test_every_byte_arrives_however_it_is_cut(
-    provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
+    lane: Lane, provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", {**behaviour, "unknown_events": True})
-    events = await heard(provider, PCM)
+    events = await heard(provider, lane.pcm)
     end = events[-1]
     assert isinstance(end, SpeechEnd)
     assert len(audio_of(events)) == simulator.calls[0]["audio_bytes"]
     assert end.facts["usage"] == {"characters": len(TEXT)}
-    assert end.facts["responses"] == behaviour.get("cycles", 1)
+    assert lane.realtime or "sentences" in end.facts
+    assert end.facts["responses" if lane.realtime else "sentences"] == behaviour.get(
+        "cycles", 1 if lane.realtime else 2
+    )
 
 
-async def test_deltas_of_a_megabyte_are_taken(provider: SpeechProvider, simulator: Simulator) -> None:
+async def test_deltas_of_a_megabyte_are_taken(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"delta_bytes": 3 << 20, "minimum_bytes": 7 << 20})
-    events = await heard(provider, PCM)
+    events = await heard(provider, lane.pcm)
     assert max(len(event.audio) for event in events if isinstance(event, AudioDelta)) == 3 << 20
     assert len(audio_of(events)) >= 7 << 20
 
 
-async def test_session_left_open_after_its_end_is_closed_by_us(provider: SpeechProvider, simulator: Simulator) -> None:
+async def test_session_left_open_after_its_end_is_closed_by_us(
+    lane: Lane, provider: SpeechProvider, simulator: Simulator
+) -> None:
     simulator.behave("realtime", {"after_finished": "stay_open"})
-    await heard(provider)
+    await heard(provider, lane.request)
     await simulator.until(closed)
     assert simulator.calls[0]["ended"] == "finished"
 
 
-async def test_workspace_and_key_travel_in_the_headers(provider_settings: MakeSettings) -> None:
+async def test_workspace_and_key_travel_in_the_headers(lane: Lane, provider_settings: MakeSettings) -> None:
     """A server of our own, because the simulator does not show headers."""
     request_line, headers = "", {}
 
@@ -141,14 +181,14 @@ async def test_workspace_and_key_travel_in_the_headers(provider_settings: MakeSe
 
     async with local_server(answer) as port:
         settings = provider_settings(
-            dashscope_ws_url=f"ws://127.0.0.1:{port}/api-ws/v1/realtime",
             dashscope_workspace="ws-1",
             dashscope_api_key="sk-secret",
+            **{lane.address: f"ws://127.0.0.1:{port}{lane.path.partition('?')[0]}"},
         )
-        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert type(error) is ProviderMisconfigured
     assert error.diagnostics["request_id"] == "r-7"
-    assert request_line.split()[1] == f"/api-ws/v1/realtime?model={VC_REALTIME}"
+    assert request_line.split()[1] == lane.path
     assert headers["authorization"] == "Bearer sk-secret"
     assert headers["x-dashscope-workspace"] == "ws-1"
     assert "sec-websocket-extensions" not in headers
@@ -172,10 +212,10 @@ async def local_server(answer: Any) -> AsyncIterator[int]:
     ],
 )
 async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes(
-    provider: SpeechProvider, simulator: Simulator, status: int, kind: type[ProviderError], throttled: bool
+    lane: Lane, provider: SpeechProvider, simulator: Simulator, status: int, kind: type[ProviderError], throttled: bool
 ) -> None:
     simulator.behave("realtime", {"refuse": status})
-    error, speech, events = await failed(provider)
+    error, speech, events = await failed(provider, lane.request)
     assert type(error) is kind
     assert error.throttled is throttled
     assert error.diagnostics["http_status"] == status
@@ -185,11 +225,11 @@ async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes
 
 
 async def test_operator_is_told_of_a_wrong_key(
-    provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+    lane: Lane, provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    provider = QwenRealtime(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000), OperatorAlarm())
+    provider = lane.provider(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000), OperatorAlarm())
     with caplog.at_level(logging.DEBUG):
-        error, _, _ = await failed(provider)
+        error, _, _ = await failed(provider, lane.request)
     assert type(error) is ProviderMisconfigured
     assert "operator" in error.detail
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -208,15 +248,17 @@ FAULTS: list[tuple[dict[str, Any], type[ProviderError], bool]] = [
     ({"do": "close", "code": 1011, "reason": TOO_MANY}, ProviderUnavailable, True),
     ({"do": "close", "code": 1011, "reason": TO_MANY}, ProviderUnavailable, True),
     ({"do": "abort"}, ProviderUnavailable, False),
-    ({"do": "binary"}, ProviderUnavailable, False),
     ({"do": "invalid_json"}, ProviderUnavailable, False),
-    ({"do": "invalid_base64"}, ProviderUnavailable, False),
 ]
+WHEN = pytest.mark.parametrize("when", [{"at": "audio"}, {"after_deltas": 2}], ids=["before_audio", "after_audio"])
+# Three whole MP3 frames, so that the same bytes are heard on a lane that hands on whole ones alone.
+DELTA_BYTES = 1152
 
 
 @pytest.mark.parametrize(("fault", "kind", "throttled"), FAULTS)
-@pytest.mark.parametrize("when", [{"at": "audio"}, {"after_deltas": 2}], ids=["before_audio", "after_audio"])
+@WHEN
 async def test_fault_ends_the_speech_with_its_reason(
+    lane: Lane,
     provider: SpeechProvider,
     simulator: Simulator,
     fault: dict[str, Any],
@@ -224,14 +266,14 @@ async def test_fault_ends_the_speech_with_its_reason(
     throttled: bool,
     when: dict[str, Any],
 ) -> None:
-    simulator.behave("realtime", {**fault, **when, "delta_bytes": 1000})
-    error, speech, events = await failed(provider)
+    simulator.behave("realtime", {**fault, **when, "delta_bytes": DELTA_BYTES})
+    error, speech, events = await failed(provider, lane.request)
     assert type(error) is kind
     assert error.throttled is throttled
     heard_bytes = len(audio_of(events))
-    assert heard_bytes == speech.audio_bytes == (2000 if "after_deltas" in when else 0)
+    assert heard_bytes == speech.audio_bytes == (2 * DELTA_BYTES if "after_deltas" in when else 0)
     assert error.diagnostics["session_id"]
-    assert error.diagnostics["event_id"]
+    assert ("event_id" in error.diagnostics) is lane.realtime
     assert error.diagnostics["text_sent"] is True
     # The text was sent, so only a throttle without a byte may start again.
     again = may_start_again(error, text_sent=speech.text_sent, bytes_heard=heard_bytes)
@@ -239,15 +281,36 @@ async def test_fault_ends_the_speech_with_its_reason(
     await simulator.until(closed)
 
 
+@WHEN
+@pytest.mark.parametrize("what", ["binary", "invalid_base64"])
+async def test_audio_that_cannot_be_read_ends_a_realtime_speech(
+    provider_settings: MakeSettings, simulator: Simulator, what: str, when: dict[str, Any]
+) -> None:
+    simulator.behave("realtime", {"do": what, **when})
+    error, _, _ = await failed(QwenRealtime(provider_settings(), Pacer(6000)), REALTIME.request)
+    assert error.diagnostics["code"] == "protocol_violation"
+
+
+@WHEN
+@pytest.mark.parametrize("what", ["binary", "invalid_base64"], ids=["frame_of_another_task", "frame_that_never_comes"])
+async def test_an_inference_speech_is_its_own_tasks_frames(
+    provider_settings: MakeSettings, simulator: Simulator, what: str, when: dict[str, Any]
+) -> None:
+    """A late frame of a cancelled task is nobody's, and an event without its frame is no audio."""
+    simulator.behave("realtime", {"do": what, **when})
+    events = await heard(QwenInference(provider_settings(), Pacer(6000)), INFERENCE.pcm)
+    assert len(audio_of(events)) == simulator.calls[0]["audio_bytes"] > 0
+
+
 @pytest.mark.parametrize("at", ["open", "created", "update"])
 @pytest.mark.parametrize(
     "fault", [{"do": "close", "code": 1011}, {"do": "abort"}, {"do": "invalid_json"}, {"do": "error", "code": "X"}]
 )
 async def test_fault_before_the_text_was_sent_may_start_again(
-    provider: SpeechProvider, simulator: Simulator, at: str, fault: dict[str, Any]
+    lane: Lane, provider: SpeechProvider, simulator: Simulator, at: str, fault: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", {**fault, "at": at})
-    error, speech, _ = await failed(provider)
+    error, speech, _ = await failed(provider, lane.request)
     assert not speech.text_sent
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
     assert simulator.calls[0]["text"] == ""
@@ -265,10 +328,10 @@ async def test_fault_before_the_text_was_sent_may_start_again(
     ],
 )
 async def test_end_that_lacks_one_of_the_three_facts_is_a_failure(
-    provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
+    lane: Lane, provider: SpeechProvider, simulator: Simulator, behaviour: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", behaviour)
-    error, _, _ = await failed(provider)
+    error, _, _ = await failed(provider, lane.request)
     assert type(error) is ProviderUnavailable
 
 
@@ -287,6 +350,7 @@ async def test_end_that_lacks_one_of_the_three_facts_is_a_failure(
     ],
 )
 async def test_silence_ends_at_the_nearest_deadline(
+    lane: Lane,
     provider_settings: MakeSettings,
     simulator: Simulator,
     fault: dict[str, Any],
@@ -295,7 +359,7 @@ async def test_silence_ends_at_the_nearest_deadline(
     kind: type[ProviderError],
 ) -> None:
     simulator.behave("realtime", {"do": "silence", **fault, "delta_bytes": 1000})
-    error, speech, _ = await failed(QwenRealtime(provider_settings(**deadline), Pacer(6000)))
+    error, speech, _ = await failed(lane.provider(provider_settings(**deadline), Pacer(6000)), lane.request)
     assert type(error) is kind
     assert error.diagnostics["code"] == code
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=speech.audio_bytes) is not speech.text_sent
@@ -304,49 +368,53 @@ async def test_silence_ends_at_the_nearest_deadline(
 
 
 async def test_audio_that_drips_past_the_session_deadline_is_cut(
-    provider_settings: MakeSettings, simulator: Simulator
+    lane: Lane, provider_settings: MakeSettings, simulator: Simulator
 ) -> None:
     simulator.behave("realtime", {"speed": 0.5, "delta_bytes": 500})
     settings = provider_settings(session_seconds=0.5, session_seconds_per_char=0)
-    error, speech, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    error, speech, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert type(error) is ProviderTimeout
     assert error.diagnostics["code"] == "session_too_long"
     assert speech.audio_bytes > 0
 
 
 async def test_other_events_do_not_count_as_the_first_delta(
-    provider_settings: MakeSettings, simulator: Simulator
+    lane: Lane, provider_settings: MakeSettings, simulator: Simulator
 ) -> None:
     events = [{"do": "event", "at": "audio", "event": {"type": "keep.alive"}}, {"do": "silence", "at": "audio"}]
     simulator.behave("realtime", {"faults": events})
     settings = provider_settings(first_delta_seconds=0.2)
-    error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+    error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert error.diagnostics["code"] == "no_first_delta"
 
 
-async def test_refused_connection_may_be_tried_again(provider_settings: MakeSettings) -> None:
+async def test_refused_connection_may_be_tried_again(lane: Lane, provider_settings: MakeSettings) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"ws://127.0.0.1:{unused.getsockname()[1]}/api-ws/v1/realtime"
-        error, speech, _ = await failed(QwenRealtime(provider_settings(dashscope_ws_url=address), Pacer(6000)))
+        error, speech, _ = await failed(
+            lane.provider(provider_settings(**{lane.address: address}), Pacer(6000)), lane.request
+        )
     assert type(error) is ProviderUnavailable
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
 
 
-async def test_server_that_never_answers_the_upgrade_is_given_up(provider_settings: MakeSettings) -> None:
+async def test_server_that_never_answers_the_upgrade_is_given_up(lane: Lane, provider_settings: MakeSettings) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
     async with local_server(say_nothing) as port:
-        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x", connect_seconds=0.2)
-        error, speech, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+        settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"}, connect_seconds=0.2)
+        error, speech, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert type(error) is ProviderUnavailable
     assert error.diagnostics["code"] == "connect_timeout"
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
 
 
-async def test_redirected_upgrade_is_not_followed(provider_settings: MakeSettings, simulator: Simulator) -> None:
+async def test_redirected_upgrade_is_not_followed(
+    lane: Lane, provider_settings: MakeSettings, simulator: Simulator
+) -> None:
     async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % simulator.base_url.encode())
@@ -354,13 +422,13 @@ async def test_redirected_upgrade_is_not_followed(provider_settings: MakeSetting
         writer.close()
 
     async with local_server(redirect) as port:
-        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x")
-        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+        settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"})
+        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert type(error) is ProviderMisconfigured
     assert simulator.calls == []
 
 
-async def test_reason_that_comes_just_before_the_close_is_heard(provider_settings: MakeSettings) -> None:
+async def test_reason_that_comes_just_before_the_close_is_heard(lane: Lane, provider_settings: MakeSettings) -> None:
     """We are sending the text in the moment when the provider explains itself and hangs up."""
 
     async def refuse(ws: ServerConnection) -> None:
@@ -370,13 +438,15 @@ async def test_reason_that_comes_just_before_the_close_is_heard(provider_setting
 
     async with serve(refuse, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        settings = provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x")
-        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+        settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"})
+        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert error.diagnostics["code"] == "Throttling.RateQuota"
     assert error.throttled
 
 
-async def test_certificate_that_nobody_vouches_for_gets_no_key(provider_settings: MakeSettings, tmp_path: Path) -> None:
+async def test_certificate_that_nobody_vouches_for_gets_no_key(
+    lane: Lane, provider_settings: MakeSettings, tmp_path: Path
+) -> None:
     requests: list[object] = []
 
     async def answer(ws: ServerConnection) -> None:
@@ -386,8 +456,8 @@ async def test_certificate_that_nobody_vouches_for_gets_no_key(provider_settings
     context.load_cert_chain(self_signed_certificate(tmp_path))
     async with serve(answer, "127.0.0.1", 0, ssl=context) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        settings = provider_settings(dashscope_ws_url=f"wss://127.0.0.1:{port}/x")
-        error, _, _ = await failed(QwenRealtime(settings, Pacer(6000)))
+        settings = provider_settings(**{lane.address: f"wss://127.0.0.1:{port}/x"})
+        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
     assert type(error) is ProviderUnavailable
     assert error.diagnostics["message"] == "SSLCertVerificationError"
     assert requests == []
@@ -414,10 +484,10 @@ def self_signed_certificate(folder: Path) -> Path:
     return file
 
 
-async def test_leaving_closes_the_session_at_once(provider: SpeechProvider, simulator: Simulator) -> None:
+async def test_leaving_closes_the_session_at_once(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
     simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
     loop = asyncio.get_running_loop()
-    async with provider.speak(REQUEST) as speech:
+    async with provider.speak(lane.request) as speech:
         async for event in speech:
             if isinstance(event, AudioDelta):
                 break
@@ -426,9 +496,11 @@ async def test_leaving_closes_the_session_at_once(provider: SpeechProvider, simu
     await simulator.until(closed, timeout_seconds=1)
 
 
-async def test_cancelling_closes_the_session_at_once(provider: SpeechProvider, simulator: Simulator) -> None:
+async def test_cancelling_closes_the_session_at_once(
+    lane: Lane, provider: SpeechProvider, simulator: Simulator
+) -> None:
     simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
-    speaking = asyncio.create_task(heard(provider))
+    speaking = asyncio.create_task(heard(provider, lane.request))
     await simulator.deltas_sent(2)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -439,7 +511,7 @@ async def test_cancelling_closes_the_session_at_once(provider: SpeechProvider, s
     assert loop.time() - began < 0.5
 
 
-async def test_cancelling_while_connecting_leaves_nothing_open(provider_settings: MakeSettings) -> None:
+async def test_cancelling_while_connecting_leaves_nothing_open(lane: Lane, provider_settings: MakeSettings) -> None:
     connected, gone = asyncio.Event(), asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -450,8 +522,8 @@ async def test_cancelling_while_connecting_leaves_nothing_open(provider_settings
         writer.close()
 
     async with local_server(say_nothing) as port:
-        provider = QwenRealtime(provider_settings(dashscope_ws_url=f"ws://127.0.0.1:{port}/x"), Pacer(6000))
-        speaking = asyncio.create_task(heard(provider))
+        provider = lane.provider(provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"}), Pacer(6000))
+        speaking = asyncio.create_task(heard(provider, lane.request))
         await asyncio.wait_for(connected.wait(), 5)
         speaking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -459,23 +531,26 @@ async def test_cancelling_while_connecting_leaves_nothing_open(provider_settings
         await asyncio.wait_for(gone.wait(), 1)
 
 
-async def test_throttle_slows_the_next_starts(provider_settings: MakeSettings, simulator: Simulator) -> None:
+async def test_throttle_slows_the_next_starts(
+    lane: Lane, provider_settings: MakeSettings, simulator: Simulator
+) -> None:
     pacer = Pacer(6000)
-    provider = QwenRealtime(provider_settings(), pacer)
+    provider = lane.provider(provider_settings(), pacer)
     simulator.behave("realtime", {"refuse": 429})
-    await failed(provider)
+    await failed(provider, lane.request)
     assert pacer.starts_per_minute == pytest.approx(3000, rel=0.05)
 
 
-async def test_frame_over_the_cap_is_refused(provider: SpeechProvider, simulator: Simulator) -> None:
-    simulator.behave("realtime", {"delta_bytes": 13 << 20, "minimum_bytes": 13 << 20})
-    error, _, events = await failed(provider, PCM)
+async def test_frame_over_the_cap_is_refused(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
+    simulator.behave("realtime", {"delta_bytes": 17 << 20, "minimum_bytes": 17 << 20})
+    one_sentence = msgspec.structs.replace(lane.pcm, text="Good morning.")
+    error, _, events = await failed(provider, one_sentence)
     assert error.diagnostics["code"] == "protocol_violation"
     assert audio_of(events) == b""
 
 
-async def test_many_sessions_speak_at_once(provider: SpeechProvider) -> None:
+async def test_many_sessions_speak_at_once(lane: Lane, provider: SpeechProvider) -> None:
     async with asyncio.TaskGroup() as group:
-        speeches = [group.create_task(heard(provider)) for _ in range(20)]
+        speeches = [group.create_task(heard(provider, lane.request)) for _ in range(20)]
     [audio] = {audio_of(speech.result()) for speech in speeches}
     assert audio
