@@ -28,6 +28,7 @@ from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.resolver import Providers
 from server.queue import Queue
+from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.leases import Leases
@@ -111,7 +112,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             acquire_seconds=settings.deadlines.request_database_seconds,
         ) as database,
     ):
-        listener = Listener(settings.database_url)
+        listener = Listener(settings.database_url, database.pulse)
         queue = Queue(database, listener)
         announcer = Announcer(database)
         live = LiveAudio()
@@ -126,7 +127,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             endings=Endings(database, announcer, metrics),
             leases=leases,
             live=live,
-            spool=SpoolWriter(database, announcer, metrics),
+            spool=SpoolWriter(database.for_spool, announcer, metrics),
             following=Following(database, listener, live, announcer),
             storage=storage,
             providers=Providers(
@@ -141,4 +142,5 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             keyring=KeyRing(database),
             tickets=tickets,
             metrics=metrics,
+            readiness=Readiness(database, storage, queue),
         )

@@ -269,9 +269,10 @@ class KeysAnswer(Struct, frozen=True):
 
 class ReadyAnswer(Struct, frozen=True):
     database: bool
-    migrations: bool
+    migrations: bool | None
     workers: bool
     storage: bool
+    degraded: list[str]
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

@@ -1,19 +1,25 @@
-"""PostgreSQL as this process sees it: one pool, and one connection that listens.
+"""PostgreSQL as this process sees it: its connections, and one that listens.
 
 Requests fail at once when the database is gone (503); workers wait for it, because what they hold has been paid for.
 Both are said where the work is done: ``connection``/``transaction`` for the former, ``patiently`` for the latter.
+What a refusal means stands in ``refusals.py``.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
+import anyio
 import asyncpg
 import msgspec
+from asyncpg.connect_utils import SessionAttribute
 from asyncpg.pool import PoolConnectionProxy
+
+from server.refusals import REFUSED as REFUSED
+from server.refusals import Meaning, meaning_of, spoils_connection
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
@@ -29,40 +35,24 @@ P = ParamSpec("P")
 SEARCH_PATH = "internal, public"
 COMMAND_SECONDS = 10.0  # the longest statement of ours moves 4 MB
 CONNECT_SECONDS = 5.0
-MISUSES_AT_MOST = 20
+LEAST_SIZE = 4
+REFUSALS_AT_MOST = 60
+LONGEST_PAUSE_SECONDS = 5.0
+# How long a COMMIT or ROLLBACK may go on after whoever began it was cancelled, and a connection may take to come back.
+END_SECONDS = 3.0
+# With both, whoever asks a server that has vanished hears so within 3 s.
+PULSE_EVERY_SECONDS, PULSE_SECONDS, PULSE_STEPS = 0.5, 1.8, 18
 
-# What asyncpg raises when the server is gone, going, or not yet there; everything else is an answer.
-LOST: tuple[type[BaseException], ...] = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-
-# The same, and every refusal that the server put into words.
-REFUSED: tuple[type[BaseException], ...] = (*LOST, asyncpg.PostgresError)
-
-# SQLSTATE classes, and one code, that are not about the statement: no connection, no such role or database, read-only
-# after a failover, deadlocks, no memory or disk left, not accepting connections, a lock or a time limit, the system.
-_TROUBLE = frozenset({"08", "28", "3D", "25006", "40", "53", "55", "57", "58"})
-
-
-def is_away(exc: BaseException) -> bool:
-    """Whether the database is gone, or answered with trouble of its own; the same statement may work later.
-
-    The library has one class for a closed connection and for a mistake of ours; only its words tell them apart.
-    """
-    if isinstance(exc, asyncpg.PostgresError):
-        state: str = exc.sqlstate or ""
-        return state in _TROUBLE or state[:2] in _TROUBLE
-    if isinstance(exc, asyncpg.InterfaceError):
-        return "clos" in str(exc) or "released" in str(exc)
-    return isinstance(exc, ConnectionError | TimeoutError)
+# The server gives up 2 s before we do, so that a slow statement and a lost server look different from here, and lets go
+# of what a vanished host holds. Plain SETs, because a pooler refuses these as start-up parameters.
+_LIMITS = f"""
+SET statement_timeout = '{COMMAND_SECONDS - 2:g}s';
+SET idle_in_transaction_session_timeout = '10s';
+SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = '25s';
+"""
+_LIMIT_SINCE_17 = "SET transaction_timeout = '30s'"
+_IS_WRITABLE = "SELECT NOT (pg_catalog.pg_is_in_recovery() OR current_setting('transaction_read_only')::bool)"
 
 
 def _encode_jsonb(value: Any) -> bytes:
@@ -72,6 +62,17 @@ def _encode_jsonb(value: Any) -> bytes:
 
 def _decode_jsonb(value: bytes) -> Any:
     return msgspec.json.decode(value[1:])
+
+
+async def connect(url: str, *, timeout: float = CONNECT_SECONDS) -> "asyncpg.Connection[asyncpg.Record]":
+    """A connection of one's own to a server that takes writes, as it comes.
+
+    Args:
+        timeout: Seconds until it has to be there.
+    """
+    return await asyncpg.connect(
+        url, timeout=timeout, command_timeout=COMMAND_SECONDS, target_session_attrs=SessionAttribute.read_write
+    )
 
 
 async def prepare(connection: Connection) -> None:
@@ -90,67 +91,254 @@ async def wait_for_locks(connection: Connection, *, at_most_seconds: float) -> N
     await connection.execute("SELECT set_config('lock_timeout', $1, true)", f"{round(at_most_seconds * 1000)}ms")
 
 
+async def _prepare_bounded(connection: Connection) -> None:
+    await prepare(connection)
+    since_17 = connection.get_server_version() >= (17,)
+    await connection.execute(_LIMITS + (_LIMIT_SINCE_17 if since_17 else ""))
+
+
 async def _keep_as_it_is(_connection: Connection) -> None:
     """The pool's reset: nothing to undo, and the default one would undo our search path (and cost a round trip)."""
 
 
-class Database:
-    """The pool with its two manners of waiting."""
+def _drop(connection: Connection) -> None:
+    """Break it off, unless that has happened."""
+    with contextlib.suppress(asyncpg.InterfaceError):  # what the pool lends is no connection any more once it is gone
+        connection.terminate()
 
-    def __init__(self, pool: Pool, *, acquire_seconds: float) -> None:
+
+def _is_in_transaction(connection: Connection) -> bool:
+    with contextlib.suppress(asyncpg.InterfaceError):
+        return not connection.is_closed() and connection.is_in_transaction()
+    return False
+
+
+def _pool(url: str, size: int) -> Pool:
+    return asyncpg.create_pool(
+        url,
+        min_size=0,  # a pool that keeps a least number by itself complains of every outage as of a fault
+        max_size=size,
+        init=_prepare_bounded,
+        reset=_keep_as_it_is,
+        command_timeout=COMMAND_SECONDS,
+        timeout=CONNECT_SECONDS,
+        target_session_attrs=SessionAttribute.read_write,
+    )
+
+
+class Pulse:
+    """What was last seen of the server, shared by everybody here who has a connection to it.
+
+    A server that refuses is found out by everybody at once, each at their own connection. One that vanished answers
+    nobody, and one that no longer takes writes still reads; the listening connection, which nobody else uses, asks for
+    all of them.
+
+    Attributes:
+        writable: A server that takes writes answered when it was last asked, half a second ago.
+        silent: Nobody answered in time, and no refusal came either.
+    """
+
+    def __init__(self) -> None:
+        self.writable = True
+        self.silent = False
+        self._pools: list[Pool] = []
+        self._waiting: set[asyncio.Timeout] = set()
+
+    def add(self, pool: Pool) -> None:
+        """Keep the connections of ``pool`` where writes are taken."""
+        self._pools.append(pool)
+
+    @contextlib.asynccontextmanager
+    async def limit(self) -> AsyncIterator[asyncio.Timeout]:
+        """A time limit on the block that passes in the moment in which the server is found silent.
+
+        Raises:
+            ConnectionError: It is silent already.
+        """
+        if self.silent:
+            raise ConnectionError("PostgreSQL does not answer")
+        async with asyncio.timeout(None) as limit:
+            self._waiting.add(limit)
+            try:
+                yield limit
+            finally:
+                self._waiting.discard(limit)
+
+    async def ask(self, connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
+        """Whether the server at the other end takes writes.
+
+        Raises:
+            TimeoutError: It did not answer within PULSE_SECONDS; whoever waits for it has been told.
+            OSError, asyncpg.PostgresError: It is gone.
+        """
+        asking = asyncio.create_task(connection.fetchval(_IS_WRITABLE))
+        try:
+            # In many short steps: a loop of our own that stood still is no silence of the server.
+            for _ in range(PULSE_STEPS):
+                await asyncio.wait({asking}, timeout=PULSE_SECONDS / PULSE_STEPS)
+                if asking.done():
+                    break
+            else:
+                raise TimeoutError("PostgreSQL does not answer")
+            writable: bool = asking.result()
+        except REFUSED as exc:
+            self.missed(exc)
+            raise
+        finally:
+            asking.cancel()
+        self.writable, self.silent = writable, False
+        if not writable:
+            logger.warning("the database takes no writes, connecting anew")
+            await self.connect_anew()
+        return writable
+
+    def missed(self, exc: BaseException) -> None:
+        """Nobody answered, or not as hoped."""
+        self.writable, self.silent = False, isinstance(exc, TimeoutError)
+        if self.silent:
+            now = asyncio.get_running_loop().time()
+            for limit in self._waiting:
+                if not limit.expired():
+                    limit.reschedule(now)
+
+    async def connect_anew(self) -> None:
+        """Whoever takes a connection from now on gets a new one, to a server that takes writes."""
+        for pool in self._pools:
+            await pool.expire_connections()
+
+
+class Database:
+    """Connections with two manners of waiting.
+
+    Attributes:
+        for_spool: The spool's own connection, so that no slow request keeps audio from becoming durable.
+        for_leases: The leases' own, for the same reason.
+        pulse: What was last seen of the server.
+    """
+
+    def __init__(self, pool: Pool, pulse: Pulse, *, acquire_seconds: float) -> None:
         self.pool = pool
+        self.pulse = pulse
+        self.for_spool = self
+        self.for_leases = self
         self._acquire_seconds = acquire_seconds
         self._leaving = False
+        pulse.add(pool)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str, *, size: int, acquire_seconds: float = 5.0) -> "AsyncIterator[Database]":
-        """Open the pool; close it at the end, by force where a connection does not come back within 5 s."""
-        pool = await asyncpg.create_pool(
-            url,
-            min_size=1,
-            max_size=size,
-            init=prepare,
-            reset=_keep_as_it_is,
-            command_timeout=COMMAND_SECONDS,
-            timeout=CONNECT_SECONDS,
-        )
+        """Open the connections; close them at the end, by force where one does not come back within 5 s.
+
+        Args:
+            size: How many there may be in all. Of four or more, one is the spool's and one the leases'.
+        """
+        apart = size >= LEAST_SIZE
+        pools = [_pool(url, part) for part in ((size - 2, 1, 1) if apart else (size,))]
+        for pool in pools:
+            await pool
+        pulse = Pulse()
+        database, *others = (cls(pool, pulse, acquire_seconds=acquire_seconds) for pool in pools)
+        if others:
+            database.for_spool, database.for_leases = others
         try:
-            yield cls(pool, acquire_seconds=acquire_seconds)
+            yield database
         finally:
             try:
-                await asyncio.wait_for(pool.close(), timeout=5.0)
+                async with asyncio.timeout(5.0):
+                    await asyncio.gather(*(pool.close() for pool in pools))
             except TimeoutError:
-                pool.terminate()
+                for pool in pools:
+                    pool.terminate()
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for one statement or a few independent ones.
 
         Raises:
-            ConnectionError, TimeoutError, asyncpg.PostgresError: At once when the database is gone.
+            ConnectionError, TimeoutError, asyncpg.PostgresError: At once when the database is gone; within 3 s of its
+                vanishing without a word, while a `Listener` listens for it.
         """
+        async with self.pulse.limit() as limit:
+            connection = await self._acquired()
+            try:
+                yield connection
+            except BaseException as exc:
+                if limit.expired() or spoils_connection(exc):
+                    _drop(connection)
+                if meaning_of(exc) is Meaning.DEMOTED:
+                    await self.pulse.connect_anew()
+                raise
+            finally:
+                await self._released(connection)
+
+    async def _acquired(self) -> "PoolConnectionProxy[asyncpg.Record]":
         try:
-            connection = await self.pool.acquire(timeout=self._acquire_seconds)
+            return await self.pool.acquire(timeout=self._acquire_seconds)
         except (ConnectionError, TimeoutError):
             raise
         except OSError as exc:  # no such host, no such socket: here it can mean nothing else
             raise ConnectionError("PostgreSQL cannot be reached") from exc
+
+    async def _released(self, connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+        """Give it back, or break it off where its last statement was cancelled and does not come to an end."""
         try:
-            yield connection
-        finally:
-            await self.pool.release(connection)
+            await self.pool.release(connection, timeout=END_SECONDS)
+        except REFUSED as exc:
+            logger.info("connection to the database dropped", extra={"reason": type(exc).__name__})
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A connection inside one transaction: all of it, or nothing."""
-        async with self.connection() as connection, connection.transaction():
-            yield connection
+        """A connection inside one transaction: all of it, or nothing.
+
+        Its first and last words are never cut by a cancellation: a connection that comes back inside a transaction
+        would be the next one's trouble.
+        """
+        async with self.connection() as connection:
+            transaction = connection.transaction()
+            try:
+                await self._whole(connection, transaction.start())
+                yield connection
+            except BaseException:
+                if self.pulse.silent:
+                    _drop(connection)
+                elif _is_in_transaction(connection):
+                    try:
+                        await self._whole(connection, transaction.rollback())
+                    except REFUSED:
+                        _drop(connection)
+                raise
+            else:
+                await self._whole(connection, transaction.commit())
+
+    async def _whole(self, connection: Connection, words: Coroutine[Any, Any, None]) -> None:
+        """Say ``words`` to their end; whoever is cancelled meanwhile hears of it afterwards, or after END_SECONDS."""
+        loop = asyncio.get_running_loop()
+        saying = loop.create_task(words)
+        cancelled: asyncio.CancelledError | None = None
+        until: float | None = None
+        with anyio.CancelScope(shield=True):
+            while not saying.done():
+                try:
+                    await asyncio.wait({saying}, timeout=None if until is None else max(0.0, until - loop.time()))
+                except asyncio.CancelledError as exc:
+                    cancelled = exc
+                    until = until or loop.time() + END_SECONDS
+                if until is not None and (self.pulse.silent or loop.time() >= until):
+                    _drop(connection)
+                    saying.cancel()
+                    until = None
+        if cancelled is not None:
+            if not saying.cancelled():
+                saying.exception()  # looked at, so that nobody complains of one that nobody looked at
+            raise cancelled
+        await saying
 
     async def patiently(
         self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run ``work(connection, …)`` in a transaction, and again from its start for as long as the database is away.
+        """Run ``work(connection, …)`` in a transaction, and again from its start: for as long as the database is away,
+        and a bounded number of times where it is busy.
 
         Only for work that is safe to run twice: a commit whose answer was lost is repeated.
         """
@@ -182,21 +370,26 @@ class Database:
         opened = self.connection if one_statement else self.transaction
         deadline = None if for_seconds is None else asyncio.get_running_loop().time() + for_seconds
         pause = 0.05
-        misuses = 0
+        refusals = 0
         while True:
             try:
                 async with opened() as connection:
                     return await work(connection)
-            except LOST as exc:
-                # The library has one class for a closed connection and for a mistake of ours, which would not pass.
-                misuses += type(exc) is asyncpg.InterfaceError
-                if self._leaving or self.pool.is_closing() or misuses > MISUSES_AT_MOST:
+            except REFUSED as exc:
+                meaning = meaning_of(exc)
+                # The driver's own errors are counted, too: they may be a mistake of ours that looks like a loss.
+                refusals += meaning is Meaning.BUSY or type(exc) in (
+                    asyncpg.InterfaceError,
+                    asyncpg.InternalClientError,
+                )
+                if meaning is Meaning.OURS or self._leaving or self.pool.is_closing() or refusals > REFUSALS_AT_MOST:
                     raise
                 if deadline is not None and asyncio.get_running_loop().time() > deadline:
                     raise
-                logger.warning("database away, waiting for it", extra={"reason": type(exc).__name__})
+                line = "database away, waiting for it" if meaning is Meaning.AWAY else "database busy, trying again"
+                logger.warning(line, extra={"reason": type(exc).__name__})
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnects, guards nothing
-            pause = min(1.0, pause * 2)
+            pause = min(1.0 if meaning is Meaning.AWAY else LONGEST_PAUSE_SECONDS, pause * 2)
 
     def wait_no_more(self) -> None:
         """The process is leaving: whoever waits for a lost database gives up. What it held, other processes find."""
@@ -211,10 +404,14 @@ class Listener:
 
     It reconnects by itself, and after each reconnect tells everybody once with an empty payload, because what was
     sent meanwhile is lost. A notification carries no truth here: whoever is told looks at the rows.
+
+    Args:
+        pulse: Who wants to know how the server is; being idle, this connection asks it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pulse: Pulse | None = None) -> None:
         self._url = url
+        self._pulse = pulse or Pulse()
         self._arrived: dict[str, list[Arrived]] = {}
         self._changed = asyncio.Event()
         self.connected = asyncio.Event()
@@ -234,8 +431,9 @@ class Listener:
         pause = 0.05
         while True:
             try:
-                connection = await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, command_timeout=COMMAND_SECONDS)
+                connection = await connect(self._url)
             except REFUSED as exc:
+                self._pulse.missed(exc)
                 logger.warning("cannot listen to the database, trying again", extra={"reason": type(exc).__name__})
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
@@ -249,11 +447,11 @@ class Listener:
                 self.connected.clear()
                 connection.terminate()
 
-    async def _listen(self, connection: Connection) -> None:
+    async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
         channels: set[str] = set()
-        while not lost.is_set():
+        while not lost.is_set() and await self._pulse.ask(connection):
             self._changed.clear()
             for channel in self._arrived.keys() - channels:
                 await connection.add_listener(channel, self._dispatch)
@@ -263,13 +461,10 @@ class Listener:
             changed = asyncio.ensure_future(self._changed.wait())
             gone = asyncio.ensure_future(lost.wait())
             try:
-                # A silent half-open connection is found by asking; TCP alone would take minutes.
-                await asyncio.wait({changed, gone}, timeout=10.0, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({changed, gone}, timeout=PULSE_EVERY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 changed.cancel()
                 gone.cancel()
-            if not lost.is_set():
-                await connection.execute("SELECT 1", timeout=5.0)
 
     def _dispatch(self, _connection: Any, _pid: int, channel: str, payload: object) -> None:
         self._tell(channel, str(payload))

@@ -102,6 +102,7 @@ def stop(parts: Parts) -> None:
     """
     if parts.stopping.is_set():
         return
+    parts.readiness.leaving = True
     parts.stopping.set()
     parts.queue.stop(SYNTHESIS)
     parts.queue.stop(WATCHING)

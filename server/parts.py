@@ -10,6 +10,7 @@ from server.keyring import KeyRing
 from server.metrics import Metrics
 from server.providers.resolver import Providers
 from server.queue import Queue
+from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.leases import Leases
@@ -46,6 +47,7 @@ class Parts:
     keyring: KeyRing
     tickets: Tickets
     metrics: Metrics
+    readiness: Readiness
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS_AT_ONCE))
 

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -52,6 +53,7 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._started = started
+        self._notice_seconds = settings.shutdown_notice_seconds
         # The library would cut event streams in the middle of a body; ours end themselves when the parts stop.
         AppStatus.enable_automatic_graceful_drain = False
 
@@ -69,8 +71,16 @@ class Server(uvicorn.Server):
         if self.started and self._started:
             self._started()
 
+    async def _give_notice(self) -> None:
+        """Go on as before while balancers find out that nobody should be sent here; a second signal ends that."""
+        until = time.monotonic() + self._notice_seconds
+        while time.monotonic() < until and not self.force_exit:  # noqa: ASYNC110 - uvicorn has a flag, no event
+            await asyncio.sleep(0.05)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if parts := getattr(self._app.state, "parts", None):
+            parts.readiness.leaving = True
+            await self._give_notice()
             stop(parts)
         await super().shutdown(sockets)
 

@@ -107,6 +107,7 @@ class Settings:
     serve_page: bool = False
     synthesis_concurrency: int = 200
     queue_limit: int = 1000
+    shutdown_notice_seconds: float = 0.0
     shutdown_grace_seconds: float = 20.0
     database_pool_size: int = 10
     host: str = "0.0.0.0"
@@ -156,6 +157,7 @@ class Variable:
         return {"storage_url": "storage"}.get(name, name.replace("storage_bucket", "storage.bucket"))
 
 
+LEAST_CONNECTIONS: Final = 4
 STRONG_SECRET_BYTES: Final = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
 # The family that speaks in tasks. Its models speak with cloned and designed voices alike.
 TASK_MODELS = frozenset(
@@ -254,8 +256,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SERVE_PAGE", "`false`", "serves the page at `/` (`dev` does so by itself)"),
     Variable("SYNTHESIS_CONCURRENCY", "`200`", "realtime sessions that one process may hold"),
     Variable("QUEUE_LIMIT", "`1000`", "waiting syntheses above which a request is answered 503"),
+    Variable("SHUTDOWN_NOTICE_SECONDS", "`0`",
+             "how long `/api/ready` says 503 on SIGTERM before anything ends: one interval of your balancer's probe"),
     Variable("SHUTDOWN_GRACE_SECONDS", "`20`", "how long running syntheses may finish on SIGTERM"),
-    Variable("DATABASE_POOL_SIZE", "`10`", "database connections of one process, plus one that listens"),
+    Variable("DATABASE_POOL_SIZE", "`10`", "database connections of one process, at least 4, plus one that listens"),
     Variable("HOST", "`0.0.0.0`", "address to listen on"),
     Variable("PORT", "`8000`", "port to listen on"),
     Variable("LOG_LEVEL", "`info`", "`debug`, `info`, `warning`, `error` or `critical`"),
@@ -320,9 +324,10 @@ class _Reader:
             serve_page=self.flag("SERVE_PAGE"),
             synthesis_concurrency=self.whole_number("SYNTHESIS_CONCURRENCY", 1, 10_000),
             queue_limit=self.whole_number("QUEUE_LIMIT", 0, 1_000_000),
+            shutdown_notice_seconds=self.seconds("SHUTDOWN_NOTICE_SECONDS", 0, 600),
             shutdown_grace_seconds=self.seconds("SHUTDOWN_GRACE_SECONDS", 0, 3600),
-            # One connection cannot serve: a job's transaction and a request may need one each at the same time.
-            database_pool_size=self.whole_number("DATABASE_POOL_SIZE", 2, 500),
+            # The spool and the leases have one each; a job's transaction and a request may need one at the same time.
+            database_pool_size=self.whole_number("DATABASE_POOL_SIZE", LEAST_CONNECTIONS, 500),
             host=self.text("HOST") or _DEFAULTS["host"],
             port=self.whole_number("PORT", 0, 65_535),
             log_level=self.word("LOG_LEVEL", ("debug", "info", "warning", "error", "critical")),

@@ -4,7 +4,7 @@ import contextlib
 
 import asyncpg
 
-from server.database import REFUSED, Connection, prepare
+from server.database import REFUSED, Connection, connect, prepare
 from server.migrations import MigrationError, too_old, unapplied
 from server.settings import Settings
 
@@ -14,9 +14,11 @@ async def startup_problems(settings: Settings) -> list[str]:
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
     try:
         for _ in range(2):
-            connections.append(await asyncpg.connect(settings.database_url, timeout=10.0, command_timeout=30.0))
+            connections.append(await connect(settings.database_url, timeout=10.0))
             await prepare(connections[-1])
         return await check_startup(*connections)
+    except asyncpg.TargetServerAttributeNotMatched:
+        return ["PostgreSQL at DATABASE_URL takes no writes: it is a standby, or read-only by default."]
     except REFUSED as exc:
         return [f"PostgreSQL at DATABASE_URL cannot be reached ({type(exc).__name__})."]
     finally:

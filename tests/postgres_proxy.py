@@ -8,7 +8,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-_NOTIFICATION, _READY = b"A", b"Z"
+_NOTIFICATION, _READY, _QUERY = b"A", b"Z", b"Q"
+_DEMOTION = b"SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY\0"
+
+
+class _Line:
+    """One connection through the door, and whether its server is at work."""
+
+    def __init__(self, upstream: asyncio.StreamWriter) -> None:
+        self.upstream = upstream
+        self.idle = False
+        self.losing = False
+        self.demoting: asyncio.Future[None] | None = None
+
+    def demote(self) -> asyncio.Future[None]:
+        """Say the words in the client's place; the answer never reaches it."""
+        self.demoting = asyncio.get_running_loop().create_future()
+        length = (len(_DEMOTION) + 4).to_bytes(4)
+        self.upstream.write(_QUERY + length + _DEMOTION)
+        return self.demoting
 
 
 class PostgresProxy:
@@ -32,7 +50,11 @@ class PostgresProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._lost_marker: bytes | None = None
+        self._held_marker: bytes | None = None
+        self._held_back = asyncio.Event()
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lines: set[_Line] = set()
         self._lost = asyncio.Event()
 
     # --- what a test does -----------------------------------------------------------------------------------------
@@ -60,9 +82,30 @@ class PostgresProxy:
         finally:
             self.go_on()
 
+    @contextlib.contextmanager
+    def holding_back(self, marker: bytes) -> Iterator[asyncio.Event]:
+        """Keep the next message that holds ``marker`` from PostgreSQL while the block lasts; set once it came."""
+        self._held_marker, self._held_back, self._released = marker, asyncio.Event(), asyncio.Event()
+        try:
+            yield self._held_back
+        finally:
+            self._held_marker = None
+            self._released.set()
+
     def go_on(self) -> None:
         """Let everything through again, before the block ends."""
         self._flowing.set()
+
+    async def demote(self, timeout_seconds: float = 10.0) -> int:
+        """Let every connection of now lead to a server that only reads, and new ones to its successor; how many."""
+        lines = set(self._lines)
+        async with asyncio.timeout(timeout_seconds):
+            for line in lines:
+                while line in self._lines and not line.idle:  # noqa: ASYNC110 - what is waited for is the server's word
+                    await asyncio.sleep(0.001)
+                if line in self._lines:
+                    await line.demote()
+        return len(lines)
 
     def lose_the_answer_to(self, marker: bytes) -> None:
         """Break the connection after PostgreSQL has carried out the next message that holds ``marker``, unanswered."""
@@ -104,11 +147,12 @@ class PostgresProxy:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._upstream)
-        losing = asyncio.Event()
+        line = _Line(upstream_writer)
+        self._lines.add(line)
         try:
             pumps = {
-                asyncio.create_task(self._ask(reader, upstream_writer, losing)),
-                asyncio.create_task(self._answer(upstream_reader, writer, losing)),
+                asyncio.create_task(self._ask(reader, line)),
+                asyncio.create_task(self._answer(upstream_reader, writer, line)),
             }
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -117,31 +161,45 @@ class PostgresProxy:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
         finally:
+            self._lines.discard(line)
+            if line.demoting and not line.demoting.done():
+                line.demoting.set_result(None)
             upstream_writer.transport.abort()
 
-    async def _ask(self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _ask(self, reader: asyncio.StreamReader, line: _Line) -> None:
         while data := await reader.read(256 * 1024):
+            line.idle = False
             await self._flowing.wait()
+            if line.demoting:
+                await line.demoting
+            if self._held_marker and self._held_marker in data:
+                self._held_marker = None
+                self._held_back.set()
+                await self._released.wait()
             if self._lost_marker and self._lost_marker in data:
                 self._lost_marker = None
-                losing.set()
-            upstream.write(data)
-            await upstream.drain()
+                line.losing = True
+            line.upstream.write(data)
+            await line.upstream.drain()
 
-    async def _answer(
-        self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
-    ) -> None:
+    async def _answer(self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, line: _Line) -> None:
         while True:
             head = await upstream.readexactly(5)  # type, and the length of what follows with itself
             message = head + await upstream.readexactly(int.from_bytes(head[1:]) - 4)
             await self._flowing.wait()
-            if losing.is_set():
-                if head[:1] == _READY:
+            ready = head[:1] == _READY
+            if line.demoting and not line.demoting.done():
+                if ready:
+                    line.demoting.set_result(None)
+                continue
+            if line.losing:
+                if ready:
                     self._lost.set()
                     return
             elif self.notifications or head[:1] != _NOTIFICATION:
                 writer.write(message)
                 await writer.drain()
+            line.idle = line.idle or (ready and message[5:6] == b"I")
 
 
 @asynccontextmanager

@@ -277,7 +277,7 @@ def test_buckets_have_variables_of_their_own() -> None:
         ("SYNTHESIS_CONCURRENCY", "0"),
         ("SHUTDOWN_GRACE_SECONDS", "-1"),
         ("SHUTDOWN_GRACE_SECONDS", "nan"),
-        ("DATABASE_POOL_SIZE", "1"),
+        ("DATABASE_POOL_SIZE", "3"),
         ("LOG_LEVEL", "loud"),
         ("QWEN_DEFAULT_RESPONSE_FORMAT", "opus"),
         ("TTS_PROVIDER_MODE", "azure"),

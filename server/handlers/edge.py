@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.contract import Problem
-from server.database import is_away
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, UtterError
+from server.refusals import will_pass
 from server.settings import Settings
 from server.storage.links import PREFIX
 
@@ -168,7 +168,7 @@ def _named(exc: Exception) -> UtterError:
         return exc
     if isinstance(exc, HTTPException):
         return _of_the_router(exc)
-    if is_away(exc):
+    if will_pass(exc):
         return DatabaseUnavailable()
     return UtterError()
 

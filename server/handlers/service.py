@@ -1,6 +1,5 @@
 """What the service says about itself: health, readiness, languages, and who is signed in."""
 
-import asyncio
 import hmac
 import ipaddress
 import re
@@ -8,15 +7,11 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, ReadyAnswer, SignedInUser
-from server.database import REFUSED
-from server.errors import StorageUnavailable, Unauthorized, UtterError
+from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, SignedInUser
+from server.errors import Unauthorized, UtterError
 from server.handlers.requests import bearer_or_nobody, bearer_token, json_response, parts_of
 from server.metrics import CONTENT_TYPE
-from server.migrations import unapplied
-from server.parts import Parts
 
-READY_WITHIN_SECONDS = 5.0
 # RFC 7239 §4: an address, in brackets and with a port perhaps, or a word that hides one.
 _FORWARDED_FOR = re.compile(r'(?i)\bfor="?(\[[^\]"]*\]|[^\s;,":]*)')
 
@@ -26,37 +21,9 @@ async def health(_request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether this process can do its work; each part is tried, storage by writing."""
-    parts = parts_of(request)
-    async with asyncio.TaskGroup() as group:
-        rows = group.create_task(_database_and_migrations(parts))
-        store = group.create_task(_storage(parts))
-    database, migrations = rows.result()
-    answer = ReadyAnswer(
-        database=database,
-        migrations=migrations,
-        workers=parts.queue.up() and not parts.stopping.is_set(),
-        storage=store.result(),
-    )
-    whole = answer.database and answer.migrations and answer.workers and answer.storage
-    return json_response(answer, status=200 if whole else 503)
-
-
-async def _database_and_migrations(parts: Parts) -> tuple[bool, bool]:
-    try:
-        async with asyncio.timeout(READY_WITHIN_SECONDS), parts.database.connection() as connection:
-            return True, not await unapplied(connection)
-    except REFUSED:
-        return False, False
-
-
-async def _storage(parts: Parts) -> bool:
-    try:
-        async with asyncio.timeout(READY_WITHIN_SECONDS):
-            await parts.storage.probe()
-    except (StorageUnavailable, TimeoutError):
-        return False
-    return True
+    """Whether texts may be sent to this process, and what is wrong otherwise."""
+    answer, may_be_sent = await parts_of(request).readiness.look()
+    return json_response(answer, status=200 if may_be_sent else 503)
 
 
 async def languages(request: Request) -> Response:

@@ -114,7 +114,7 @@ class Leases:
 
     async def _renew(self) -> None:
         mine = {task_id: held.attempt for task_id, held in self._held.items()}
-        async with self._database.connection() as connection:
+        async with self._database.for_leases.connection() as connection:
             rows = await connection.fetch(_BEAT, list(mine), list(mine.values()), self.owner)
             missing = mine.keys() - {row["task_id"] for row in rows}
             if not missing:

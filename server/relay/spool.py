@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
+import asyncpg
+
 from server.announce import Announcer
-from server.database import REFUSED, Database
+from server.database import REFUSED, Connection, Database
 from server.errors import DatabaseUnavailable
 from server.metrics import Metrics
 from server.records import runs
@@ -186,19 +188,25 @@ class SpoolWriter:
 
 
 async def read_spool(database: Database, task_id: UUID, attempt: int, *, start: int = 0) -> AsyncIterator[bytes]:
-    """The durable payload of one attempt from byte ``start`` on, in order, a few rows at a time."""
+    """The durable payload of one attempt from byte ``start`` on, in order, a few rows at a time.
+
+    Waits for a lost database: whoever reads this holds what was paid for.
+    """
+
+    async def rows_from(connection: Connection) -> list[asyncpg.Record]:
+        return await connection.fetch(
+            """SELECT byte_offset, bytes FROM internal.spool
+                WHERE task_id = $1 AND attempt = $2
+                  AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
+                        WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
+                ORDER BY byte_offset LIMIT 16""",
+            task_id,
+            attempt,
+            start,
+        )
+
     while True:
-        async with database.connection() as connection:
-            rows = await connection.fetch(
-                """SELECT byte_offset, bytes FROM internal.spool
-                    WHERE task_id = $1 AND attempt = $2
-                      AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
-                            WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
-                    ORDER BY byte_offset LIMIT 16""",
-                task_id,
-                attempt,
-                start,
-            )
+        rows = await database.patiently_say(rows_from)
         fresh = False
         for row in rows:
             part = row["bytes"][start - row["byte_offset"] :]

@@ -519,3 +519,23 @@ async def test_what_has_served_its_time_goes(
 
         await wait_for(gone)
     assert await rows.fetchval("SELECT count(*) FROM public.generations") == 2
+
+
+async def test_a_finalizer_that_loses_the_database_while_it_reads_the_spool_waits_for_it(
+    settings: Settings, door: PostgresProxy, user_id: UUID, voice_id: UUID, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gateway_behind(door, settings) as gateway, gateway.client(user_id) as client:
+        with door.holding_back(b"max(byte_offset) FROM internal.spool") as held:
+            task = await client.generate(voice_id)
+            await held.wait()
+            door.shut()
+        door.open()
+
+        async def completed() -> bool:
+            return bool((await row_of(rows, task))["status"] == "completed")
+
+        await wait_for(completed)
+    lines = [record.getMessage() for record in caplog.records]
+    assert "database away, waiting for it" in lines
+    assert "job lost, deferred again" not in lines
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -119,6 +119,35 @@ async def test_sigterm_ends_streams_and_lets_the_speech_be_finished_and_stored(
             assert ended[0].audio + heard.audio == await again.audio(task["generation_id"])
 
 
+async def test_balancers_have_notice_before_anything_ends(
+    settings: Settings, simulator: Simulator, log: Path, user_id: UUID, voice_id: UUID
+) -> None:
+    plan = hold_after(simulator, DELTAS)
+    async with (
+        process(settings, simulator, log, SHUTDOWN_NOTICE_SECONDS="3") as server,
+        server.client(user_id) as client,
+        Ears(server.url) as ears,
+    ):
+        task = await client.generate(voice_id, "Something to be heard.")
+        await plan.held()
+        listening = asyncio.create_task(ears.hear(task["stream_url"]))
+        await followers(client, 1)
+        started = time.monotonic()
+        server.send(signal.SIGTERM)
+
+        async def not_ready() -> bool:
+            return (await client.http.get("/api/ready")).status_code == 503
+
+        await wait_for(not_ready, 2.0)
+        assert (await client.http.get("/api/health")).status_code == 200
+        assert not listening.done(), "nobody is sent away before balancers had their notice"
+        await client.generate(voice_id, "Whoever comes all the same is served.")
+        await listening
+        assert 2.5 < time.monotonic() - started < 8.0
+        plan.release()
+        assert await server.exited() == 0
+
+
 async def test_what_does_not_finish_in_time_fails_or_is_spoken_by_the_next_process(
     settings: Settings, simulator: Simulator, log: Path, user_id: UUID, voice_id: UUID, rows: Rows
 ) -> None:

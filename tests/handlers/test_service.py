@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,9 @@ import pytest
 
 from server.auth import mint_bearer
 from server.dev.simulator import Simulator
+from server.readiness import FRESH_SECONDS
 from server.settings import Settings
-from tests.conftest import Session
+from tests.conftest import AWS_ENVIRONMENT, Session
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
@@ -164,7 +166,7 @@ async def test_what_needs_a_token_is_401_without_a_good_one_and_before_anything_
 
 # --- readiness --------------------------------------------------------------------------------------------------------
 
-READY = {"database": True, "migrations": True, "workers": True, "storage": True}
+READY = {"database": True, "migrations": True, "workers": True, "storage": True, "degraded": []}
 
 
 async def ready(http: httpx.AsyncClient) -> None:
@@ -176,9 +178,18 @@ async def ready(http: httpx.AsyncClient) -> None:
     await wait_for(up)
 
 
+async def looks_like(http: httpx.AsyncClient, status: int, **changes: Any) -> None:
+    """Wait until readiness says so: what was found out a moment ago is not found out again."""
+
+    async def so() -> bool:
+        response = await http.get("/api/ready")
+        return (response.status_code, response.json()) == (status, {**READY, **changes})
+
+    await wait_for(so)
+
+
 async def test_ready_says_yes_to_every_part(anybody: httpx.AsyncClient, settings: Settings) -> None:
-    await ready(anybody)
-    assert (await anybody.get("/api/ready")).json() == READY
+    await looks_like(anybody, 200)
     probes = [path for path in Path(settings.storage.root).rglob("probe/ready") if path.read_bytes()]
     assert len(probes) == 2, "both buckets were written to"
 
@@ -186,20 +197,50 @@ async def test_ready_says_yes_to_every_part(anybody: httpx.AsyncClient, settings
 async def test_ready_says_no_while_migrations_are_missing(anybody: httpx.AsyncClient, rows: Rows) -> None:
     await ready(anybody)
     await rows.execute("DELETE FROM internal.schema_migrations WHERE version = 5")
-    response = await anybody.get("/api/ready")
-    assert (response.status_code, response.json()) == (503, {**READY, "migrations": False})
+    await looks_like(anybody, 503, migrations=False)
 
 
-async def test_ready_says_no_while_storage_is_gone(anybody: httpx.AsyncClient, settings: Settings) -> None:
-    """A file in place of the folder is what even root cannot write below."""
+async def test_a_store_that_is_away_takes_nobody_out(anybody: httpx.AsyncClient, settings: Settings) -> None:
+    """Speech is heard and kept all the same. A file in place of the folder is what even root cannot write below."""
     await ready(anybody)
     root = Path(settings.storage.root)
     shutil.rmtree(root)
     root.write_bytes(b"")
-    response = await anybody.get("/api/ready")
-    assert (response.status_code, response.json()) == (503, {**READY, "storage": False})
+    await looks_like(anybody, 200, storage=False, degraded=["storage"])
     root.unlink()
-    assert (await anybody.get("/api/ready")).status_code == 200
+    await looks_like(anybody, 200)
+
+
+async def test_ready_costs_its_askers_nothing(gateway: Gateway, settings: Settings, anybody: httpx.AsyncClient) -> None:
+    await ready(anybody)
+    probes = list(Path(settings.storage.root).rglob("probe/ready"))
+
+    def written() -> set[int]:
+        return {path.stat().st_mtime_ns for path in probes}
+
+    before, started = written(), time.monotonic()
+    answers = await asyncio.gather(*(anybody.get("/api/ready") for _ in range(300)))
+    assert {answer.status_code for answer in answers} == {200}
+    rounds = 1 + int((time.monotonic() - started) / FRESH_SECONDS)
+    assert len(written() - before) <= 2 * rounds, "once for all of them"
+
+
+async def test_a_silent_store_does_not_hold_up_the_answer(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, gateway: Gateway, anybody: httpx.AsyncClient
+) -> None:
+    """A service that takes connections and never answers, as one behind a broken network does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in AWS_ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        storage = replace(settings.storage, kind="s3", endpoint=endpoint, region="us-east-1")
+        async with (
+            running_gateway(replace(settings, storage=storage)) as other,
+            httpx.AsyncClient(base_url=other.url) as http,
+        ):
+            started = time.monotonic()
+            await looks_like(http, 200, storage=False, degraded=["storage"])
+            assert time.monotonic() - started < 5.0
 
 
 async def test_ready_says_no_while_a_worker_is_down(anybody: httpx.AsyncClient, unspoken: None) -> None:
@@ -264,7 +305,7 @@ async def test_without_a_database_everything_that_needs_it_is_503_at_once(
         response = await client.http.get("/api/ready")
         assert response.status_code == 503
         answer = response.json()
-        assert (answer["database"], answer["migrations"], answer["storage"]) == (False, False, True)
+        assert (answer["database"], answer["migrations"], answer["storage"]) == (False, None, True)
         door.open()
         await speaks_again(client, voice_id)
         await ready(client.http)
@@ -311,20 +352,40 @@ async def test_a_database_that_takes_no_connections_is_503(
     await speaks_again(client, voice_id)
 
 
-async def test_a_database_that_was_made_read_only_is_503_for_what_writes(
+async def test_a_database_that_was_made_read_only_is_503(
     client: Client, voice_id: UUID, settings: Settings, maintenance: Session
 ) -> None:
-    """What remains of a primary after a failover."""
+    """What remains of a primary after a failover: what it could still read may be old already."""
     read_only = "SET default_transaction_read_only = on", "RESET default_transaction_read_only"
     async with altered(maintenance, settings, *read_only):
-
-        async def can_read() -> bool:
-            return (await client.http.get("/api/voices")).status_code == 200
-
-        await wait_for(can_read)
-        response = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": "Good evening."})
-        problem_of(response, 503, "internal", says="not available right now")
+        await everything_is_503(client, voice_id)
     await speaks_again(client, voice_id)
+
+
+async def test_connections_to_a_demoted_server_are_replaced(
+    cut_off: Gateway, door: PostgresProxy, database_url: str
+) -> None:
+    async with cut_off.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id)
+        await speaks_again(client, voice_id)
+        assert await door.demote() > 1
+        async with asyncio.timeout(10.0):
+            await speaks_again(client, voice_id)
+            await ready(client.http)
+        for _ in range(20):
+            await client.generate(voice_id)
+
+
+async def test_a_host_that_vanished_is_503_within_three_seconds(
+    cut_off: Gateway, door: PostgresProxy, database_url: str
+) -> None:
+    async with cut_off.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id)
+        await speaks_again(client, voice_id)
+        with door.held():
+            await everything_is_503(client, voice_id)
+            await everything_is_503(client, voice_id)
+        await speaks_again(client, voice_id)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
