@@ -21,6 +21,8 @@ Category = Literal[
     "internal",
 ]
 
+NOTHING_TO_SPEAK = "There is nothing to speak in this text"
+
 
 class UtterError(Exception):
     """A failure with a category, an HTTP status and a sentence for a person.
@@ -172,6 +174,13 @@ class VoiceGone(ProviderRejected):
     """The provider no longer knows this voice (it removes voices that nobody used for a year)."""
 
     default_detail = "The speech provider no longer has this voice. Please create it again."
+
+
+class NothingToSpeak(ProviderError):
+    """The provider made no audio of a text that has no letters. Nobody's outage: another text is needed."""
+
+    category, default_status = "validation", 400
+    default_detail = NOTHING_TO_SPEAK
 
 
 class ProviderUnavailable(ProviderError):

@@ -7,9 +7,9 @@ from starlette.responses import Response
 from server.contract import KeyCreated, KeyEntry, KeyRequest, KeysAnswer, Ok
 from server.errors import Conflict, Invalid, NotFound
 from server.handlers.requests import bearer, bearer_in_person, json_response, parts_of, path_uuid, read_json
-from server.jobs.requirements import is_visible
 from server.keyring import hash_of, new_key, shown
 from server.records import keys
+from server.text import is_visible
 
 KEYS_AT_MOST = 20
 

@@ -29,7 +29,7 @@ from server.jobs.buying import WRITE_SECONDS, refusal_of, say_unknown, settle, w
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
 from server.jobs.repeats import Repeatable
-from server.jobs.requirements import is_visible, plain, require_language, require_name
+from server.jobs.requirements import plain, require_language, require_name, require_speakable
 from server.objects import own_key, reference_key
 from server.parts import Parts
 from server.providers.resolver import DesignedPreview
@@ -41,6 +41,7 @@ from server.records.speech import RESTARTED, Ending
 from server.records.tasks import SpeechTask
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
+from server.text import is_visible
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
         if first := await repeatable.first_task(connection):
             return first.id
     text, instruct = plain(request.text), plain(request.instruct)
-    if not is_visible(text) or not is_visible(instruct):
-        raise Invalid("Please enter a text to preview and a description of the voice.")
+    empty = "Please enter a text to preview and a description of the voice."
+    if not is_visible(instruct):
+        raise Invalid(empty)
+    require_speakable(text, if_empty=empty)
     language = require_language(parts, request.language)
     task_id = uuid4()
     async with parts.database.transaction() as connection:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.database import Connection
-from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
+from server.errors import NothingToSpeak, ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.jobs.buying import say_unknown, settle
 from server.parts import Parts
 from server.providers.qwen.pieces import SpokenPiece
@@ -28,6 +28,7 @@ from server.providers.speech import (
 )
 from server.records import purchases, runs
 from server.records.speech import Assignment
+from server.text import has_letters
 
 _DELTA_BYTES = 16 * 1024
 _BLANKS = re.compile(r"\s{3,}")
@@ -107,6 +108,8 @@ class _Speech:
             self._facts["pieces"][-1] = {**piece.facts(), "download": fetched.facts}
             wav = parse_wav(fetched.wav)
             samples = await asyncio.to_thread(to_mono_pcm16, wav)
+            if not samples and not has_letters(self._request.text):
+                raise NothingToSpeak(diagnostics={"code": "empty_audio"})
             if not samples:
                 raise ProviderUnavailable(
                     "The speech provider handed out empty audio. Please try again.",

@@ -1,19 +1,11 @@
 """What a request has to say before anything is made of it: a text, a language, a name."""
 
-import unicodedata
-
-from server.errors import Invalid
+from server.errors import NOTHING_TO_SPEAK, Invalid
 from server.parts import Parts
+from server.text import is_speakable, is_visible, looks_empty
 
 # What browsers trim: everything that Python calls a blank, and the byte order mark.
 _BLANKS = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace()) + "\ufeff"
-# Controls, marks without a shape (a joiner, for instance), and separators.
-_INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
-
-
-def is_visible(text: str) -> bool:
-    """Whether anything of a text can be seen."""
-    return not all(unicodedata.category(letter) in _INVISIBLE for letter in text)
 
 
 def count_characters(text: str) -> int:
@@ -30,15 +22,24 @@ def require_text(parts: Parts, text: str) -> str:
     """The text to speak, without blanks around it.
 
     Raises:
-        Invalid: Nothing of it can be seen, or it is too long.
+        Invalid: It is too long, or there is nothing in it to say.
     """
     trimmed = text.strip(_BLANKS)
     cap = parts.settings.qwen_max_text_chars
     if count_characters(trimmed) > cap:
         raise Invalid(f"Text cannot exceed {cap} characters")
-    if not is_visible(trimmed):
-        raise Invalid("Please enter text to speak")
+    require_speakable(trimmed, if_empty="Please enter text to speak")
     return trimmed
+
+
+def require_speakable(text: str, *, if_empty: str) -> None:
+    """See that a voice has something to say, before anything is bought.
+
+    Raises:
+        Invalid: The text looks empty (then it says ``if_empty``), or has not one letter or digit.
+    """
+    if not is_speakable(text):
+        raise Invalid(if_empty if looks_empty(text) else NOTHING_TO_SPEAK)
 
 
 def require_language(parts: Parts, name: str) -> str:

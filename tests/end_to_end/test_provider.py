@@ -223,3 +223,15 @@ async def test_a_voice_that_the_provider_has_lost_is_not_tried_again(
     again = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": "Again."})
     assert again.status_code == 409
     assert len(simulator.calls) == 1
+
+
+async def test_a_text_that_the_provider_has_no_words_for_is_no_outage(
+    client: Client, simulator: Simulator, database_url: str
+) -> None:
+    """A sign that stands for letters may be spoken, so it is tried; when nothing comes of it, the text is to blame."""
+    voice_id = await insert_voice(database_url, client.user_id)
+    for text, category in (("℃", "validation"), ("Hello there.", "provider_unavailable")):
+        simulator.behave("realtime", {"audio": False})
+        task = await client.ended((await client.generate(voice_id, text))["task_id"])
+        assert (task["status"], task["error_category"]) == ("failed", category)
+        assert ("nothing to speak" in task["error"]) is (category == "validation")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID, uuid4
 
@@ -111,7 +112,7 @@ async def test_any_content_type_will_do(client: Client, voice_id: UUID) -> None:
 @pytest.mark.usefixtures("unspoken")
 async def test_characters_are_counted_as_browsers_count_them(client: Client, voice_id: UUID) -> None:
     """2000 UTF-16 code units are the limit, blanks around the text apart; what browsers trim is not counted."""
-    for text in ("a" * 2000, "ü" * 2000, FACE * 1000, " \ufeff" + "a" * 2000 + "\u3000\n"):
+    for text in ("a" * 2000, "ü" * 2000, FACE * 999 + "ok", " \ufeff" + "a" * 2000 + "\u3000\n"):
         await client.generate(voice_id, text)
     for text in ("a" * 2001, FACE * 1000 + "a", "a" + FACE * 1000, "a " * 1000 + "b"):
         response = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": text})
@@ -132,6 +133,20 @@ async def test_a_text_in_which_nothing_can_be_seen_is_empty(client: Client, voic
         response = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": text})
         assert problem_of(response, 400, "validation") == "Please enter text to speak", ascii(text)
     assert await nothing_was_created(rows)
+
+
+@pytest.mark.parametrize("model", [VC_REALTIME, "qwen3-tts-vc-2026-01-22"], ids=["realtime", "piece by piece"])
+async def test_a_text_with_nothing_to_say_is_refused_before_anything_is_bought(
+    client: Client, simulator: Simulator, rows: Rows, database_url: str, model: str
+) -> None:
+    voice_id = await insert_voice(database_url, client.user_id, model=model)
+    for text in (Path(__file__).parent.parent / "cases" / "texts.txt").read_text().split("\n")[:-1]:
+        response = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": text})
+        assert problem_of(response, 400, "validation") == "There is nothing to speak in this text", ascii(text)
+        response = await client.http.post("/api/generate/stream", json={"voice_id": str(voice_id), "text": text})
+        assert problem_of(response, 400, "validation") == "There is nothing to speak in this text", ascii(text)
+    assert await nothing_was_created(rows)
+    assert simulator.calls == []
 
 
 # --- the language -----------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
-from server.errors import ProviderUnavailable
+from server.errors import NothingToSpeak, ProviderUnavailable
 from server.providers.modal.api import Modal
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
+from server.text import has_letters
 
 _DELTA_BYTES = 64 * 1024
 
@@ -20,15 +21,16 @@ class ModalSpeech:
         self._modal = modal
 
     def speak(self, request: SpeechRequest) -> "_Fetched":
-        return _Fetched(self._modal, request.job or "")
+        return _Fetched(self._modal, request.job or "", request.text)
 
 
 class _Fetched:
     """One result on its way."""
 
-    def __init__(self, modal: Modal, job: str) -> None:
+    def __init__(self, modal: Modal, job: str, text: str) -> None:
         self._modal = modal
         self._job = job
+        self._text = text
         self._events = self._fetch()
         self.audio_bytes = 0
 
@@ -62,6 +64,8 @@ class _Fetched:
             samples = await asyncio.to_thread(to_mono_pcm16, parsed)
         except AudioError as exc:
             raise ProviderUnavailable(diagnostics={"code": "unreadable_audio"}) from exc
+        if not samples and not has_letters(self._text):
+            raise NothingToSpeak(diagnostics={"code": "no_audio"})
         if not samples:
             raise ProviderUnavailable(
                 "The speech provider handed out no audio. Please try again.", diagnostics={"code": "no_audio"}

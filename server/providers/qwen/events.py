@@ -20,9 +20,10 @@ from uuid import uuid4
 
 import msgspec
 
-from server.errors import ProviderRejected, ProviderUnavailable
+from server.errors import NothingToSpeak, ProviderRejected, ProviderUnavailable
 from server.providers.qwen.errors import classify, envelope_of, violation
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
+from server.text import has_letters
 
 
 class _Frame(msgspec.Struct, gc=False):
@@ -187,9 +188,10 @@ class Dialogue:
 
     def _session_finished(self) -> tuple[SpeechEvent, ...]:
         if not self.audio_bytes:
+            if not has_letters(self._request.text):
+                raise NothingToSpeak(diagnostics={"code": "no_audio"})
             raise ProviderUnavailable(
-                "The speech provider ended without any audio. Please try again, or try another text.",
-                diagnostics={"code": "no_audio"},
+                "The speech provider ended without any audio. Please try again.", diagnostics={"code": "no_audio"}
             )
         self.finished = True
         return SpeechStatus("finalizing"), SpeechEnd(self.facts())
