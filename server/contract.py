@@ -41,10 +41,21 @@ class Pagination(Struct, frozen=True):
 # --- generate and tasks -----------------------------------------------------------------------------------------------
 
 
+Format = Literal["mp3", "wav"]
+Factor = Annotated[float, Meta(ge=0.5, le=2.0)]
+Volume = Annotated[int, Meta(ge=0, le=100)]
+
+
 class GenerateRequest(Struct, frozen=True):
+    """A text to be spoken. What is absent below ``language`` is left to the voice's lane."""
+
     voice_id: UUID
     text: str
     language: str = "Auto"
+    format: Format | UnsetType | None = UNSET
+    speed: Factor | UnsetType | None = UNSET
+    pitch: Factor | UnsetType | None = UNSET
+    volume: Volume | UnsetType | None = UNSET
 
 
 class GenerateAnswer(Struct, frozen=True, kw_only=True):
@@ -118,6 +129,7 @@ class GenerationEntry(Struct, frozen=True, kw_only=True):
     created_at: datetime
     tts_provider: str
     output_format: str | None
+    client: str | None
 
 
 class GenerationsAnswer(Struct, frozen=True):
@@ -130,6 +142,10 @@ class RegenerateAnswer(Struct, frozen=True):
     text: str
     language: str
     redirect_url: str
+    format: str | UnsetType = UNSET
+    speed: float | UnsetType = UNSET
+    pitch: float | UnsetType = UNSET
+    volume: int | UnsetType = UNSET
 
 
 # --- clone and design -------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """The arithmetic of sound: pure functions on bytes and integers, no I/O.
 
-``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``mp4`` reads what an M4A holds, ``tags``
-steps over what stands in front, ``codecs`` has the names of what we do not take, and ``references`` judges the
-recordings that people upload. What takes longer than a few milliseconds says so; call that in a thread.
+``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``encoding`` makes MP3 of samples, ``mp4``
+reads what an M4A holds, ``tags`` steps over what stands in front, ``codecs`` has the names of what we do not take, and
+``references`` judges the recordings that people upload. What takes longer than a few milliseconds says so; call that
+in a thread.
 """
 
+from server.audio.encoding import Mp3Encoder
 from server.audio.errors import AudioError
 from server.audio.formats import (
     MP3,
@@ -42,6 +44,7 @@ __all__ = [
     "AudioFormat",
     "Clock",
     "Mp3Clock",
+    "Mp3Encoder",
     "PcmClock",
     "Recording",
     "ReferenceKind",

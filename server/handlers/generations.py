@@ -77,11 +77,20 @@ async def regenerate(request: Request) -> Response:
     entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
     if entry.voice_id is None or entry.voice_deleted:
         raise Invalid("The voice of this generation no longer exists. Please choose another voice.")
-    fields = {"voice": str(entry.voice_id), "text": entry.text, "language": entry.language}
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items())
+    repeated = {
+        name: value
+        for name in ("format", "speed", "pitch", "volume")
+        if (value := getattr(entry.asked, name)) is not None
+    }
+    fields = {"voice": entry.voice_id, "text": entry.text, "language": entry.language, **repeated}
+    query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in fields.items())
     return json_response(
         RegenerateAnswer(
-            voice_id=entry.voice_id, text=entry.text, language=entry.language, redirect_url=f"/generate?{query}"
+            voice_id=entry.voice_id,
+            text=entry.text,
+            language=entry.language,
+            redirect_url=f"/generate?{query}",
+            **repeated,
         )
     )
 

@@ -130,6 +130,7 @@ def generation_entry(entry: Entry) -> GenerationEntry:
         created_at=entry.created_at,
         tts_provider=entry.tts_provider,
         output_format=entry.output_format,
+        client=entry.asked.client,
     )
 
 

@@ -3,10 +3,11 @@
 from uuid import UUID, uuid4
 
 import asyncpg
+from msgspec import UNSET
 
 from server.audio import format_named
 from server.contract import GenerateRequest
-from server.errors import Conflict, NotFound, Overloaded
+from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
 from server.jobs.repeats import Repeatable
 from server.jobs.requirements import count_characters, require_language, require_text
@@ -14,7 +15,7 @@ from server.objects import audio_key
 from server.parts import Parts
 from server.records import purchases, runs, speech, tasks, voices
 from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
-from server.records.speech import NewSpeech
+from server.records.speech import Asked, NewSpeech
 from server.records.tasks import SpeechTask
 
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
@@ -44,9 +45,14 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     if parts.providers.abilities.takes_jobs and voice.reference_is_foreign:
         raise NotFound("This voice does not exist.")  # such a provider is sent the recording with every text
     lane = parts.providers.check(voice)
+    asked = asked_for(request)
+    for name in ("speed", "pitch", "volume"):
+        if getattr(asked, name) is not None and name not in lane.varies:
+            raise Invalid(f"This voice cannot vary its {name}. Please leave `{name}` out.")
     submits = lane.begins == "submitted"
     reference = await modal.fetch_reference(parts, voice) if submits else None
-    audio_format = lane.audio_format(format_named(parts.settings.qwen_default_response_format))
+    preferred = format_named(parts.settings.qwen_default_response_format)
+    audio_format = format_named(asked.format) if asked.format else lane.audio_format(preferred)
     generation_id = uuid4()
     wanted = NewSpeech(
         task_id=uuid4(),
@@ -60,6 +66,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         model=voice.provider_target_model,
         format_name=audio_format.name,
         object_key=audio_key(user_id, generation_id, audio_format.name),
+        asked=asked,
         job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
         in_seconds=parts.settings.deadlines.modal_watch_seconds if submits else 0.0,
     )
@@ -75,6 +82,16 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     if reference:
         return await modal.submit(parts, task, text=text, language=language, reference=reference)
     return task
+
+
+def asked_for(request: GenerateRequest) -> Asked:
+    """What the request says beyond its text, to be kept with it."""
+    return Asked(
+        format=request.format or None,
+        speed=None if request.speed is UNSET else request.speed,
+        pitch=None if request.pitch is UNSET else request.pitch,
+        volume=None if request.volume is UNSET else request.volume,
+    )
 
 
 async def _decided(parts: Parts, task: SpeechTask) -> SpeechTask:

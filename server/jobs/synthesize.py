@@ -13,9 +13,11 @@ import anyio
 
 from server.audio import format_named
 from server.errors import ProviderError, UtterError, VoiceGone
+from server.jobs.encoding import AsMp3
 from server.jobs.pieces import InPieces
 from server.jobs.progress import show, unless_away
 from server.parts import Parts
+from server.providers.lanes import lane_of
 from server.providers.speech import (
     AudioDelta,
     Speech,
@@ -120,7 +122,12 @@ class _Synthesis:
             voice=assignment.provider_voice_id or "",
             model=assignment.provider_target_model or "",
             language=assignment.language,
-            response_format=self._log.audio_format.provider_format,
+            # What is to be encoded here is asked for as samples.
+            response_format="pcm" if self._encodes else self._log.audio_format.provider_format,
+            speed=assignment.asked.speed,
+            pitch=assignment.asked.pitch,
+            volume=assignment.asked.volume,
+            instruction=assignment.asked.instruction,
             seed=seed_of(assignment.generation_id),
             job=assignment.job,
         )
@@ -141,12 +148,19 @@ class _Synthesis:
                     raise
                 await asyncio.sleep(pause)
 
+    @property
+    def _encodes(self) -> bool:
+        """Whether the voice's lane does not yield what this speech is to be heard and stored as."""
+        lane = lane_of(self._assignment.provider, self._assignment.provider_target_model)
+        return lane is not None and lane.needs_encoding(self._log.audio_format)
+
     def _source(self) -> SpeechProvider:
         """Who speaks this: the voice's lane decides."""
         parts, assignment = self._parts, self._assignment
-        return parts.providers.source(
+        source = parts.providers.source(
             assignment.provider, assignment.provider_target_model, in_pieces=InPieces(parts, assignment)
         )
+        return AsMp3(source) if self._encodes else source
 
     async def _relay(self, spoken: Speech) -> dict[str, object]:
         """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""

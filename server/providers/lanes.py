@@ -40,6 +40,10 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     instructs: bool = False
     times_words: bool = False
 
+    def needs_encoding(self, audio_format: AudioFormat) -> bool:
+        """Whether this lane yields samples only, and speech in that format has to be made of them."""
+        return audio_format not in self.formats
+
     def audio_format(self, preferred: AudioFormat) -> AudioFormat:
         """What speech on this lane is heard and stored as: what is preferred, where the lane yields it."""
         return preferred if preferred in self.formats else self.formats[0]

@@ -11,6 +11,7 @@ from server.database import Connection
 from server.objects import own_key
 from server.queue import Queue
 from server.records import removals, runs, speech
+from server.records.speech import Asked, asked_of
 from server.records.tasks import Status
 
 
@@ -35,6 +36,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     tts_provider: str
     output_format: str | None
     audio_object_key: str | None
+    asked: Asked
 
 
 _ENTRY = """
@@ -42,13 +44,14 @@ SELECT g.id, g.user_id, v.id AS voice_id, v.name AS voice_name,
        v.id IS NULL OR v.deleted_at IS NOT NULL AS voice_deleted, g.text,
        coalesce(g.language, 'Auto') AS language, g.status, g.duration_seconds::float8 AS duration_seconds,
        g.generation_time_seconds::float8 AS generation_time_seconds, g.error_message, g.created_at, g.tts_provider,
-       g.output_format, g.audio_object_key
+       g.output_format, g.audio_object_key, g.provider_metadata -> 'asked' AS asked
   FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id AND v.user_id = g.user_id
 """
 
 
 def _entry(row: asyncpg.Record) -> Entry:
     fields = dict(row)
+    fields["asked"] = asked_of(fields["asked"])
     return Entry(audio_object_key=own_key(fields.pop("user_id"), fields.pop("audio_object_key")), **fields)
 
 

@@ -24,6 +24,31 @@ _WITH_FACTS = """coalesce(provider_metadata, '{{}}') || {0}::jsonb || jsonb_buil
     coalesce(provider_metadata -> 'attempts', '[]') || coalesce({0}::jsonb -> 'attempts', '[]'))"""
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a speech was asked to be, beyond its text; what nobody asked for is not kept.
+
+    Attributes:
+        format: The format that was asked for, where one was.
+        instruction: How to say it, in free words.
+        client: Which program asked, in its own words.
+    """
+
+    format: str | None = None
+    speed: float | None = None
+    pitch: float | None = None
+    volume: int | None = None
+    instruction: str | None = None
+    client: str | None = None
+
+
+def asked_of(kept: Any) -> Asked:
+    """What a generation's ``provider_metadata -> 'asked'`` says; whatever else stands there says nothing."""
+    try:
+        return msgspec.convert(kept or {}, Asked)
+    except msgspec.ValidationError:
+        return Asked()
+
+
 class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     """A generation to be made, with everything that its rows need.
 
@@ -42,6 +67,7 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     format_name: str
     object_key: str
+    asked: Asked = Asked()
     job_name: str = SYNTHESIZE_JOB
     in_seconds: float = 0.0
 
@@ -50,8 +76,10 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> Non
     """Insert generation, task and run and defer the job: none exists without the others."""
     await connection.execute(
         """INSERT INTO public.generations
-                (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format)
-           VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8)""",
+                (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format,
+                 provider_metadata)
+           VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8,
+                   CASE WHEN $9::jsonb = '{}' THEN '{}' ELSE jsonb_build_object('asked', $9::jsonb) END)""",
         speech.generation_id,
         speech.user_id,
         speech.voice_id,
@@ -60,6 +88,7 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> Non
         speech.provider,
         speech.model,
         speech.format_name,
+        speech.asked,
     )
     await connection.execute(
         """INSERT INTO public.tasks (id, user_id, type, status, generation_id, voice_id, provider, metadata)
@@ -101,6 +130,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     provider_voice_id: str | None
     provider_target_model: str | None
+    asked: Asked = Asked()
     job: str | None
     waited_seconds: float
 
@@ -116,6 +146,7 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         return None
     speech = await connection.fetchrow(
         """SELECT g.user_id, g.voice_id, g.text, g.language, g.output_format, g.tts_provider, g.provider_model,
+                  g.provider_metadata -> 'asked' AS asked,
                   v.provider_voice_id, v.provider_target_model, coalesce(t.provider_job_id, t.modal_job_id) AS job
              FROM public.generations g LEFT JOIN public.voices v ON v.id = g.voice_id AND v.user_id = g.user_id
              LEFT JOIN public.tasks t ON t.id = $2 AND t.user_id = g.user_id
@@ -138,6 +169,7 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         provider=speech["tts_provider"],
         provider_voice_id=speech["provider_voice_id"],
         provider_target_model=speech["provider_target_model"] or speech["provider_model"],
+        asked=asked_of(speech["asked"]),
         job=speech["job"],
         waited_seconds=claimed.waited_seconds,
     )

@@ -68,6 +68,7 @@ async def test_an_entry_has_the_members_of_the_contract(client: Client, voice_id
         "error_message": None,
         "tts_provider": "qwen",
         "output_format": "mp3",
+        "client": None,
     }
 
 

@@ -186,6 +186,6 @@ async def follow(witness: Witness, tasks: dict[str, dict[str, Any]], body: dict[
 
 def test_requests_are_described_by_the_type_that_reads_them() -> None:
     schema = document()["components"]["schemas"]["GenerateRequest"]
-    assert set(schema["properties"]) == {"voice_id", "text", "language"}
+    assert set(schema["properties"]) == {"voice_id", "text", "language", "format", "speed", "pitch", "volume"}
     assert schema["required"] == ["voice_id", "text"]
     assert schema["properties"]["language"]["default"] == "Auto"

@@ -29,7 +29,8 @@ class Ledger:
 
         Facts by surface: every call ``model``, ``voice``, ``status`` (HTTP status answered), ``code`` (of a refusal);
         speech ``text``, ``characters`` (counted as billed), ``language``; realtime also ``format``,
-        ``sample_rate``, ``deltas``, ``audio_bytes`` (both as sent so far), ``billed_characters``, ``holding``,
+        ``sample_rate``, ``speech_rate``, ``pitch_rate``, ``volume``, ``deltas``, ``audio_bytes`` (both as sent so far),
+        ``billed_characters``, ``holding``,
         ``ended`` (``finished``, ``client_closed``, ``refused``, ``misbehaved``), ``ended_at``, ``close_code``,
         ``closed_at`` (when the socket was gone); modal ``job_id``, and of a
         submission ``transcript``; its ``voice`` is the SHA-256 of the recording as it was sent, in Base64.

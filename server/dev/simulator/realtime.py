@@ -239,6 +239,9 @@ class Session:
             language=fields["language_type"],
             format=fields["response_format"],
             sample_rate=fields["sample_rate"],
+            speech_rate=fields["speech_rate"],
+            pitch_rate=fields["pitch_rate"],
+            volume=fields["volume"],
         )
         self._claim(action="synthesize", model=model.name, voice=fields["voice"])
         await self._play("update")
