@@ -117,7 +117,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         announcer = Announcer(database)
         live = LiveAudio()
         pacer = Pacer(settings.qwen_starts_per_minute)
-        leases = Leases(database, listener, settings.deadlines)
+        leases = Leases(database, listener, renew_every_seconds=settings.intervals.renew_every_seconds)
         yield Parts(
             settings=settings,
             database=database,
@@ -127,7 +127,9 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             endings=Endings(database, announcer, metrics),
             leases=leases,
             live=live,
-            spool=SpoolWriter(database.for_spool, announcer, metrics),
+            spool=SpoolWriter(
+                database.for_spool, announcer, metrics, every_seconds=settings.intervals.spool_every_seconds
+            ),
             following=Following(database, listener, live, announcer),
             storage=storage,
             providers=Providers(

@@ -131,13 +131,6 @@ class DatabaseUnavailable(UtterError):
         super().__init__(detail, headers={"Retry-After": "2"})
 
 
-class Cancelled(UtterError):
-    """The user cancelled. An end of the work, not a fault."""
-
-    category, default_status = "cancelled", 409
-    default_detail = "Cancelled by user"
-
-
 class ProviderError(UtterError):
     """What a provider's failure means to us.
 

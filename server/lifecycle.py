@@ -17,7 +17,6 @@ from server.parts import Parts
 from server.queue import (
     DEFAULT,
     DEFAULT_CONCURRENCY,
-    DRAIN_SECONDS,
     SYNTHESIS,
     WATCHING,
     WATCHING_CONCURRENCY,
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 async def working(parts: Parts) -> AsyncIterator[None]:
     """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
     queue, settings = parts.queue, parts.settings
-    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.metrics, settings.deadlines)
+    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.metrics, settings)
     queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))
@@ -54,8 +53,10 @@ async def working(parts: Parts) -> AsyncIterator[None]:
         asyncio.TaskGroup() as group,
     ):
         synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
-        default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY))
-        watching = group.create_task(queue.work(WATCHING, concurrency=WATCHING_CONCURRENCY))
+        # Speeches end by our own deadline; what the other queues run may be cut and done again.
+        cut = settings.deadlines.drain_seconds
+        default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY, cut_after_seconds=cut))
+        watching = group.create_task(queue.work(WATCHING, concurrency=WATCHING_CONCURRENCY, cut_after_seconds=cut))
         try:
             yield
         finally:
@@ -66,17 +67,17 @@ async def working(parts: Parts) -> AsyncIterator[None]:
 async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.Task[None]) -> None:
     """Let what speaks finish within its grace, then store what is there to be stored."""
     stop(parts)
-    started = time.monotonic()
+    started, drain_seconds = time.monotonic(), parts.settings.deadlines.drain_seconds
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(parts.settings.shutdown_grace_seconds + DRAIN_SECONDS):
+        async with asyncio.timeout(parts.settings.shutdown_grace_seconds + drain_seconds):
             await _until_spoken(parts, synthesis)
     synthesis.cancel()
     with contextlib.suppress(TimeoutError, *REFUSED):
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(drain_seconds):
             while await _waiting(parts):  # noqa: ASYNC110 - what is waited for happens in the database
                 await asyncio.sleep(0.05)
     parts.queue.stop(DEFAULT)
-    await asyncio.wait({default}, timeout=DRAIN_SECONDS + 1.0)
+    await asyncio.wait({default}, timeout=drain_seconds + 1.0)
     parts.database.wait_no_more()
     default.cancel()
     logger.info("drained", extra={"seconds": round(time.monotonic() - started, 1)})
@@ -85,7 +86,7 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
 async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
     """Until the worker has ended. One that does not, though nobody speaks, waits for a database that is gone."""
     silent_seconds, step_seconds = 0.0, 0.25
-    while not synthesis.done() and silent_seconds < DRAIN_SECONDS:
+    while not synthesis.done() and silent_seconds < parts.settings.deadlines.drain_seconds:
         await asyncio.wait({synthesis}, timeout=step_seconds)
         silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
 

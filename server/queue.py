@@ -27,7 +27,6 @@ SYNTHESIS, DEFAULT, WATCHING = "synthesis", "default", "watching"
 DEFAULT_CONCURRENCY = 20
 # Looks at a provider that does not answer take seconds each; storing must not wait behind them, nor speaking.
 WATCHING_CONCURRENCY = 50
-DRAIN_SECONDS = 5.0
 
 # A worker that is merely paused must not be pruned by another process (its next fetch would die on a foreign key),
 # so only rows that a dead process left behind a day ago go.
@@ -213,8 +212,12 @@ class Queue:
         workers = [self._workers.get(name) for name in queues]
         return all(worker is not None and worker.worker_id is not None for worker in workers)
 
-    async def work(self, queue: str, *, concurrency: int) -> None:
-        """Run jobs of one queue until ``stop``; a worker that dies is said and replaced."""
+    async def work(self, queue: str, *, concurrency: int, cut_after_seconds: float | None = None) -> None:
+        """Run jobs of one queue until ``stop``; a worker that dies is said and replaced.
+
+        Args:
+            cut_after_seconds: How long jobs may go on after ``stop``; None for those that end by themselves.
+        """
         while queue not in self._stopping:
             worker = _Worker(
                 self._app,
@@ -225,8 +228,7 @@ class Queue:
                 delete_jobs="always",
                 install_signal_handlers=False,
                 stalled_worker_timeout=_PRUNE_AFTER_SECONDS,
-                # Speeches end by our own deadline; what the other queue runs may be cut and done again.
-                shutdown_graceful_timeout=None if queue == SYNTHESIS else DRAIN_SECONDS,
+                shutdown_graceful_timeout=cut_after_seconds,
             )
             self._workers[queue] = worker
             try:

@@ -22,41 +22,74 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
 
 
+# What follows is not part of the environment; tests build their own. Each field's name is its own in all four classes.
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds after which we stop waiting (design §7). Not part of the environment; tests build their own."""
+    """Seconds after which we stop waiting for somebody."""
 
-    queue_seconds: float = 300.0
-    connect_seconds: float = 10.0
-    starts: int = 3
-    starts_within_seconds: float = 60.0
-    first_delta_seconds: float = 30.0
-    silence_seconds: float = 30.0
-    session_seconds: float = 60.0
+    queue_seconds: float = 300.0  # for a free place: a speech or preview that nobody has begun fails
+    # At a provider
+    connect_seconds: float = 10.0  # for a connection, its handshake included; also for a watcher's poll of a job
+    starts_within_seconds: float = 60.0  # for a start that works, counted from the first one that failed
+    first_delta_seconds: float = 30.0  # for the first audio after the text was sent
+    silence_seconds: float = 30.0  # for the next message of a session
+    session_seconds: float = 60.0  # for the end of a session, and so long again for each character:
     session_seconds_per_char: float = 0.2
-    http_synthesis_seconds: float = 310.0
-    download_tries: int = 3
-    download_seconds: float = 120.0
-    customization_seconds: float = 90.0
-    customization_broken_seconds: float = 20.0
-    customization_settles_seconds: float = 310.0
-    modal_submit_seconds: float = 60.0
-    modal_status_seconds: float = 0.8
-    modal_job_seconds: float = 1800.0
-    modal_watch_seconds: float = 30.0
-    modal_request_seconds: float = 160.0
-    modal_no_id_seconds: float = 180.0
-    finalize_seconds: float = 86_400.0
-    keep_unstored_seconds: float = 604_800.0
-    keep_hidden_seconds: float = 86_400.0
-    keep_purchases_seconds: float = 7_776_000.0
-    renew_every_seconds: float = 1.0
-    sweep_every_seconds: float = 5.0
-    lost_after_seconds: float = 15.0
-    idle_run_seconds: float = 20.0
-    follower_stalled_seconds: float = 30.0
-    heartbeat_seconds: float = 15.0
-    request_database_seconds: float = 5.0
+    http_synthesis_seconds: float = 310.0  # for the answer to one piece that is not streamed
+    download_seconds: float = 120.0  # for a finished file, all tries together
+    customization_seconds: float = 90.0  # for a voice to be created or designed
+    customization_broken_seconds: float = 20.0  # for one to turn up whose call broke off
+    customization_settles_seconds: float = 310.0  # for one to turn up whose call was not answered in time
+    enrollment_seconds: float = 100.0  # for another request that is creating the same voice
+    modal_submit_seconds: float = 60.0  # for a job to be taken
+    modal_status_seconds: float = 0.8  # for a poll of a job while a client waits for our answer
+    modal_request_seconds: float = 160.0  # for one answer of any kind
+    modal_no_id_seconds: float = 180.0  # for a submission of which nobody has heard
+    modal_job_seconds: float = 1800.0  # for a job to be done, from its submission on
+    # Here
+    request_database_seconds: float = 5.0  # for the database, while a client waits for our answer
+    purchase_database_seconds: float = 30.0  # for the database to take what a provider has answered
+    preview_storage_seconds: float = 120.0  # for the storage to take a preview that is paid for
+    finalize_seconds: float = 86_400.0  # for the storage to take a speech
+    lost_after_seconds: float = 15.0  # for a run's owner to say that it lives
+    idle_run_seconds: float = 20.0  # for the job of a run that waits for one
+    follower_stalled_seconds: float = 30.0  # for a client to read on
+    # While leaving
+    drain_seconds: float = 5.0  # for what is spoken to be stored, once nothing is being spoken any more
+    leaving_database_seconds: float = 3.0  # for the database to take back what was being spoken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Seconds between one time and the next. Of several the last one repeats."""
+
+    spool_every_seconds: float = 0.03  # audio becomes durable
+    renew_every_seconds: float = 1.0  # a process says that it lives
+    sweep_every_seconds: float = 5.0  # what other processes left behind is looked for
+    heartbeat_seconds: float = 15.0  # a silent stream says that it is there
+    modal_watch_seconds: float = 30.0  # a job is polled that nobody else asks for
+    modal_result_pauses_seconds: tuple[float, ...] = (1.0, 1.5, 2.25, 3.4, 5.0)  # a job's result is asked for
+    download_pauses_seconds: tuple[float, ...] = (0.5, 2.0)  # a piece's file is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retentions:
+    """Seconds for which something is kept that nobody works with any more."""
+
+    keep_unstored_seconds: float = 604_800.0  # audio whose storing was given up, from then on
+    keep_hidden_seconds: float = 86_400.0  # a task that its user has put away
+    keep_purchases_seconds: float = 7_776_000.0  # what a speech has cost
+    keep_objects_seconds: float = 3_600.0  # an object without a row: one may be about to be written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tries:
+    """How often something is tried in all."""
+
+    starts: int = 3  # of a speech at its provider, as long as nothing was heard
+    downloads: int = 3  # of a finished file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +149,9 @@ class Settings:
     log_format: Literal["text", "json"] = "json"
     forwarded_allow_ips: str = "127.0.0.1"
     deadlines: Deadlines = field(default_factory=Deadlines)
+    intervals: Intervals = field(default_factory=Intervals)
+    retentions: Retentions = field(default_factory=Retentions)
+    tries: Tries = field(default_factory=Tries)
 
     @property
     def speakable_models(self) -> frozenset[str]:

@@ -1,6 +1,5 @@
 """What tests of the second provider share: settings that look often, and voices with a recording."""
 
-import dataclasses
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +8,7 @@ from server.parts import Parts
 from server.settings import Settings
 from server.storage import Bucket
 from tests.gateway import insert_voice
+from tests.support import with_limits
 
 TRANSCRIPT = "What the recording says."
 
@@ -18,14 +18,7 @@ def in_modal_mode(settings: Settings, **changes: Any) -> Settings:
 
     Nobody is in a hurry: what is watched is looked at every half minute, as in production, unless a test says more.
     """
-    names = {field.name for field in dataclasses.fields(settings.deadlines)}
-    deadlines = {name: changes.pop(name) for name in list(changes) if name in names}
-    return dataclasses.replace(
-        settings,
-        tts_provider_mode="modal",
-        deadlines=dataclasses.replace(settings.deadlines, **deadlines),
-        **changes,
-    )
+    return with_limits(settings, tts_provider_mode="modal", **changes)
 
 
 def recording(seconds: float = 4.0) -> bytes:

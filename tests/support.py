@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,7 +16,17 @@ from server.settings import Settings
 
 T = TypeVar("T")
 
+LIMITS = ("deadlines", "intervals", "retentions", "tries")
 AUTH_JWT_SECRET = "only the tests sign with this secret"
+
+
+def with_limits(settings: Settings, **changes: Any) -> Settings:
+    """The same settings but for ``changes``: deadlines, intervals, retentions, counts or settings, by their names."""
+    for group in LIMITS:
+        limits = getattr(settings, group)
+        names = {field.name for field in fields(limits)}
+        changes[group] = replace(limits, **{name: changes.pop(name) for name in list(changes) if name in names})
+    return replace(settings, **changes)
 
 
 @overload

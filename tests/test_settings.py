@@ -7,6 +7,7 @@ from functools import reduce
 import pytest
 
 from server.settings import KNOWN_MODELS, VARIABLES, Settings, SettingsError, StorageSettings, model_family
+from tests.support import LIMITS
 
 QWEN = {
     "DATABASE_URL": "postgresql://app:hunter2@db.example.com/app",
@@ -55,7 +56,7 @@ def test_the_smallest_environment_gets_every_documented_default() -> None:
     settings = Settings.from_environ(QWEN)
     assert settings.dashscope_ws_url == "wss://dashscope-intl.aliyuncs.com/api-ws/v1/realtime"
     assert settings.storage == StorageSettings(kind="disk", root="/var/lib/audio")
-    given = {"database_url", "dashscope_api_key", "auth_jwt_secret", "storage", "deadlines"}
+    given = {"database_url", "dashscope_api_key", "auth_jwt_secret", "storage", *LIMITS}
     for field in fields(Settings):
         if field.name not in given:
             assert getattr(settings, field.name) == field.default, field.name
@@ -334,7 +335,7 @@ def test_every_variable_has_a_field_and_every_field_a_variable() -> None:
     for variable in VARIABLES:
         reduce(getattr, variable.field.split("."), settings)
     own = {variable.field.split(".")[0] for variable in VARIABLES}
-    assert own == {field.name for field in fields(Settings)} - {"deadlines"}
+    assert own == {field.name for field in fields(Settings)} - set(LIMITS)
 
 
 def test_documented_defaults_are_the_real_ones() -> None:

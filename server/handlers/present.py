@@ -93,10 +93,7 @@ def _result(task: SpeechTask) -> dict[str, object] | UnsetType:
 
 
 def _audio(task: SpeechTask) -> TaskAudio | UnsetType:
-    try:
-        audio_format = task.audio_format
-    except KeyError:  # another system stored it, in a format that is none of ours
-        return UNSET
+    audio_format = task.audio_format
     if task.type != "generate" or audio_format is None:
         return UNSET
     rate = task.sample_rate_hz * BITS_PER_SAMPLE if audio_format.header_bytes else task.bits_per_second

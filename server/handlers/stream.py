@@ -229,7 +229,7 @@ class Events(EventSourceResponse):
             _events(walk),
             headers=_about(walk.task),
             sep="\n",
-            ping=parts.settings.deadlines.heartbeat_seconds,
+            ping=parts.settings.intervals.heartbeat_seconds,
             ping_message_factory=_heartbeat,
         )
         self._metrics = parts.metrics

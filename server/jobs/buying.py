@@ -20,8 +20,6 @@ from server.records.purchases import Doubt, Purchase
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# The provider has answered and the database is gone: so long the answer is held.
-WRITE_SECONDS = 30.0
 # A request that is cut off has so long to say what it knows of its call.
 LAST_WORDS_SECONDS = 3.0
 
@@ -33,7 +31,7 @@ async def written(parts: Parts, work: Callable[[Connection], Awaitable[T]], fact
         DatabaseUnavailable: It did not. What must not be forgotten is in one error line; the lease has the rest.
     """
     try:
-        return await parts.database.patiently_for(WRITE_SECONDS, work)
+        return await parts.database.patiently_for(parts.settings.deadlines.purchase_database_seconds, work)
     except REFUSED as exc:
         logger.exception("bought, but not stored: the next try adopts it", extra=facts)
         raise DatabaseUnavailable from exc
@@ -50,7 +48,7 @@ async def settle(
     state: Literal["unknown", "refused"] = "unknown" if isinstance(exc, ProviderTimeout) else "refused"
     try:
         await parts.database.patiently_for(
-            WRITE_SECONDS,
+            parts.settings.deadlines.purchase_database_seconds,
             purchases.decide,
             subject,
             state,

@@ -25,7 +25,7 @@ from server.errors import (
     StorageUnavailable,
     UtterError,
 )
-from server.jobs.buying import WRITE_SECONDS, refusal_of, say_unknown, settle, written
+from server.jobs.buying import refusal_of, say_unknown, settle, written
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
 from server.jobs.repeats import Repeatable
@@ -46,8 +46,6 @@ from server.text import is_visible
 logger = logging.getLogger(__name__)
 
 LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
-# A preview that is paid for waits so long for the storage to come back.
-STORE_SECONDS = 120.0
 SHOW_SECONDS = 1.0
 _UNANSWERED = "The speech provider did not answer in time. Please make the preview again."
 _LOST = "The server was restarted while it made this preview. Please make it again."
@@ -201,7 +199,7 @@ async def _store(parts: Parts, object_key: str, audio: bytes) -> None:
     Raises:
         StorageUnavailable: It did not.
     """
-    pause, deadline = 0.5, asyncio.get_running_loop().time() + STORE_SECONDS
+    pause, deadline = 0.5, asyncio.get_running_loop().time() + parts.settings.deadlines.preview_storage_seconds
     while True:
         try:
             await parts.storage.put(Bucket.GENERATIONS, object_key, audio, content_type="audio/wav", size=len(audio))
@@ -277,13 +275,20 @@ async def _leave(parts: Parts, preview: Preview) -> None:
     """This process is leaving in the middle of a call. One that bought a voice cannot be made without paying again."""
     buys = parts.providers.abilities_of(preview.provider).enrolls
     if buys or not await parts.database.patiently_for(
-        3.0, speech.requeue, parts.queue, preview.task_id, preview.attempt, reason="server restarted"
+        parts.settings.deadlines.leaving_database_seconds,
+        speech.requeue,
+        parts.queue,
+        preview.task_id,
+        preview.attempt,
+        reason="server restarted",
     ):
         await _end(parts, preview, Ending(detail=RESTARTED, category="internal"))
 
 
 async def _end(parts: Parts, preview: Preview, ending: Ending) -> None:
-    await parts.endings.end(preview.task_id, ending, attempt=preview.attempt, for_seconds=WRITE_SECONDS)
+    await parts.endings.end(
+        preview.task_id, ending, attempt=preview.attempt, for_seconds=parts.settings.deadlines.purchase_database_seconds
+    )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------

@@ -37,9 +37,8 @@ from server.storage import Bucket
 logger = logging.getLogger(__name__)
 
 PROVIDER_LINK_SECONDS = 600
-# Losers of the claim look at the row; the winner's call takes 90 s at most.
+# Losers of the claim look at the row.
 LOOK_EVERY_SECONDS = 0.25
-LOOK_FOR_SECONDS = 100.0
 # One look at the provider's list, how long a caller waits for a voice to turn up there, and how often it looks.
 # Together with the call this stays within the lease.
 FIND_SECONDS = 25.0
@@ -93,7 +92,7 @@ class Enrollment:
         Raises:
             ProviderError: As the buyer was refused.
         """
-        deadline = asyncio.get_running_loop().time() + LOOK_FOR_SECONDS
+        deadline = asyncio.get_running_loop().time() + self._parts.settings.deadlines.enrollment_seconds
         turned_away = False
         while True:
             purchase = await self._look()

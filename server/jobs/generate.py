@@ -68,7 +68,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         object_key=audio_key(user_id, generation_id, audio_format.name),
         asked=asked,
         job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
-        in_seconds=parts.settings.deadlines.modal_watch_seconds if submits else 0.0,
+        in_seconds=parts.settings.intervals.modal_watch_seconds if submits else 0.0,
     )
     try:
         task = await _create(parts, wanted, repeatable)

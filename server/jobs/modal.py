@@ -39,7 +39,6 @@ MOST_REFERENCE_BYTES = 10 * 1024 * 1024
 # After a look that saw a failure the next one follows soon, since it decides.
 SECOND_LOOK_SECONDS = modal.SECOND_LOOK_SECONDS * 1.5
 CANCEL_TRIES = 3
-WRITE_SECONDS = 30.0
 
 FAILED = "The speech provider could not speak this. Please try again."
 
@@ -107,7 +106,9 @@ async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, re
         exc.status = 503 if exc.diagnostics.get("code") == NOT_CONFIGURED else 502
         raise
     try:
-        await parts.database.patiently_for(WRITE_SECONDS, modal.note_submitted, parts.queue, task.id, job)
+        await parts.database.patiently_for(
+            parts.settings.deadlines.purchase_database_seconds, modal.note_submitted, parts.queue, task.id, job
+        )
     except REFUSED as exc:
         logger.error("a job was bought and could not be written down", extra={"task_id": str(task.id), "job": job})
         raise DatabaseUnavailable from exc
@@ -126,7 +127,7 @@ async def _submit_until_it_works(parts: Parts, *, text: str, language: str, refe
         except ProviderError as exc:
             starts += 1
             sent = exc.diagnostics.get("code") != NOT_CONNECTED
-            if starts >= parts.settings.deadlines.starts or not may_start_again(exc, text_sent=sent, bytes_heard=0):
+            if starts >= parts.settings.tries.starts or not may_start_again(exc, text_sent=sent, bytes_heard=0):
                 raise
         await asyncio.sleep(pause_before_start(starts, throttled=False))
 
@@ -140,7 +141,9 @@ async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> 
     )
     note = partial(modal.note_not_submitted, task_id=task.id, ending=ending, state=state)
     try:
-        await parts.endings.end_by(task.id, ending, note, for_seconds=WRITE_SECONDS)
+        await parts.endings.end_by(
+            task.id, ending, note, for_seconds=parts.settings.deadlines.purchase_database_seconds
+        )
     except REFUSED:
         logger.error("a failed submission could not be written down", extra={"task_id": str(task.id)})
 
@@ -224,7 +227,9 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     if verdict == "open" and left <= 0:
         await _end(parts, task_id, modal.TOO_LATE if watched.job else modal.NEVER_SUBMITTED)
     elif verdict != "decided":
-        pause = SECOND_LOOK_SECONDS if verdict == "doubtful" else min(deadlines.modal_watch_seconds, left)
+        pause = (
+            SECOND_LOOK_SECONDS if verdict == "doubtful" else min(parts.settings.intervals.modal_watch_seconds, left)
+        )
         await parts.database.patiently(runs.watch_again, parts.queue, task_id, attempt, in_seconds=pause)
 
 

@@ -138,7 +138,7 @@ class _Speech:
                 starts += 1
                 self.text_sent = bool(exc.diagnostics.get("text_sent", True))
                 again = part > 0 and may_start_again(exc, text_sent=self.text_sent, bytes_heard=0)
-                if not again or starts >= self._parts.settings.deadlines.starts:
+                if not again or starts >= self._parts.settings.tries.starts:
                     raise
                 await asyncio.sleep(pause_before_start(starts, throttled=exc.throttled))
             else:

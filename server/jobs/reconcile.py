@@ -21,8 +21,6 @@ from server.storage import Bucket
 
 logger = logging.getLogger(__name__)
 
-# Younger objects may belong to rows that are about to be written.
-OLD_ENOUGH = timedelta(hours=1)
 # Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
 _OURS = re.compile(r"(^|-)(u[0-9a-f]{15})(-|$)")
 
@@ -107,10 +105,11 @@ async def _provider_voices(parts: Parts, found: Leftovers) -> None:
 
 
 async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool) -> None:
+    old_enough = timedelta(seconds=parts.settings.retentions.keep_objects_seconds)
     try:
         batch: dict[str, int] = {}
         async for stored in parts.storage.list(bucket):
-            if datetime.now(UTC) - stored.modified > OLD_ENOUGH:
+            if datetime.now(UTC) - stored.modified > old_enough:
                 batch[stored.key] = stored.size
             if len(batch) >= 1000:
                 await _judge(parts, bucket, batch, found, delete)

@@ -35,9 +35,6 @@ from server.relay.live import AudioLog
 
 logger = logging.getLogger(__name__)
 
-# How long a process that leaves waits for a lost database; the sweep of another one has what is left.
-LEAVING_SECONDS = 3.0
-
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Speak one attempt of a run, if it is still there to be spoken."""
@@ -63,11 +60,12 @@ async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None
 async def _give_back(parts: Parts, assignment: Assignment) -> None:
     """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
     task_id, attempt = assignment.task_id, assignment.attempt
+    for_seconds = parts.settings.deadlines.leaving_database_seconds
     if not await parts.database.patiently_for(
-        LEAVING_SECONDS, speech.requeue, parts.queue, task_id, attempt, reason="server restarted"
+        for_seconds, speech.requeue, parts.queue, task_id, attempt, reason="server restarted"
     ):
         cut = Ending(detail=RESTARTED, category="internal", facts={"error": {"code": "server_restarted"}})
-        await parts.endings.end(task_id, cut, attempt=attempt, for_seconds=LEAVING_SECONDS)
+        await parts.endings.end(task_id, cut, attempt=attempt, for_seconds=for_seconds)
 
 
 def seed_of(generation_id: UUID) -> int:
@@ -144,7 +142,7 @@ class _Synthesis:
                 pause = pause_before_start(len(self._starts), throttled=exc.throttled)
                 first_failed_at = first_failed_at or time.monotonic()
                 in_time = time.monotonic() - first_failed_at + pause < deadlines.starts_within_seconds
-                if not again or len(self._starts) >= deadlines.starts or not in_time:
+                if not again or len(self._starts) >= self._parts.settings.tries.starts or not in_time:
                     raise
                 await asyncio.sleep(pause)
 

@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 from server.announce import CANCEL_CHANNEL, names
 from server.database import REFUSED, Database, Listener
 from server.records import runs
-from server.settings import Deadlines
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +44,12 @@ class Leases:
         released: This process is leaving and has let go of everything that still ran.
     """
 
-    def __init__(self, database: Database, listener: Listener, deadlines: Deadlines) -> None:
+    def __init__(self, database: Database, listener: Listener, *, renew_every_seconds: float) -> None:
         self.owner = uuid4()
         self.released = False
         self._database = database
         self._listener = listener
-        self._every_seconds = deadlines.renew_every_seconds
+        self._every_seconds = renew_every_seconds
         self._held: dict[UUID, _Held] = {}
 
     @contextmanager

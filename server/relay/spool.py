@@ -23,7 +23,6 @@ from server.relay.live import AudioLog
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.03
 ROW_BYTES = 256 * 1024
 STATEMENT_BYTES = 4 * 1024 * 1024
 FLUSH_SECONDS = 60.0
@@ -64,10 +63,11 @@ class _Row(NamedTuple):
 class SpoolWriter:
     """Makes the audio of this process's syntheses durable, all of them together."""
 
-    def __init__(self, database: Database, announcer: Announcer, metrics: Metrics) -> None:
+    def __init__(self, database: Database, announcer: Announcer, metrics: Metrics, *, every_seconds: float) -> None:
         self._database = database
         self._announcer = announcer
         self._metrics = metrics
+        self._every_seconds = every_seconds
         self._writing: dict[AudioLog, Callable[[], None]] = {}
         self._grown: dict[AudioLog, None] = {}
         self._wake = asyncio.Event()
@@ -118,7 +118,7 @@ class SpoolWriter:
 
     async def _tick_or_urgent(self) -> None:
         try:
-            async with asyncio.timeout(TICK_SECONDS):
+            async with asyncio.timeout(self._every_seconds):
                 await self._urgent.wait()
         except TimeoutError:
             pass

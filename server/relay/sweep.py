@@ -23,7 +23,7 @@ from server.records import idempotency, modal, purchases, removals, runs, speech
 from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Lost
 from server.records.speech import RESTARTED, Ended, Ending
 from server.relay.endings import Endings
-from server.settings import Deadlines
+from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +55,15 @@ class Sweeper:
         announcer: Announcer,
         endings: Endings,
         metrics: Metrics,
-        deadlines: Deadlines,
+        settings: Settings,
     ) -> None:
         self._database = database
         self._queue = queue
         self._announcer = announcer
         self._endings = endings
         self._metrics = metrics
-        self._deadlines = deadlines
+        self._settings = settings
+        self._deadlines = settings.deadlines
         self._trusts_beats_at = 0.0
 
     async def run(self) -> None:
@@ -75,8 +76,8 @@ class Sweeper:
                 rounds += 1
             except REFUSED as exc:
                 logger.warning("sweep failed", extra={"reason": repr(exc)})
-                self._trusts_beats_at = time.monotonic() + BEATS_MISSED * self._deadlines.renew_every_seconds
-            await asyncio.sleep(self._deadlines.sweep_every_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+                self._trusts_beats_at = time.monotonic() + BEATS_MISSED * self._settings.intervals.renew_every_seconds
+            await asyncio.sleep(self._settings.intervals.sweep_every_seconds * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def sweep(self) -> None:
         """One look at every run that should have moved."""
@@ -146,12 +147,13 @@ class Sweeper:
 
     async def clean(self) -> None:
         """What has served its time goes."""
-        deadlines = self._deadlines
+        retentions = self._settings.retentions
         async with self._database.connection() as connection:
-            await tasks.forget_hidden(connection, deadlines.keep_hidden_seconds)
+            await tasks.forget_hidden(connection, retentions.keep_hidden_seconds)
             await idempotency.forget_old(connection)
-            await purchases.forget_old(connection, deadlines.keep_purchases_seconds)
-            await runs.forget_unstored(connection, deadlines.finalize_seconds + deadlines.keep_unstored_seconds)
+            await purchases.forget_old(connection, retentions.keep_purchases_seconds)
+            kept_since_spoken = self._deadlines.finalize_seconds + retentions.keep_unstored_seconds
+            await runs.forget_unstored(connection, kept_since_spoken)
             await self._queue.abort_orphans(connection)
         await self._adopt()
 

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -15,32 +14,26 @@ from server.dev.simulator import Simulator
 from server.queue import DEFAULT
 from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
-from server.settings import Deadlines, Settings
+from server.settings import Deadlines, Intervals, Settings
 from server.storage import Bucket
 from tests.end_to_end.conftest import followers, gateway_behind, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Gateway, Process, insert_voice, process, running_gateway
 from tests.postgres_proxy import PostgresProxy
-from tests.support import make_settings, wait_for
+from tests.support import make_settings, wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 DELTAS = 5
 HELD_BYTES = DELTAS * DELTA_BYTES
 # The victim is a process of its own with the usual deadlines: it says that it lives once a second.
-IMPATIENT = Deadlines(renew_every_seconds=0.3, lost_after_seconds=2.0, sweep_every_seconds=0.1, idle_run_seconds=0.5)
+IMPATIENT = {"renew_every_seconds": 0.3, "lost_after_seconds": 2.0, "sweep_every_seconds": 0.1, "idle_run_seconds": 0.5}
 
 
 @pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
     """Settings of a server that soon takes another one for dead."""
-    return make_settings(
-        database_url,
-        simulator,
-        tmp_path,
-        qwen_starts_per_minute=100_000,
-        shutdown_grace_seconds=2.0,
-        deadlines=IMPATIENT,
-    )
+    usual = make_settings(database_url, simulator, tmp_path, qwen_starts_per_minute=100_000, shutdown_grace_seconds=2.0)
+    return with_limits(usual, **IMPATIENT)
 
 
 @pytest.fixture
@@ -87,11 +80,11 @@ async def objects(gateway: Gateway) -> set[str]:
 
 def test_a_dead_processs_tasks_move_on_within_half_a_minute() -> None:
     """The tests below wait for shorter deadlines; these are the usual ones."""
-    usual = Deadlines()
-    found_after = usual.lost_after_seconds + 1.2 * usual.sweep_every_seconds
-    assert found_after + usual.renew_every_seconds < 30.0
-    assert usual.idle_run_seconds + 1.2 * usual.sweep_every_seconds < 30.0
-    assert usual.lost_after_seconds > 5 * usual.renew_every_seconds, "a hiccup must not look like death"
+    usual, every = Deadlines(), Intervals()
+    found_after = usual.lost_after_seconds + 1.2 * every.sweep_every_seconds
+    assert found_after + every.renew_every_seconds < 30.0
+    assert usual.idle_run_seconds + 1.2 * every.sweep_every_seconds < 30.0
+    assert usual.lost_after_seconds > 5 * every.renew_every_seconds, "a hiccup must not look like death"
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------
@@ -333,7 +326,7 @@ async def test_an_outage_of_a_second_and_a_half_kills_no_speech(
     """
     simulator.behave("realtime", {"minimum_bytes": 60_000, "delta_bytes": 1000, "speed": 1.5}, times=3)
     plan = simulator.behave("realtime", {"do": "hold", "at": "text", "minimum_bytes": HELD_BYTES}, times=3)
-    hasty = replace(settings, deadlines=replace(IMPATIENT, lost_after_seconds=1.0))
+    hasty = with_limits(settings, lost_after_seconds=1.0)
     async with (
         gateway_behind(door, hasty) as speaker,
         speaker.client(user_id) as client,
@@ -488,7 +481,7 @@ async def test_purchases_of_speech_go_after_three_months_and_those_of_voices_nev
                 kind,
                 days,
             )
-    async with gateway_behind(door, replace(settings, deadlines=replace(IMPATIENT, sweep_every_seconds=0.05))):
+    async with gateway_behind(door, with_limits(settings, sweep_every_seconds=0.05)):
 
         async def gone() -> bool:
             return bool(await rows.fetchval("SELECT count(*) FROM internal.purchases") == 6)
@@ -511,7 +504,7 @@ async def test_what_has_served_its_time_goes(
     await rows.execute(
         "UPDATE public.tasks SET deleted_at = now() - interval '25 hours' WHERE id = $1", UUID(done["task_id"])
     )
-    async with gateway_behind(door, replace(settings, deadlines=replace(IMPATIENT, sweep_every_seconds=0.05))):
+    async with gateway_behind(door, with_limits(settings, sweep_every_seconds=0.05)):
 
         async def gone() -> bool:
             found = await rows.fetch("SELECT id FROM public.tasks")

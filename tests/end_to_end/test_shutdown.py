@@ -4,7 +4,6 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -13,7 +12,6 @@ import asyncpg
 import httpx
 import pytest
 
-from server import lifecycle, queue
 from server.dev.simulator import Simulator
 from server.lifecycle import stop
 from server.records.speech import RESTARTED
@@ -22,7 +20,7 @@ from tests.end_to_end.conftest import deaf, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Client, Process, insert_voice, process, running_gateway
 from tests.postgres_proxy import postgres_proxy
-from tests.support import make_settings, wait_for
+from tests.support import make_settings, wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 DELTAS = 5
@@ -220,14 +218,11 @@ async def test_a_database_that_is_gone_does_not_keep_the_process(
     simulator: Simulator,
     user_id: UUID,
     voice_id: UUID,
-    monkeypatch: pytest.MonkeyPatch,
     speaking: bool,
 ) -> None:
     """Nothing can be written any more; other processes find what this one held."""
-    monkeypatch.setattr(lifecycle, "DRAIN_SECONDS", 0.5)
-    monkeypatch.setattr(queue, "DRAIN_SECONDS", 0.5)
     async with postgres_proxy(database_url) as door:
-        brief = replace(settings, database_url=door.url, shutdown_grace_seconds=0.5)
+        brief = with_limits(settings, database_url=door.url, shutdown_grace_seconds=0.5, drain_seconds=0.5)
         async with running_gateway(brief) as leaving, leaving.client(user_id) as client:
             plan = hold_after(simulator, DELTAS)
             if speaking:

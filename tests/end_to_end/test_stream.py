@@ -17,7 +17,7 @@ import pytest
 
 from server.auth import Tickets
 from server.dev.simulator import Planned, Simulator
-from server.settings import Deadlines, Settings
+from server.settings import Deadlines, Intervals, Settings
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, followers
 from tests.end_to_end.hearing import AUDIO, DELTA_BYTES, EVENTS, Ears, Heard, hold_after
 from tests.gateway import Client, Gateway, insert_voice, read_events
@@ -51,7 +51,8 @@ def settings(database_url: str, simulator: Simulator, tmp_path: Path, format_nam
         qwen_default_response_format=format_name,
         shutdown_grace_seconds=2.0,
         qwen_starts_per_minute=100_000,
-        deadlines=Deadlines(heartbeat_seconds=0.1, follower_stalled_seconds=0.5),
+        deadlines=Deadlines(follower_stalled_seconds=0.5),
+        intervals=Intervals(heartbeat_seconds=0.1),
     )
 
 

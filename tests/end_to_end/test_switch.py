@@ -24,7 +24,7 @@ from tests.end_to_end.hearing import DELTA_BYTES
 from tests.gateway import Client, Gateway, insert_voice, read_events, running_gateway
 from tests.handlers.wire import problem_of
 from tests.modal import in_modal_mode, insert_modal_voice
-from tests.support import wait_for
+from tests.support import wait_for, with_limits
 
 Rows = Any
 SPEECHES = 6
@@ -34,8 +34,13 @@ DELTAS = 6
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """Servers look often and leave soon; both providers are configured, as the cut-over asks for."""
-    deadlines = replace(settings.deadlines, modal_watch_seconds=0.2, sweep_every_seconds=0.5, idle_run_seconds=2.0)
-    return replace(settings, deadlines=deadlines, shutdown_grace_seconds=10.0)
+    return with_limits(
+        settings,
+        modal_watch_seconds=0.2,
+        sweep_every_seconds=0.5,
+        idle_run_seconds=2.0,
+        shutdown_grace_seconds=10.0,
+    )
 
 
 @dataclass

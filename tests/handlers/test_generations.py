@@ -1,6 +1,5 @@
 """/api/generations: the history, its audio, and starting over from an entry."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ from server.settings import Settings
 from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
-from tests.support import wait_for
+from tests.support import wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -317,7 +316,7 @@ async def test_an_object_that_cannot_be_deleted_is_recorded_until_the_sweep_has_
     settings: Settings, database_url: str, rows: Rows
 ) -> None:
     """A folder in place of the file is what even root cannot unlink."""
-    quick = replace(settings, deadlines=replace(settings.deadlines, sweep_every_seconds=0.05))
+    quick = with_limits(settings, sweep_every_seconds=0.05)
     async with running_gateway(quick) as gateway, gateway.client() as client:
         answer = await client.generate(await insert_voice(database_url, client.user_id))
         await client.ended(answer["task_id"])

@@ -11,7 +11,6 @@ import pytest
 
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
-from server.providers.modal import api as modal_provider
 from server.settings import Settings
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import problem_of
@@ -22,14 +21,9 @@ Rows = Any
 DESIGN = {"text": "Good evening, everybody.", "language": "English", "instruct": "A warm, low voice."}
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_provider, "_PAUSES_SECONDS", (0.01,))
-
-
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return in_modal_mode(settings)
+    return in_modal_mode(settings, modal_result_pauses_seconds=(0.01,))
 
 
 async def uploaded(client: Client, content: bytes, transcript: str = "What I say.") -> dict[str, Any]:

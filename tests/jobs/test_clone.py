@@ -17,7 +17,7 @@ from server.dev.simulator import Simulator
 from server.jobs import buying, clone, enrollment
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.records import purchases
-from server.settings import Deadlines, Settings
+from server.settings import Settings
 from server.storage import s3
 from tests.audio.samples import mp3
 from tests.end_to_end.conftest import take_no_jobs
@@ -25,7 +25,7 @@ from tests.gateway import Client, Gateway, process, running_gateway
 from tests.handlers.wire import problem_of
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.storage.conftest import s3_settings
-from tests.support import make_settings, wait_for
+from tests.support import make_settings, wait_for, with_limits
 from tests.voices import (
     TRANSCRIPT,
     billed,
@@ -129,15 +129,16 @@ async def test_those_who_wait_hear_the_same_refusal(
 
 
 async def test_who_waits_too_long_for_another_caller_is_told_to_come_back(
-    client: Client, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, simulator: Simulator
 ) -> None:
-    monkeypatch.setattr(enrollment, "LOOK_FOR_SECONDS", 0.3)
-    voice_id = await upload(client, recording())
-    plan = simulator.behave("customization", {"do": "hold"}, action="create")
-    buyer = asyncio.create_task(finalize(client, voice_id))
-    await plan.held()
-    problem_of(await finalize(client, voice_id), 503, "provider_unavailable", says="still being created")
-    plan.release()
+    brief = with_limits(settings, enrollment_seconds=0.3)
+    async with running_gateway(brief) as gateway, gateway.client() as client:
+        voice_id = await upload(client, recording())
+        plan = simulator.behave("customization", {"do": "hold"}, action="create")
+        buyer = asyncio.create_task(finalize(client, voice_id))
+        await plan.held()
+        problem_of(await finalize(client, voice_id), 503, "provider_unavailable", says="still being created")
+        plan.release()
     assert (await buyer).status_code == 200
     assert billed(simulator) == 1
 
@@ -250,11 +251,10 @@ async def test_a_database_that_stays_away_leaves_one_line_and_the_next_finalize_
     door: PostgresProxy,
     simulator: Simulator,
     rows: Rows,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(buying, "WRITE_SECONDS", 0.3)
-    async with running_gateway(replace(settings, database_url=door.url)) as gateway, gateway.client() as client:
+    brief = with_limits(settings, database_url=door.url, purchase_database_seconds=0.3)
+    async with running_gateway(brief) as gateway, gateway.client() as client:
         voice_id = await upload(client, recording())
         plan = simulator.behave("customization", {"do": "hold"}, action="create")
         caller = asyncio.create_task(finalize(client, voice_id))
@@ -279,7 +279,7 @@ async def test_a_database_that_stays_away_leaves_one_line_and_the_next_finalize_
 async def test_a_commit_whose_answer_is_lost_stores_one_voice(
     settings: Settings, door: PostgresProxy, simulator: Simulator, rows: Rows
 ) -> None:
-    quiet = replace(settings, database_url=door.url, deadlines=Deadlines(sweep_every_seconds=60.0))
+    quiet = with_limits(settings, database_url=door.url, sweep_every_seconds=60.0)
     async with running_gateway(quiet) as gateway, gateway.client() as client:
         for queue in (SYNTHESIS, DEFAULT, WATCHING):  # nothing but the voice may commit
             await take_no_jobs(gateway, queue)

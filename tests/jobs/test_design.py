@@ -18,13 +18,13 @@ from server.jobs.reconcile import reconcile
 from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
-from server.settings import Deadlines, Settings
+from server.settings import Settings
 from server.storage import Bucket
 from tests.end_to_end.conftest import take_no_jobs
 from tests.gateway import Client, Gateway, Process, process, running_gateway
 from tests.handlers.wire import problem_of
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
-from tests.support import make_settings, wait_for
+from tests.support import make_settings, wait_for, with_limits
 from tests.voices import (
     billed,
     creations,
@@ -39,13 +39,13 @@ from tests.voices import (
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 # The victim is a process of its own with the usual deadlines: it says that it lives once a second.
-IMPATIENT = Deadlines(renew_every_seconds=0.3, lost_after_seconds=2.0, sweep_every_seconds=0.1, idle_run_seconds=0.5)
+IMPATIENT = {"renew_every_seconds": 0.3, "lost_after_seconds": 2.0, "sweep_every_seconds": 0.1, "idle_run_seconds": 0.5}
 
 
 @pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
     """Settings of a server that soon takes another one for dead."""
-    return make_settings(database_url, simulator, tmp_path, deadlines=IMPATIENT, shutdown_grace_seconds=0.2)
+    return with_limits(make_settings(database_url, simulator, tmp_path, shutdown_grace_seconds=0.2), **IMPATIENT)
 
 
 @pytest.fixture
@@ -230,20 +230,21 @@ async def test_a_storage_that_is_away_for_a_moment_loses_nothing(
 
 
 async def test_a_storage_that_stays_away_fails_the_preview_and_keeps_the_record(
-    gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, simulator: Simulator, rows: Rows
 ) -> None:
-    monkeypatch.setattr(design, "STORE_SECONDS", 0.1)
-    bucket = Path(gateway.parts.settings.storage.root) / "generations"
-    shutil.rmtree(bucket)
-    bucket.write_text("no folder")
-    task_id = await start_preview(client)
-    task = await client.ended(task_id)
-    assert (task["status"], task["error_category"]) == ("failed", "storage")
-    bought = await purchase_in(rows, task_id, "unknown")
-    assert bought["outcome"]["voice"] == creations(simulator)[0]["voice"]
-    assert bought["request_id"].startswith("simulated-")
-    bucket.unlink()
-    assert len((await reconcile(gateway.parts)).provider_voices) == 1
+    brief = with_limits(settings, preview_storage_seconds=0.1)
+    async with running_gateway(brief) as gateway, gateway.client() as client:
+        bucket = Path(gateway.parts.settings.storage.root) / "generations"
+        shutil.rmtree(bucket)
+        bucket.write_text("no folder")
+        task_id = await start_preview(client)
+        task = await client.ended(task_id)
+        assert (task["status"], task["error_category"]) == ("failed", "storage")
+        bought = await purchase_in(rows, task_id, "unknown")
+        assert bought["outcome"]["voice"] == creations(simulator)[0]["voice"]
+        assert bought["request_id"].startswith("simulated-")
+        bucket.unlink()
+        assert len((await reconcile(gateway.parts)).provider_voices) == 1
 
 
 async def test_a_database_that_is_gone_when_the_answer_comes_is_waited_for(
@@ -267,7 +268,7 @@ async def test_a_commit_whose_answer_is_lost_completes_one_preview(
     settings: Settings, door: PostgresProxy, simulator: Simulator, rows: Rows
 ) -> None:
     """It is repeated, and finds a completed task: the audio stays."""
-    quiet = replace(settings, database_url=door.url, deadlines=replace(IMPATIENT, sweep_every_seconds=60.0))
+    quiet = with_limits(settings, database_url=door.url, sweep_every_seconds=60.0)
     async with running_gateway(quiet) as gateway, gateway.client() as client:
         # Nothing but the preview may commit, so the test runs its job itself.
         for queue in (SYNTHESIS, DEFAULT, WATCHING):
@@ -370,11 +371,10 @@ async def test_a_database_that_stays_away_leaves_one_line_with_what_was_bought(
     settings: Settings,
     door: PostgresProxy,
     simulator: Simulator,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(buying, "WRITE_SECONDS", 0.3)
-    async with running_gateway(replace(settings, database_url=door.url)) as gateway, gateway.client() as client:
+    brief = with_limits(settings, database_url=door.url, purchase_database_seconds=0.3)
+    async with running_gateway(brief) as gateway, gateway.client() as client:
         plan = held(simulator)
         task_id = await start_preview(client)
         await plan.held()

@@ -11,7 +11,6 @@ import pytest
 
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
-from server.providers.modal import api as modal_provider
 from server.queue import DEFAULT_CONCURRENCY
 from server.records import modal as modal_records
 from server.records import runs
@@ -25,15 +24,10 @@ from tests.support import wait_for
 Rows = Any
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_provider, "_PAUSES_SECONDS", (0.01,))
-
-
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """Watchers look twenty times a second."""
-    return in_modal_mode(settings, modal_watch_seconds=0.05)
+    return in_modal_mode(settings, modal_watch_seconds=0.05, modal_result_pauses_seconds=(0.01,))
 
 
 @pytest.fixture
@@ -47,7 +41,7 @@ def calls(simulator: Simulator, action: str) -> list[dict[str, Any]]:
 
 def sweeper(gateway: Gateway) -> Sweeper:
     parts = gateway.parts
-    return Sweeper(parts.database, parts.queue, parts.announcer, parts.endings, parts.metrics, parts.settings.deadlines)
+    return Sweeper(parts.database, parts.queue, parts.announcer, parts.endings, parts.metrics, parts.settings)
 
 
 async def ended(rows: Rows, task_id: Any, timeout: float = 15.0) -> Any:

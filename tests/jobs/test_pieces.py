@@ -22,12 +22,12 @@ from server.dev.simulator.serving import serving
 from server.jobs import pieces, synthesize
 from server.providers.qwen.text import count_characters
 from server.records.speech import RESTARTED
-from server.settings import Deadlines, Settings
+from server.settings import Settings
 from tests.audio.samples import tone, wav
 from tests.end_to_end.hearing import Ears
 from tests.gateway import Client, Gateway, insert_voice, process, running_gateway
 from tests.handlers.wire import is_a_sentence, problem_of
-from tests.support import make_settings, wait_for
+from tests.support import make_settings, wait_for, with_limits
 from tests.voices import purchase, purchase_in
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -39,18 +39,13 @@ TEXT = "This is the first piece. " * 23 + SECOND + " It is spoken after the firs
 @pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
     """Settings of a server that does not wait long for its provider, and takes another one for dead soon."""
-    return make_settings(
-        database_url,
-        simulator,
-        tmp_path,
-        qwen_starts_per_minute=100_000,
-        deadlines=Deadlines(
-            http_synthesis_seconds=6.0,
-            download_seconds=5.0,
-            renew_every_seconds=0.3,
-            lost_after_seconds=5.0,
-            sweep_every_seconds=0.1,
-        ),
+    return with_limits(
+        make_settings(database_url, simulator, tmp_path, qwen_starts_per_minute=100_000),
+        http_synthesis_seconds=6.0,
+        download_seconds=5.0,
+        renew_every_seconds=0.3,
+        lost_after_seconds=5.0,
+        sweep_every_seconds=0.1,
     )
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -15,22 +14,21 @@ import msgspec
 import pytest
 
 from server.dev.simulator import Simulator
-from server.jobs import reconcile as reconciling
-from server.jobs.reconcile import reconcile, table
+from server.jobs.reconcile import Leftovers, reconcile, table
+from server.parts import Parts
 from server.records import purchases, removals
-from server.settings import Deadlines, Settings
+from server.settings import Settings
 from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
-from tests.support import AUTH_JWT_SECRET
+from tests.support import AUTH_JWT_SECRET, with_limits
 from tests.voices import billed, cloned, finalize, lapse, previewed, purchase_in, recording, save, start_preview, upload
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
-@pytest.fixture
-def _everything_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects of this very moment count as old, too."""
-    monkeypatch.setattr(reconciling, "OLD_ENOUGH", timedelta(0))
+def with_everything_old(gateway: Gateway) -> Parts:
+    """The same parts, for whom objects of this very moment are old, too."""
+    return replace(gateway.parts, settings=with_limits(gateway.parts.settings, keep_objects_seconds=0.0))
 
 
 async def put(gateway: Gateway, bucket: Bucket, key: str) -> None:
@@ -60,7 +58,6 @@ async def command(settings: Settings, simulator: Simulator, *arguments: str) -> 
     return program.returncode or 0, out.decode(), err.decode()
 
 
-@pytest.mark.usefixtures("_everything_is_old")
 async def test_where_everything_is_in_order_nothing_is_listed(
     gateway: Gateway, client: Client, rows: Rows, database_url: str
 ) -> None:
@@ -72,8 +69,8 @@ async def test_where_everything_is_in_order_nothing_is_listed(
     other = await insert_voice(database_url, client.user_id, model="qwen3-tts-vc-2026-01-22")
     for speaker in (UUID(voice_id), other):
         await client.ended((await client.generate(speaker))["task_id"])
-    found = await reconcile(gateway.parts, store_audio=True, delete_objects=True)
-    assert found == reconciling.Leftovers()
+    found = await reconcile(with_everything_old(gateway), store_audio=True, delete_objects=True)
+    assert found == Leftovers()
     assert table(found).splitlines() == [
         "bought, with an unknown end: none",
         "provider voices without a row: none",
@@ -127,14 +124,13 @@ async def test_voices_of_other_programs_at_the_provider_are_none_of_our_business
     assert {call["action"] for call in simulator.calls} == {"list"}, "nothing is deleted at the provider"
 
 
-@pytest.mark.usefixtures("_everything_is_old")
 async def test_objects_without_a_row_are_listed_and_removed_only_when_told(gateway: Gateway, client: Client) -> None:
     voice_id = await cloned(client)
     await upload(client, recording())
     orphan = f"{client.user_id}/{uuid4()}.mp3"
     await put(gateway, Bucket.GENERATIONS, orphan)
     for delete in (False, True):
-        found = await reconcile(gateway.parts, delete_objects=delete)
+        found = await reconcile(with_everything_old(gateway), delete_objects=delete)
         assert {(entry["bucket"], entry["deleted"]) for entry in found.objects} == {
             ("references", delete),
             ("generations", delete),
@@ -142,10 +138,9 @@ async def test_objects_without_a_row_are_listed_and_removed_only_when_told(gatew
         assert next(entry for entry in found.objects if entry["key"] == orphan)["size"] == 5
     assert await keys(gateway, Bucket.GENERATIONS) == set()
     assert await keys(gateway, Bucket.REFERENCES) == {f"{client.user_id}/{voice_id}/reference.wav"}
-    assert (await reconcile(gateway.parts)).objects == []
+    assert (await reconcile(with_everything_old(gateway))).objects == []
 
 
-@pytest.mark.usefixtures("_everything_is_old")
 @pytest.mark.parametrize("state", ["unknown", "calling", "refused"])
 async def test_the_recording_of_a_clone_with_an_unknown_end_stays_until_it_is_adopted(
     gateway: Gateway, client: Client, simulator: Simulator, rows: Rows, state: str
@@ -158,14 +153,13 @@ async def test_the_recording_of_a_clone_with_an_unknown_end_stays_until_it_is_ad
     if state == "calling":
         await rows.execute("UPDATE internal.purchases SET state = 'calling'")
         await lapse(rows, voice_id)
-    found = await reconcile(gateway.parts, delete_objects=True)
+    found = await reconcile(with_everything_old(gateway), delete_objects=True)
     assert found.objects == []
     assert [voice["awaited_by"] for voice in found.provider_voices] == [UUID(voice_id)], "nobody should delete it"
     assert (await finalize(client, voice_id)).json() == {"id": voice_id, "name": "Ada"}
     assert billed(simulator) == 1
 
 
-@pytest.mark.usefixtures("_everything_is_old")
 async def test_an_object_that_gets_its_row_while_it_is_judged_stays(
     gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +173,7 @@ async def test_an_object_that_gets_its_row_while_it_is_judged_stays(
         return wanted
 
     monkeypatch.setattr(removals, "wanted", judge_and_be_overtaken)
-    [judged] = (await reconcile(gateway.parts, delete_objects=True)).objects
+    [judged] = (await reconcile(with_everything_old(gateway), delete_objects=True)).objects
     assert judged["deleted"] is False
     assert len(await keys(gateway, Bucket.REFERENCES)) == 1
 
@@ -201,7 +195,7 @@ async def test_speech_that_could_not_be_stored_is_completed_when_told(
     settings: Settings, database_url: str, rows: Rows
 ) -> None:
     """A bucket that is away for longer than the server waits; the audio stays in the database."""
-    impatient = replace(settings, deadlines=Deadlines(finalize_seconds=0.0))
+    impatient = with_limits(settings, finalize_seconds=0.0)
     bucket = Path(settings.storage.root) / "generations"
     async with running_gateway(impatient) as gateway, gateway.client() as client:
         bucket.rename(bucket.with_name("away"))
@@ -253,7 +247,7 @@ async def test_the_command_prints_a_table_or_json(
     status, said, complaints = await command(settings, simulator, "--json")
     assert (status, complaints) == (0, "")
     found: dict[str, list[Any]] = json.loads(said)
-    assert found.keys() == {field.name for field in msgspec.structs.fields(reconciling.Leftovers)}
+    assert found.keys() == {field.name for field in msgspec.structs.fields(Leftovers)}
     assert found["purchases"][0]["subject"] == voice_id
     assert len(found["provider_voices"]) == 1
 

@@ -1,6 +1,5 @@
 """What the provider tests share: settings that point at the simulator, without a database."""
 
-import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -8,7 +7,8 @@ import httpx
 import pytest
 
 from server.dev.simulator import API_KEY, Simulator
-from server.settings import Deadlines, Settings, StorageSettings
+from server.settings import Intervals, Settings, StorageSettings
+from tests.support import with_limits
 
 VC_REALTIME = "qwen3-tts-vc-realtime-2026-01-15"
 QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
@@ -28,12 +28,11 @@ def provider_settings(simulator: Simulator) -> MakeSettings:
         dashscope_ws_url=f"ws{simulator.base_url.removeprefix('http')}/api-ws/v1/realtime",
         dashscope_inference_ws_url=f"ws{simulator.base_url.removeprefix('http')}/api-ws/v1/inference",
         provider_download_hosts=("127.0.0.1",),
+        intervals=Intervals(download_pauses_seconds=(0.01,), modal_result_pauses_seconds=(0.01,)),
     )
 
     def make(**changes: Any) -> Settings:
-        names = {field.name for field in dataclasses.fields(Deadlines)}
-        deadlines = {name: changes.pop(name) for name in list(changes) if name in names}
-        return dataclasses.replace(base, deadlines=dataclasses.replace(base.deadlines, **deadlines), **changes)
+        return with_limits(base, **changes)
 
     return make
 

@@ -15,7 +15,6 @@ from server.announce import LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
 from server.audio import MP3
 from server.database import Database
 from server.metrics import Metrics
-from server.relay import spool
 from server.relay.live import AudioLog
 from server.relay.spool import SpoolWriter, read_spool
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
@@ -83,7 +82,7 @@ async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
     """A spool without a row, and a writer that runs."""
     async with postgres_proxy(database_url) as proxy, Database.open(proxy.url, size=3) as database:
         announcer = Announcer(database)
-        writer = SpoolWriter(database, announcer, Metrics())
+        writer = SpoolWriter(database, announcer, Metrics(), every_seconds=0.03)
         tasks = [asyncio.create_task(writer.run()), asyncio.create_task(announcer.run())]
         with contextlib.ExitStack() as speeches:
             yield World(proxy, database, writer, rows, speeches)
@@ -119,7 +118,7 @@ async def test_a_speech_larger_than_a_statement_is_kept_whole(world: World) -> N
 
 async def test_the_first_delta_does_not_wait_for_the_tick(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody hears it before it is durable, so it is the one that must not wait; the later ones must, to be cheap."""
-    monkeypatch.setattr(spool, "TICK_SECONDS", 60.0)
+    monkeypatch.setattr(world.writer, "_every_seconds", 60.0)
     speech = await world.speech()
     world.say(speech, b"first")
     await wait_for(lambda: speech.log.durable == 5, 5.0)

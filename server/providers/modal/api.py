@@ -8,7 +8,6 @@ Source: the deployed API as restated in protocols.md §5; Modal's guide on reque
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -33,7 +32,6 @@ _MOST_NEW_TOKENS = 4096  # what the deployed caller asks for
 _MOST_REDIRECTS = 20
 # Fetching an answer runs nothing, so a connection that breaks meanwhile costs a pause and no more.
 _MOST_STUMBLES = 3
-_PAUSES_SECONDS = (1.0, 1.5, 2.25, 3.4, 5.0)
 
 
 class JobLook(msgspec.Struct, frozen=True):
@@ -68,6 +66,8 @@ class Modal:
     def __init__(self, settings: Settings, http: httpx.AsyncClient) -> None:
         self._settings = settings
         self._deadlines = settings.deadlines
+        self._tries = settings.tries.downloads
+        self._pauses_seconds = settings.intervals.modal_result_pauses_seconds
         self._http = http
 
     @property
@@ -134,7 +134,7 @@ class Modal:
             ProviderUnavailable: Still failing after the last try, or not a WAV file that we can read.
             ProviderRejected: Refused or too large.
         """
-        pauses = _pauses()
+        pauses = chain(self._pauses_seconds, repeat(self._pauses_seconds[-1]))
         tries = 0
         try:
             async with asyncio.timeout(self._deadlines.download_seconds):
@@ -158,7 +158,7 @@ class Modal:
                         tries += 1
                         if isinstance(failure, ProviderRejected):
                             raise failure
-                        if tries >= self._deadlines.download_tries:
+                        if tries >= self._tries:
                             facts = {**failure.diagnostics, "code": "result_failed", "tries": tries}
                             raise ProviderUnavailable(diagnostics=facts) from failure
                     await asyncio.sleep(next(pauses))
@@ -241,7 +241,7 @@ class Modal:
             raise _unavailable(NOT_CONFIGURED)
         timeout = httpx.Timeout(self._deadlines.modal_request_seconds, connect=self._deadlines.connect_seconds)
         target = httpx.URL(address).copy_merge_params(query) if query else httpx.URL(address)
-        pauses = _pauses()
+        pauses = chain(self._pauses_seconds, repeat(self._pauses_seconds[-1]))
         redirects = stumbles = 0
         while redirects <= _MOST_REDIRECTS:
             headers = {"Content-Type": "application/json"} if content is not None else {}
@@ -280,10 +280,6 @@ def _location(response: httpx.Response) -> str | None:
     """Where the answer will be, if this is not it yet."""
     location: str | None = response.headers.get("location")
     return location if location and (response.is_redirect or response.status_code == 202) else None
-
-
-def _pauses() -> Iterator[float]:
-    return chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1]))
 
 
 def _checked(wav: bytes) -> bytes:

@@ -25,7 +25,6 @@ from server.settings import Settings
 _PATH = "/api/v1/services/aigc/multimodal-generation/generation"
 # 600 characters are a minute or two; as 48 kHz stereo that would be 23 MB.
 _MOST_AUDIO_BYTES = 64 * 1024 * 1024
-_PAUSES_SECONDS = (0.5, 2.0)
 _READ_SECONDS = 30.0
 
 
@@ -99,6 +98,8 @@ class QwenHttp:
         self._pacer = pacer
         self._hosts = tuple(pattern.lower() for pattern in settings.provider_download_hosts)
         self._deadlines = settings.deadlines
+        self._tries = settings.tries.downloads
+        self._pauses_seconds = settings.intervals.download_pauses_seconds
 
     async def turn(self) -> None:
         """Wait for the turn of one piece; ``synthesize`` is called right afterwards.
@@ -167,7 +168,7 @@ class QwenHttp:
 
     async def _fetch(self, piece: SpokenPiece, facts: dict[str, Any]) -> bytes:
         addresses = self._addresses(piece.url, facts)
-        for number in range(self._deadlines.download_tries):
+        for number in range(self._tries):
             # Whether it has expired the store knows: what stands here is the provider's word, and our clock.
             if number and _seems_expired(piece):
                 raise _download_refused("expired", facts)
@@ -183,8 +184,8 @@ class QwenHttp:
             if audio is not None:
                 facts.pop("message", None)
                 return audio
-            if number + 1 < self._deadlines.download_tries:
-                await asyncio.sleep(_PAUSES_SECONDS[min(number, len(_PAUSES_SECONDS) - 1)])
+            if number + 1 < self._tries:
+                await asyncio.sleep(self._pauses_seconds[min(number, len(self._pauses_seconds) - 1)])
         raise _download_failed(facts)
 
     async def _get(self, address: httpx.URL, facts: dict[str, Any]) -> bytes | None:

@@ -11,7 +11,6 @@ import pytest
 from server.audio import parse_wav, wav_header
 from server.dev.simulator import Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.modal import api as modal_module
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, Modal
 from server.providers.modal.speech import ModalSpeech
 from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
@@ -21,11 +20,6 @@ from tests.support import free_port
 TEXT = "A job of the simulation."
 REFERENCE = b"any recording will do"
 DESIGN = {"text": "Designed.", "language": "English", "instruct": "A bright voice."}
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_module, "_PAUSES_SECONDS", (0.01,))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from server.dev.simulator import ENGINE_411, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers.pacing import Pacer
-from server.providers.qwen import pieces
 from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.pieces import QwenHttp, SpokenPiece
 from server.providers.speech import may_start_again
@@ -20,11 +19,6 @@ from tests.providers.conftest import VC_HTTP, MakeSettings
 
 TEXT = "Good morning. 早上好。"
 REDIRECT = {"do": "answer", "status": 302, "text": "", "headers": {"location": "/calls"}}
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_PAUSES_SECONDS", (0.01,))
 
 
 @pytest.fixture
