@@ -27,6 +27,9 @@ from server.startup import startup_problems
 
 logger = logging.getLogger(__name__)
 
+# Proxies keep idle connections for a minute and send the next request into them; one that we had just closed would be
+# lost, or be answered 502 by the proxy. So ours last longer.
+KEEP_ALIVE_SECONDS = 75
 # On shutdown readers that read nothing are cut after this long, so that the lifespan gets to run.
 CLOSE_CONNECTIONS_SECONDS = 5
 
@@ -48,6 +51,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=True,
                 forwarded_allow_ips=settings.forwarded_allow_ips,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_SECONDS,
             )
         )
