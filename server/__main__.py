@@ -1,4 +1,4 @@
-"""The commands (contract §1)."""
+"""The commands."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The shapes of every request, response and event (contract §4 to §7). Validation and OpenAPI both come from here.
+"""The shapes of every request, response and event (docs/api.md). Validation and OpenAPI both come from here.
 
 An attribute that may be absent on the wire is ``UNSET`` by default; one that may be null says ``None``.
 """

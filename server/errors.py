@@ -1,4 +1,4 @@
-"""Every failure that has a name, and the category clients may rely on (contract §3).
+"""Every failure that has a name, and the category clients may rely on (docs/api.md, "Errors").
 
 The tree is named for what the caller can do about it. Each library's exceptions become one of these at the edge that
 calls the library; the cause stays attached for the log, and ``detail`` is the only part that a client ever reads.

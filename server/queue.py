@@ -1,7 +1,8 @@
 """What starts work: procrastinate over asyncpg, jobs deferred by name, and supervised in-process workers.
 
 The queue only starts things. Who is alive, what is cancelled and what must be done again is ours (``leases.py``),
-because the library's own abort, retry and stalled-job search lose wake-ups and jobs (design §6).
+because the library's own abort, retry and stalled-job search lose wake-ups and jobs
+(docs/architecture.md, "A queue that starts work, and leases of our own").
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Running the application as a process: uvicorn, told to stop in the order that open streams need.
 
 uvicorn waits for open connections before it runs the lifespan's shutdown, and tells no handler; a stream that waits
-for more audio would hold it up for ever. So the parts hear of the stop first (design §9).
+for more audio would hold it up for ever. So the parts hear of the stop first (docs/architecture.md, "Stopping").
 """
 
 import asyncio

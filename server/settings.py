@@ -106,7 +106,7 @@ class StorageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The environment variables of contract §2, by their lower-case names. Secrets never show in ``repr``."""
+    """The environment variables of the README's table, by their lower-case names. Secrets never show in ``repr``."""
 
     database_url: str = field(repr=False)
     tts_provider_mode: ProviderMode = "qwen"
@@ -155,7 +155,7 @@ class Settings:
 
     @property
     def speakable_models(self) -> frozenset[str]:
-        """Target models that this server knows how to speak with (contract §4)."""
+        """Target models that this server knows how to speak with."""
         return KNOWN_MODELS | {self.qwen_vc_target_model, self.qwen_vd_target_model}
 
     @property

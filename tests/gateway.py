@@ -227,7 +227,7 @@ async def process(settings: Settings, simulator: Simulator, log: Path, **environ
     """A server process with the same settings, on a port of its own; killed at the end if it is still there.
 
     Args:
-        environ: Variables of contract §2 that are to differ.
+        environ: Environment variables that are to differ.
     """
     variables = {
         **simulator.environment(),

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import io
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -118,7 +119,72 @@ def test_the_house_did_not_grow_a_thicket() -> None:
     assert len({(room, known) for room, known, _, _ in arrows()}) < 4.5 * len(storeys())
 
 
-# --- links -----------------------------------------------------------------------------------------------------------
+# --- references -------------------------------------------------------------------------------------------------------
+
+
+def comments_of(path: Path) -> str:
+    """What a file says to its readers: comments and docstrings of code, everything in a document."""
+    text = path.read_text()
+    match path.suffix:
+        case ".md":
+            return text
+        case ".py":
+            docstrings = [
+                ast.get_docstring(node) or ""
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
+            tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+            return "\n".join([*docstrings, *(t.string for t in tokens if t.type == tokenize.COMMENT)])
+        case ".sql":
+            return "\n".join(re.findall(r"--.*", text))
+        case _:
+            return "\n".join(re.findall(r"/\*.*?\*/|//.*", text, re.DOTALL))
+
+
+def sources() -> Iterator[Path]:
+    yield from ROOT.glob("*.md")
+    for folder in WRITTEN_IN:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".sql", ".md", ".js", ".css") and path.name != Path(__file__).name:
+                yield path
+
+
+SOURCES = [path for path in sources() if not APPLIED.fullmatch(path.name)]
+
+
+def names_of_files() -> set[str]:
+    """Every file of the project by its name and by each tail of its path."""
+    known: set[str] = set()
+    for folder in (*WRITTEN_IN, "."):
+        for path in (ROOT / folder).glob("*" if folder == "." else "**/*"):
+            if path.is_file():
+                parts = path.relative_to(ROOT).parts
+                known |= {"/".join(parts[at:]) for at in range(len(parts))}
+    return known
+
+
+def test_no_paragraph_is_cited_that_is_not_here() -> None:
+    """A sign of a paragraph may only follow the name of a public standard."""
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in SOURCES
+        for line in path.read_text().splitlines()
+        if re.search(r"(?<!\d )§|\bevidence [EP]\d", line) or ("§" in line and not re.search(r"RFC \d+ §", line))
+    ]
+    assert not found
+
+
+def test_every_file_that_a_comment_names_is_there() -> None:
+    known = names_of_files()
+    named = re.compile(r"(?<![\w./<{*\]-])((?:[\w-]+/)*[\w-]+\.(?:py|sql|md|js))(?!\w|\.\w|[(-])")
+    missing = {
+        f"{path.relative_to(ROOT)} names {name}"
+        for path in SOURCES
+        for name in named.findall(comments_of(path))
+        if name not in known
+    }
+    assert not sorted(missing)
 
 
 def headings(path: Path) -> set[str]:
@@ -128,6 +194,19 @@ def headings(path: Path) -> set[str]:
 def anchors(path: Path) -> set[str]:
     """The headings as the links of a rendered page have them."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(path)}
+
+
+def test_every_heading_that_is_referred_to_exists() -> None:
+    """A reference is written as: docs/name.md, then a comma and the heading in quotes, broken over lines or not."""
+    refers = re.compile(r'docs/([\w-]+\.md), "([^"]+)"')
+    dangling, seen = [], 0
+    for path in SOURCES:
+        for name, heading in refers.findall(re.sub(r"\s*\n\s*(?:#|--|\*|//)?\s*", " ", comments_of(path))):
+            seen += 1
+            if not (DOCS / name).is_file() or heading not in headings(DOCS / name):
+                dangling.append(f'{path.relative_to(ROOT)}: docs/{name}, "{heading}"')
+    assert not dangling
+    assert seen
 
 
 @pytest.mark.parametrize("document", PROSE, ids=lambda path: path.name)

@@ -96,7 +96,7 @@ def _offset(text: str) -> int:
 
 
 def wanted_kind(request: Request, *, json_allowed: bool = False) -> Kind:
-    """Events or audio, by the rule of contract §5.
+    """Events or audio, as docs/streaming.md, "Events or audio?" has it.
 
     Raises:
         Invalid: ``as`` says neither.

@@ -1,7 +1,7 @@
 """What every purchase of a job has in common: writing down what became of it, whatever happens to the database.
 
 A purchase that is refused or doubtful stays in its row with the reason; one whose answer cannot be written leaves one
-error line, and its lease has the rest (design §6).
+error line, and its lease has the rest (docs/architecture.md, "Purchases").
 """
 
 import logging

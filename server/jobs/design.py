@@ -2,7 +2,7 @@
 
 The provider creates the voice together with its preview, so the preview is the purchase; saving only gives it a name.
 What a saved voice needs stands in the purchase, which outlives the preview's task: the page deletes that before it
-saves (existing page, "Tasks").
+saves (docs/architecture.md, "Hiding tasks").
 """
 
 import asyncio

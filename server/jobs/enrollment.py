@@ -2,7 +2,7 @@
 
 The provider bills each creation and knows no idempotency key. So one caller at a time holds the purchase, and after a
 call with a doubtful end the voice is looked for under its own name, for as long as the provider may still be at it,
-before another call is made (design §6).
+before another call is made (docs/architecture.md, "Purchases").
 """
 
 import asyncio

@@ -28,7 +28,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         key: The client's ``Idempotency-Key``.
 
     Raises:
-        Invalid, NotFound, Conflict, Overloaded: As contract §4 says; nothing was created then.
+        Invalid, NotFound, Conflict, Overloaded: Refused (docs/api.md, "Speaking a text"); nothing was created then.
         ProviderError: Where the provider takes jobs, and did not take this one; what was created has failed.
     """
     repeatable = Repeatable(user_id, key, request)

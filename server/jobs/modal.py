@@ -117,7 +117,7 @@ async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, re
 
 
 async def _submit_until_it_works(parts: Parts, *, text: str, language: str, reference: Reference) -> str:
-    """The job's id. Only what has certainly not left us is sent again (design §7)."""
+    """The job's id. Only what has certainly not left us is sent again."""
     starts = 0
     while True:
         try:

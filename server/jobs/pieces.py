@@ -1,7 +1,7 @@
 """Speech on the non-streaming lane: a text in pieces, each of them bought, fetched whole, and heard at once.
 
 To the pipeline it is a source like any other. What is its own is that every piece is a purchase, claimed before the
-call leaves: whether an unanswered one was billed nobody knows, so it is never sent twice (design §6).
+call leaves: whether an unanswered one was billed nobody knows, so it is never sent twice.
 """
 
 import asyncio

@@ -112,7 +112,7 @@ class _Synthesis:
                 await self._spoken(facts)
 
     async def _speak_until_it_works(self) -> dict[str, object]:
-        """The provider's facts about a complete speech, after as many starts as the rules of design §7 allow."""
+        """The provider's facts about a complete speech, after as many starts as ``may_start_again`` allows."""
         deadlines = self._parts.settings.deadlines
         assignment = self._assignment
         request = SpeechRequest(

@@ -19,7 +19,7 @@ _SAME_THROTTLE_SECONDS = 5.0
 
 
 class Pacer:
-    """Spaces provider sessions. The provider's limit is account-wide and a process cannot know its share (design §2).
+    """Spaces provider sessions. The provider's limit is account-wide and a process cannot know its share.
 
     Waiting is first come, first served; a waiter that is cancelled gives its place to the next. Over any minute at
     most ``starts_per_minute`` plus the burst (two seconds' worth, ten at most) are let through.

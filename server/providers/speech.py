@@ -30,7 +30,7 @@ ProviderStatus = Literal[
     "provider_downloading",
     "provider_persisting",
 ]
-"""The words of contract §4: the first four on the realtime lane, the last three on the non-streaming one."""
+"""The words of ``provider_status``: the first four on the realtime lane, the last three on the non-streaming one."""
 
 
 class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +149,8 @@ class SpeechProvider(Protocol):
 
 
 def may_start_again(error: ProviderError, *, text_sent: bool, bytes_heard: int) -> bool:
-    """Whether the same speech may be started once more after this error (design §7).
+    """Whether the same speech may be started once more after this error
+    (docs/architecture.md, "What may be attempted again").
 
     Nothing may start again once a byte was heard, after a refusal, or after a timeout with an unknown outcome. Before
     the text has left us nothing can have been billed; a throttled start is known not to have been served.

@@ -15,7 +15,8 @@ from server.records import idempotency, purchases, runs, speech
 from server.records.speech import Ended, Ending
 from server.records.tasks import ACTIVE
 
-# A job may be called failed for a moment; whoever looks again no sooner than this decides (protocols.md §5).
+# A job may be called failed for a moment; whoever looks again no sooner than this decides
+# (docs/providers.md, "How a Modal job ends").
 SECOND_LOOK_SECONDS = 1.0
 PROVIDER = "modal"
 TOO_LATE = Ending(

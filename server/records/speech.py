@@ -2,7 +2,7 @@
 
 They are one invariant, so each of these moves is a guarded function here and nowhere else. A terminal state is never
 overwritten; where there is a generation its row decides; locks are taken generation → task → run → spool, each in a
-statement of its own, because the other order deadlocks (design-evidence E23).
+statement of its own, because the other order deadlocks (docs/architecture.md, "Lock order").
 """
 
 from typing import Any, Literal

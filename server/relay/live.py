@@ -13,7 +13,7 @@ from uuid import UUID
 
 from server.audio import AudioFormat
 
-# Contract §5: one delta carries at most this much audio.
+# One delta carries at most this much audio (docs/streaming.md, "Events").
 DELTA_BYTES = 16 * 1024
 # Serialised events are kept for those who follow closely; whoever reads older audio pays for its own encoding.
 RECENT_EVENTS = 64
@@ -32,7 +32,8 @@ class AudioLog:
     Attributes:
         length: Payload bytes so far.
         durable: Payload bytes that the spool has committed. As long as it is 0 followers see nothing, so that
-            "no durable byte" means that nobody heard anything and the text may be spoken again (design §3).
+            "no durable byte" means that nobody heard anything and the text may be spoken again
+            (docs/architecture.md, "The first delta waits for its commit").
         ended: No byte will be added. The task may still be open: storing the audio comes after.
         wakes: Set at every change, one event per follower.
     """

@@ -1,7 +1,8 @@
 """The durable copy of speech while it is being spoken.
 
 One writer per process gathers what every running synthesis has added and commits it with one statement per tick. The
-statement waits for nobody, and a stream that was cancelled or taken over drops out alone (design-evidence P0-2).
+statement waits for nobody, and a stream that was cancelled or taken over drops out alone
+(docs/architecture.md, "The spool in PostgreSQL").
 """
 
 import asyncio

@@ -10,7 +10,7 @@ A behaviour is registered for a surface, may ask for facts of the request (``mat
 ``match`` knows ``text_contains``, ``voice``, ``model``, ``action``, ``job_id``; ``times`` 0 means always.
 
 Realtime (``RealtimeBehaviour``): knobs that shape a session, and ``faults``, each with the moment it happens ``at``.
-A single fault may be written straight into the behaviour, as above. The lines of protocols.md §6:
+A single fault may be written straight into the behaviour, as above. What can be played:
 
 ====================================  =====================================================================
 line                                  behaviour
@@ -43,7 +43,7 @@ REST (``RestBehaviour``; surfaces ``http``, ``customization``, ``modal``, ``down
 ====================================  =====================================================================
 line                                  behaviour
 ====================================  =====================================================================
-each row of protocols.md §4           ``{"do": "error", "code": "Throttling.RateQuota"}`` (status and sentence from
+each refusal of refusals.py           ``{"do": "error", "code": "Throttling.RateQuota"}`` (status and sentence from
                                       ``REFUSALS``, or ``"status"``, ``"message"``; ``"envelope": "openai"``)
 empty ``{}`` on 400; HTML on 502      ``{"do": "empty"}``; ``{"do": "html"}``; other ``"status"`` for both
 any other answer                      ``{"do": "answer", "status": 418, "json": {...}}`` or ``"text": "..."``

@@ -1,4 +1,4 @@
-"""The simulated customization REST: voices cloned and designed, listed, queried and deleted (protocols.md §3)."""
+"""The simulated customization REST (docs/providers.md, "Voices at Qwen"): create, list, query, delete."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""The five simulated Modal endpoints: submit, status, result, cancel, voice design (protocols.md §5)."""
+"""The five simulated Modal endpoints (docs/providers.md, "Modal"): submit, status, result, cancel, design."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""The simulated realtime WebSocket: one ``Session`` per connection (protocols.md §1)."""
+"""The simulated realtime WebSocket: one ``Session`` per connection (docs/providers.md, "Qwen in real time")."""
 
 import asyncio
 import base64

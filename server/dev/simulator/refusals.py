@@ -1,4 +1,4 @@
-"""The refusals of the simulated DashScope: codes, HTTP statuses and sentences (protocols.md §4)."""
+"""The refusals of the simulated DashScope: codes, HTTP statuses, sentences (docs/providers.md, "Errors of Qwen")."""
 
 from typing import Any, Literal
 

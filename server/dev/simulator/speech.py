@@ -134,7 +134,7 @@ def language_of(text: str, otherwise: str = "English") -> str:
 
 
 def billed_characters(text: str) -> int:
-    """What the provider counts: an ideograph is 2, everything else is 1 (protocols.md §1.3)."""
+    """What the provider counts: an ideograph is 2, everything else is 1."""
     return len(text) + len(re.findall(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text))
 
 

@@ -1,4 +1,4 @@
-"""The simulated non-streaming synthesis over HTTP, and the downloads that its answers point at (protocols.md §2)."""
+"""The simulated non-streaming synthesis (docs/providers.md, "Qwen in pieces, over HTTP"), and its downloads."""
 
 import asyncio
 import base64

@@ -3,7 +3,7 @@
 Each endpoint is an address of its own. Web requests there end after 150 s with a 303 to the same call's answer, which
 is then fetched by GET and never runs anything again; so redirects are followed here, by hand.
 
-Source: the deployed API as restated in protocols.md §5; Modal's guide on request timeouts.
+Source: the deployed API and Modal's guide on request timeouts; docs/providers.md, "Modal".
 """
 
 import asyncio
@@ -268,7 +268,7 @@ class Modal:
             following = target.join(location)
             if (following.scheme, following.host) != (target.scheme, target.host):
                 raise ProviderRejected(diagnostics={"code": "redirected_elsewhere"})
-            # From here on it is only fetched, wherever the first redirect leads (protocols.md §5).
+            # From here on it is only fetched, wherever the first redirect leads (Modal, "Request timeouts").
             method, target, content = "GET", following, None
         raise _unavailable("redirected_too_often")
 

@@ -4,7 +4,7 @@ Creating is billed per success and is not idempotent: the job that calls it clai
 a ``preferred_name`` of its own, and after an unknown end looks for that name before it creates again. Nothing here
 deletes a voice: the provider's list is what a lost answer is found in.
 
-Source: Model Studio, "Qwen-TTS voice cloning" and "Qwen-TTS voice design"; protocols.md §3.
+Source: Model Studio, "Qwen-TTS voice cloning" and "Qwen-TTS voice design"; docs/providers.md, "Voices at Qwen".
 """
 
 import asyncio

@@ -4,7 +4,7 @@ The provider answers in three dialects (its native envelope, an OpenAI-shaped on
 an empty object or an HTML page; all of them end here. Nothing of the provider's own message reaches ``detail``: it
 stays in ``diagnostics`` for the operator.
 
-Source: Model Studio, "Error codes", and protocols.md §4.
+Source: Model Studio, "Error codes"; docs/providers.md, "Errors of Qwen".
 """
 
 import logging

@@ -1,8 +1,8 @@
 """Qwen's non-streaming lane: one piece of text in, the temporary address of a WAV file out, and fetching it.
 
-A piece is a purchase: the job claims it before it calls ``synthesize``, and an unknown end is final (design §6).
+A piece is a purchase: the job claims it before it calls ``synthesize``, and an unknown end is final.
 
-Source: Model Studio, "Qwen-TTS API"; protocols.md §2.
+Source: Model Studio, "Qwen-TTS API"; docs/providers.md, "Qwen in pieces, over HTTP".
 """
 
 import asyncio

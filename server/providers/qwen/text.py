@@ -1,6 +1,6 @@
 """Where a long text may be cut: at sentence ends if there are any, and never inside what belongs together.
 
-The non-streaming API speaks at most 600 characters at once (protocols.md §2). How it counts them is not documented;
+The non-streaming API speaks at most 600 characters at once. How it counts them is not documented;
 billing counts an ideograph as two, so counting the cap that way is right under both readings.
 """
 
