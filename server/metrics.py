@@ -35,7 +35,7 @@ class Metrics:
         self._finalize_retries = Counter(
             "utter_finalize_retries", "Times that storing finished audio was put off.", registry=self.registry
         )
-        self._modal_looks = Counter(
+        self._modal_polls = Counter(
             "utter_modal_looks",
             "Status checks of Modal jobs, by who asked (poll, watcher) and what was seen.",
             ["by", "seen"],
@@ -66,8 +66,8 @@ class Metrics:
     def finalize_retried(self) -> None:
         self._finalize_retries.inc()
 
-    def modal_look(self, by: str, seen: str) -> None:
-        self._modal_looks.labels(by, seen).inc()
+    def modal_polled(self, by: str, seen: str) -> None:
+        self._modal_polls.labels(by, seen).inc()
 
     def exposition(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -41,7 +41,7 @@ class Readiness:
         self._probe: asyncio.Task[tuple[bool | None, bool]] | None = None
         self._fresh_until = 0.0
 
-    async def look(self) -> tuple[ReadyAnswer, bool]:
+    async def check(self) -> tuple[ReadyAnswer, bool]:
         """How it stands, at most 5 s ago; and whether texts may be sent here."""
         migrations, storage = await self._found_out()
         database = self._database.pulse.writable and migrations is not None

@@ -18,7 +18,7 @@ def run(settings: Settings, *, as_json: bool, store: bool, delete: bool) -> int:
     """Print what was left behind; 1 where something could not be looked at."""
     logs.configure("warning", settings.log_format)
     try:
-        found = asyncio.run(_look(settings, store=store, delete=delete))
+        found = asyncio.run(_reconcile(settings, store=store, delete=delete))
     except UtterError as exc:
         print(exc.detail, file=sys.stderr)
         return 1
@@ -32,6 +32,6 @@ def run(settings: Settings, *, as_json: bool, store: bool, delete: bool) -> int:
     return 1 if found.problems else 0
 
 
-async def _look(settings: Settings, *, store: bool, delete: bool) -> reconcile.Leftovers:
+async def _reconcile(settings: Settings, *, store: bool, delete: bool) -> reconcile.Leftovers:
     async with assembled(settings) as parts:
         return await reconcile.reconcile(parts, store_audio=store, delete_objects=delete)

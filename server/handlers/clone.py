@@ -19,5 +19,5 @@ async def upload_url(request: Request) -> Response:
 async def finalize(request: Request) -> Response:
     parts = parts_of(request)
     user_id = await bearer(request)
-    voice = await clone.finalize(parts, user_id, await read_json(request, CloneFinalizeRequest))
+    voice = await clone.create(parts, user_id, await read_json(request, CloneFinalizeRequest))
     return json_response(CloneFinalizeAnswer(voice.id, voice.name))

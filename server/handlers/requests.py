@@ -123,7 +123,7 @@ async def read_json(request: Request, of_type: type[T], *, limit_bytes: int = JS
             raise Invalid("The request body holds half a character (a lone surrogate).") from exc
         raise Invalid("The request body is not valid JSON.") from exc
     if rb"\u0000" in body:  # the only way in which JSON can write NUL
-        _check_strings(value)
+        _require_clean_strings(value)
     return cast(T, value)
 
 
@@ -159,7 +159,7 @@ def convert(values: Mapping[str, Any], of_type: type[T]) -> T:
         value = msgspec.convert(values, of_type)
     except msgspec.ValidationError as exc:
         raise Invalid(_sentence(str(exc))) from exc
-    _check_strings(value)
+    _require_clean_strings(value)
     return value
 
 
@@ -329,7 +329,7 @@ def _counting(receive: Receive, limit_bytes: int, too_large: TooLarge) -> Receiv
     return counted
 
 
-def _check_strings(value: Any) -> None:
+def _require_clean_strings(value: Any) -> None:
     """Refuse NUL and lone surrogates in any string inside, however deep."""
     rest = [("the request", msgspec.to_builtins(value))]
     while rest:

@@ -22,7 +22,7 @@ async def health(_request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """Whether texts may be sent to this process, and what is wrong otherwise."""
-    answer, may_be_sent = await parts_of(request).readiness.look()
+    answer, may_be_sent = await parts_of(request).readiness.check()
     return json_response(answer, status=200 if may_be_sent else 503)
 
 

@@ -37,7 +37,7 @@ async def written(parts: Parts, work: Callable[[Connection], Awaitable[T]], fact
         raise DatabaseUnavailable from exc
 
 
-async def settle(
+async def record_failure(
     parts: Parts, subject: UUID, attempt: int, exc: ProviderError, *, part: int = 0, doubt: Doubt | None = None
 ) -> None:
     """Write down how a purchase was refused, or that nobody knows. A lost database leaves it to the lease.
@@ -71,13 +71,13 @@ async def settle(
 async def say_unknown(parts: Parts, subject: UUID, attempt: int, *, part: int = 0, doubt: Doubt | None = None) -> None:
     """Write down, while being cut off in the middle of a call, that nobody will know what became of it."""
     cut_off = ProviderTimeout(diagnostics={"code": "cut_off"})
-    await _last_words(settle(parts, subject, attempt, cut_off, part=part, doubt=doubt))
+    await _last_words(record_failure(parts, subject, attempt, cut_off, part=part, doubt=doubt))
 
 
 async def say_not_called(parts: Parts, subject: UUID, attempt: int) -> None:
     """Write down, while being cut off, that the call has not left: whoever comes next may make it."""
     cut_off = ProviderUnavailable(diagnostics={"code": "cut_off", "text_sent": False})
-    await _last_words(settle(parts, subject, attempt, cut_off))
+    await _last_words(record_failure(parts, subject, attempt, cut_off))
 
 
 async def _last_words(words: Awaitable[None]) -> None:

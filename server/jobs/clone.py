@@ -35,7 +35,7 @@ async def upload_address(
     return voice_id, link, key
 
 
-async def finalize(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> Voice:
+async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> Voice:
     """The voice of this id: stored already, or made now from the recording that was uploaded.
 
     Raises:

@@ -25,7 +25,7 @@ from server.errors import (
     StorageUnavailable,
     UtterError,
 )
-from server.jobs.buying import refusal_of, say_unknown, settle, written
+from server.jobs.buying import record_failure, refusal_of, say_unknown, written
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
 from server.jobs.repeats import Repeatable
@@ -126,7 +126,7 @@ async def _make(parts: Parts, preview: Preview) -> None:
         )
     except ProviderError as exc:
         if buys:
-            await settle(parts, preview.task_id, bought, exc)
+            await record_failure(parts, preview.task_id, bought, exc)
         if isinstance(exc, ProviderTimeout):
             raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
         raise
@@ -169,7 +169,7 @@ async def _bought(parts: Parts, preview: Preview) -> int | None:
         return known.attempt  # nobody was here before us, nor since: our own claim, whose commit was not heard of
     lost = ProviderTimeout(_LOST, diagnostics={"code": "preview_lost"})
     if known.state == "calling":
-        await settle(parts, preview.task_id, known.attempt, lost)
+        await record_failure(parts, preview.task_id, known.attempt, lost)
     raise lost
 
 
@@ -186,14 +186,14 @@ async def _keep(parts: Parts, preview: Preview, designed: DesignedPreview, attem
         "instruct": preview.instruct,
     }
     try:
-        await _store(parts, preview.object_key, designed.audio)
+        await _store_preview(parts, preview.object_key, designed.audio)
     except StorageUnavailable:
         await _decide(parts, preview, "unknown", outcome, attempt=attempt or None)
         raise
     await _complete(parts, preview, outcome, attempt=attempt or None)
 
 
-async def _store(parts: Parts, object_key: str, audio: bytes) -> None:
+async def _store_preview(parts: Parts, object_key: str, audio: bytes) -> None:
     """Store a preview, and again for as long as what was paid for may wait for the storage to come back.
 
     Raises:

@@ -25,7 +25,7 @@ from server.errors import (
     ProviderUnavailable,
     StorageUnavailable,
 )
-from server.jobs.buying import refusal_of, say_not_called, say_unknown, settle, written
+from server.jobs.buying import record_failure, refusal_of, say_not_called, say_unknown, written
 from server.jobs.own import keep_voice, require_voice
 from server.parts import Parts
 from server.providers.qwen.customization import CreatedVoice, speaking_model
@@ -37,13 +37,13 @@ from server.storage import Bucket
 logger = logging.getLogger(__name__)
 
 PROVIDER_LINK_SECONDS = 600
-# Losers of the claim look at the row.
-LOOK_EVERY_SECONDS = 0.25
+# Losers of the claim read the row.
+READ_EVERY_SECONDS = 0.25
 # One look at the provider's list, how long a caller waits for a voice to turn up there, and how often it looks.
 # Together with the call this stays within the lease.
 FIND_SECONDS = 25.0
 WAIT_SECONDS = 20.0
-LOOK_AGAIN_SECONDS = 2.0
+POLL_EVERY_SECONDS = 2.0
 # How long a caller waits until few enough recordings are in memory.
 MEMORY_SECONDS = 60.0
 _UNANSWERED = (
@@ -95,7 +95,7 @@ class Enrollment:
         deadline = asyncio.get_running_loop().time() + self._parts.settings.deadlines.enrollment_seconds
         turned_away = False
         while True:
-            purchase = await self._look()
+            purchase = await self._read()
             if purchase is not None and purchase.user_id != self._wanted.user_id:
                 raise NotFound("This voice does not exist.")
             if purchase is not None and purchase.state == "done":
@@ -111,9 +111,9 @@ class Enrollment:
             turned_away = True
             if asyncio.get_running_loop().time() > deadline:
                 raise ProviderUnavailable("This voice is still being created. Please try again in a moment.")
-            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            await asyncio.sleep(READ_EVERY_SECONDS)
 
-    async def _look(self) -> Purchase | None:
+    async def _read(self) -> Purchase | None:
         async with self._parts.database.connection() as connection:
             return await purchases.find(connection, self._wanted.id)
 
@@ -148,13 +148,15 @@ class Enrollment:
                 called = True
                 created = await self._create(recording, REFERENCE_MIME_TYPES[kind])
         except ProviderError as exc:
-            await settle(parts, voice_id, attempt, exc, doubt=doubt)
+            await record_failure(parts, voice_id, attempt, exc, doubt=doubt)
             raise
         except (AudioError, Invalid) as exc:
             await self._unusable(attempt, exc)
             raise Invalid(str(exc)) from exc
         except StorageUnavailable as exc:
-            await settle(parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False}))
+            await record_failure(
+                parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False})
+            )
             raise
         except asyncio.CancelledError:
             if called or doubt:
@@ -168,7 +170,7 @@ class Enrollment:
         """Nothing can be bought with this recording: nothing is kept of a first attempt, and of a later one why."""
         if attempt > 1:
             refused = ProviderRejected(str(exc), status=400, diagnostics={"text_sent": False})
-            await settle(self._parts, self._wanted.id, attempt, refused)
+            await record_failure(self._parts, self._wanted.id, attempt, refused)
             return
         try:
             async with self._parts.database.transaction() as connection:
@@ -193,7 +195,7 @@ class Enrollment:
                 return None
             if left > WAIT_SECONDS:
                 raise ProviderTimeout(_UNANSWERED, diagnostics={"code": "not_decided"})
-            await asyncio.sleep(min(left, LOOK_AGAIN_SECONDS))
+            await asyncio.sleep(min(left, POLL_EVERY_SECONDS))
 
     def _settles_seconds(self, doubt: Doubt) -> float:
         """How long after a call ended for us the provider may still be carrying it out."""

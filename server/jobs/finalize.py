@@ -27,22 +27,22 @@ async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
     """Store one spoken run and publish it; try again later where storage is away."""
     storable = await parts.database.patiently(runs.take_spoken, task_id, parts.leases.owner)
     if storable is None:
-        await _settle(parts, task_id, object_key)
+        await _not_published(parts, task_id, object_key)
         return
     with parts.leases.hold(task_id, storable.attempt):
         try:
-            published = await store(parts, storable, object_key)
+            published = await store_speech(parts, storable, object_key)
         except StorageUnavailable as exc:
             await _later(parts, storable, object_key, exc)
             return
     if published:
         parts.metrics.task_ended(storable.provider, "completed", "")
     else:
-        await _settle(parts, task_id, object_key)
+        await _not_published(parts, task_id, object_key)
     parts.announcer.changed(task_id)
 
 
-async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool = False) -> bool:
+async def store_speech(parts: Parts, storable: Storable, object_key: str, *, late: bool = False) -> bool:
     """Upload and publish. False when the state has moved on meanwhile; the object may be there all the same.
 
     Raises:
@@ -71,10 +71,10 @@ async def store(parts: Parts, storable: Storable, object_key: str, *, late: bool
     )
 
 
-async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
+async def _not_published(parts: Parts, task_id: UUID, object_key: str) -> None:
     """Nothing was published here: leave the object, remove it, or try again, as the row says."""
 
-    async def settle(connection: Connection) -> str:
+    async def decide(connection: Connection) -> str:
         verdict = await speech.verdict(connection, task_id, object_key)
         if verdict == "unwanted":
             await speech.end(connection, task_id, speech.CANCELLED)
@@ -88,7 +88,7 @@ async def _settle(parts: Parts, task_id: UUID, object_key: str) -> None:
             )
         return verdict
 
-    verdict = await parts.database.patiently(settle)
+    verdict = await parts.database.patiently(decide)
     if verdict == "open":
         # Not spoken (any more), yet not ended: another attempt is under way, or the sweep will bring one.
         logger.warning("nothing to store yet", extra={"task_id": str(task_id)})

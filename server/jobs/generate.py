@@ -44,7 +44,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         raise NotFound("This voice does not exist.")
     if parts.providers.abilities.takes_jobs and voice.reference_is_foreign:
         raise NotFound("This voice does not exist.")  # such a provider is sent the recording with every text
-    lane = parts.providers.check(voice)
+    lane = parts.providers.require_lane(voice)
     asked = asked_for(request)
     for name in ("speed", "pitch", "volume"):
         if getattr(asked, name) is not None and name not in lane.varies:
@@ -96,7 +96,7 @@ def asked_for(request: GenerateRequest) -> Asked:
 
 async def _decided(parts: Parts, task: SpeechTask) -> SpeechTask:
     """The task that another request has made, once that one can be answered."""
-    return await modal.settled(parts, task) if parts.providers.abilities_of(task.provider).takes_jobs else task
+    return await modal.submitted(parts, task) if parts.providers.abilities_of(task.provider).takes_jobs else task
 
 
 async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable) -> SpeechTask:

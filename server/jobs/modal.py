@@ -1,4 +1,4 @@
-"""Speech that a job API makes: submitted while the request waits, looked at by polls and by a watcher, and collected.
+"""Speech that a job API makes: submitted while the request waits, polled for clients and by a watcher, and collected.
 
 Where the audio is collected, it takes the way of all speech (``synthesize.py``): this module ends where that begins.
 """
@@ -25,7 +25,7 @@ from server.errors import (
 )
 from server.jobs.own import require_task
 from server.parts import Parts
-from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, JobLook
+from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, PolledJob
 from server.providers.speech import may_start_again, pause_before_start
 from server.records import modal, runs, speech, tasks
 from server.records.speech import Ending
@@ -36,8 +36,8 @@ from server.storage import Bucket
 logger = logging.getLogger(__name__)
 
 MOST_REFERENCE_BYTES = 10 * 1024 * 1024
-# After a look that saw a failure the next one follows soon, since it decides.
-SECOND_LOOK_SECONDS = modal.SECOND_LOOK_SECONDS * 1.5
+# After a poll that saw a failure the next one follows soon, since it decides.
+SECOND_POLL_SECONDS = modal.SECOND_POLL_SECONDS * 1.5
 CANCEL_TRIES = 3
 
 FAILED = "The speech provider could not speak this. Please try again."
@@ -64,7 +64,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 async def fetch_reference(parts: Parts, voice: Voice) -> Reference:
-    """The recording of a voice that passed ``Providers.check``; it is looked at before it is fetched.
+    """The recording of a voice that passed ``Providers.require_lane``; it is looked at before it is fetched.
 
     Raises:
         Invalid: It is not there, or too large.
@@ -148,7 +148,7 @@ async def _not_submitted(parts: Parts, task: SpeechTask, exc: ProviderError) -> 
         logger.error("a failed submission could not be written down", extra={"task_id": str(task.id)})
 
 
-async def settled(parts: Parts, task: SpeechTask) -> SpeechTask:
+async def submitted(parts: Parts, task: SpeechTask) -> SpeechTask:
     """A twin's task, once the request that made it knows whether the provider took it.
 
     Raises:
@@ -166,18 +166,18 @@ async def settled(parts: Parts, task: SpeechTask) -> SpeechTask:
     return task
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- polling --------------------------------------------------------------------------------------------------------
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What a poll's own look saw. ``status_error``: the look failed, which says nothing about the job."""
+    """What a client's poll saw. ``status_error``: the provider was not reached, which says nothing about the job."""
 
     modal_status: Literal["running", "completed", "failed", "status_error"]
     elapsed_seconds: float
 
 
 async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, Seen | None]:
-    """The user's task, after one look at its job if it has one that is under way.
+    """The user's task, after one poll of its job if it has one that is under way.
 
     Raises:
         NotFound: No such task, or somebody else's.
@@ -191,16 +191,16 @@ async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, 
     seen = None
     if asked_at is not None:
         try:
-            look = await parts.providers.modal.look(job, within_seconds=parts.settings.deadlines.modal_status_seconds)
+            polled = await parts.providers.modal.poll(job, within_seconds=parts.settings.deadlines.modal_status_seconds)
         except ProviderError as exc:
-            parts.metrics.modal_look("poll", "status_error")
+            parts.metrics.modal_polled("poll", "status_error")
             logger.debug("status check failed", extra={"task_id": str(task_id), **_why(exc)})
             seen = Seen("status_error", _elapsed(task, asked_at))
         else:
-            parts.metrics.modal_look("poll", look.status)
-            elapsed = look.elapsed_seconds
-            seen = Seen(look.status, _elapsed(task, asked_at) if elapsed is None else elapsed)
-            await _judge(parts, task_id, look, asked_at)
+            parts.metrics.modal_polled("poll", polled.status)
+            elapsed = polled.elapsed_seconds
+            seen = Seen(polled.status, _elapsed(task, asked_at) if elapsed is None else elapsed)
+            await _judge(parts, task_id, polled, asked_at)
     return await require_task(parts, user_id, task_id), seen
 
 
@@ -210,7 +210,7 @@ def _elapsed(task: SpeechTask, asked_at: datetime) -> float:
 
 
 async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
-    """Look once at a job that perhaps nobody polls, and come back later: never a loop inside a job."""
+    """Poll a job that perhaps no client asks for, and come back later: never a loop inside a job."""
     watched = await parts.database.patiently(runs.watch, task_id, attempt)
     if watched is None:
         return
@@ -220,7 +220,7 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     deadlines = parts.settings.deadlines
     verdict: Verdict = "open"
     if watched.job:
-        verdict = await _look(parts, task_id, watched.job, watched.asked_at)
+        verdict = await _poll_watched(parts, task_id, watched.job, watched.asked_at)
         left = deadlines.modal_job_seconds - watched.age_seconds
     else:
         left = deadlines.modal_no_id_seconds - watched.age_seconds
@@ -228,38 +228,38 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
         await _end(parts, task_id, modal.TOO_LATE if watched.job else modal.NEVER_SUBMITTED)
     elif verdict != "decided":
         pause = (
-            SECOND_LOOK_SECONDS if verdict == "doubtful" else min(parts.settings.intervals.modal_watch_seconds, left)
+            SECOND_POLL_SECONDS if verdict == "doubtful" else min(parts.settings.intervals.modal_watch_seconds, left)
         )
         await parts.database.patiently(runs.watch_again, parts.queue, task_id, attempt, in_seconds=pause)
 
 
-async def _look(parts: Parts, task_id: UUID, job: str, asked_at: datetime) -> Verdict:
+async def _poll_watched(parts: Parts, task_id: UUID, job: str, asked_at: datetime) -> Verdict:
     try:
-        look = await parts.providers.modal.look(job, within_seconds=parts.settings.deadlines.connect_seconds)
+        polled = await parts.providers.modal.poll(job, within_seconds=parts.settings.deadlines.connect_seconds)
     except ProviderError as exc:
-        parts.metrics.modal_look("watcher", "status_error")
+        parts.metrics.modal_polled("watcher", "status_error")
         logger.warning("status check failed", extra={"task_id": str(task_id), **_why(exc)})
         return "open"
-    parts.metrics.modal_look("watcher", look.status)
-    return await _judge(parts, task_id, look, asked_at)
+    parts.metrics.modal_polled("watcher", polled.status)
+    return await _judge(parts, task_id, polled, asked_at)
 
 
-async def _judge(parts: Parts, task_id: UUID, look: JobLook, asked_at: datetime) -> Verdict:
+async def _judge(parts: Parts, task_id: UUID, polled: PolledJob, asked_at: datetime) -> Verdict:
     """Act on what was seen, whoever looked."""
 
     async def judge(connection: Connection) -> Verdict:
-        if look.status == "running":
+        if polled.status == "running":
             await modal.forget_failure(connection, task_id, asked_at)
             return "open"
-        if look.status == "failed":
+        if polled.status == "failed":
             return "decided" if await modal.confirm_failure(connection, task_id, asked_at) else "doubtful"
         if not await runs.collect(connection, parts.queue, task_id) and await modal.adopt(connection, task_id):
             await runs.collect(connection, parts.queue, task_id)
         return "decided"
 
     verdict = await parts.database.patiently_for(parts.settings.deadlines.request_database_seconds, judge)
-    if look.status == "failed" and verdict == "decided":
-        message = {"message": look.error[:300]} if look.error else {}
+    if polled.status == "failed" and verdict == "decided":
+        message = {"message": polled.error[:300]} if polled.error else {}
         facts = {"error": {"code": "job_failed", **message}}
         await _end(parts, task_id, Ending(detail=FAILED, category="provider_unavailable", facts=facts))
     elif verdict == "decided":

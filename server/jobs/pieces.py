@@ -13,7 +13,7 @@ from typing import Any, Self
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.database import Connection
 from server.errors import NothingToSpeak, ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.jobs.buying import say_unknown, settle
+from server.jobs.buying import record_failure, say_unknown
 from server.parts import Parts
 from server.providers.qwen.pieces import SpokenPiece
 from server.providers.qwen.text import split_text
@@ -167,7 +167,7 @@ class _Speech:
                 text=text, voice=self._request.voice, model=self._request.model, language=self._request.language
             )
         except ProviderError as exc:
-            await settle(self._parts, subject, attempt, exc, part=part)
+            await record_failure(self._parts, subject, attempt, exc, part=part)
             raise
         except asyncio.CancelledError:
             await say_unknown(self._parts, subject, attempt, part=part)

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from server.errors import ProviderError, StorageUnavailable
-from server.jobs.finalize import store
+from server.jobs.finalize import store_speech
 from server.parts import Parts
 from server.records import leftovers, purchases, removals, runs
 from server.records.purchases import Purchase
@@ -54,7 +54,7 @@ async def reconcile(parts: Parts, *, store_audio: bool = False, delete_objects: 
         found.removals = await removals.recorded(connection)
         unstored = await leftovers.unstored(connection)
     for run in unstored:
-        stored = store_audio and await _store(parts, run, found)
+        stored = store_audio and await _store_late(parts, run, found)
         found.unstored.append({**run, "stored": stored})
     await _provider_voices(parts, found)
     for bucket in Bucket:
@@ -74,13 +74,13 @@ def _shown(purchase: Purchase) -> dict[str, Any]:
     }
 
 
-async def _store(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
+async def _store_late(parts: Parts, run: dict[str, Any], found: Leftovers) -> bool:
     task_id: UUID = run["task_id"]
     storable = await parts.database.patiently_for(10.0, runs.take_spoken, task_id, parts.leases.owner, "unstored")
     if storable is None:
         return False
     try:
-        return await store(parts, storable, run["object_key"], late=True)
+        return await store_speech(parts, storable, run["object_key"], late=True)
     except StorageUnavailable as exc:
         found.problems.append(f"The audio of task {task_id} could not be stored: {exc.detail}")
         return False

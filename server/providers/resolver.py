@@ -120,10 +120,10 @@ class Providers:
             raise ProviderRejected("This server cannot speak with this voice.")
         if lane.begins == "submitted":
             return ModalSpeech(self.modal)
-        self._check_key()
+        self._require_key()
         return in_pieces if lane.begins == "bought" else self._spoken[lane.name]
 
-    def _check_key(self) -> None:
+    def _require_key(self) -> None:
         """A server in the other mode may lack Qwen's key; what is under way there must say so, not fail by chance."""
         if not self._settings.dashscope_api_key:
             raise ProviderUnavailable(
@@ -153,7 +153,7 @@ class Providers:
         """
         if not self.abilities_of(provider).enrolls:
             return DesignedPreview(audio=await self.modal.design(text=text, language=language, instruct=instruct))
-        self._check_key()
+        self._require_key()
         created = await self.customization.design(
             preferred_name=name,
             instruct=instruct,
@@ -195,7 +195,7 @@ class Providers:
             return f"This voice and its speech model do not belong together. {again}"
         return None
 
-    def check(self, voice: VoiceFacts) -> Lane:
+    def require_lane(self, voice: VoiceFacts) -> Lane:
         """The lane of a voice that the active provider can speak with.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Tasks that a job API works on: how they are submitted, looked at, judged and collected, as rows.
+"""Tasks that a job API works on: how they are submitted, polled, judged and collected, as rows.
 
 Their run waits as ``watch_modal`` until somebody (a poll, the watcher) sees that the job is done, and becomes a
 ``collect_modal`` run then, exactly once; from there on it is a speech like any other. Tasks of the older system have
@@ -15,9 +15,9 @@ from server.records import idempotency, purchases, runs, speech
 from server.records.speech import Ended, Ending
 from server.records.tasks import ACTIVE
 
-# A job may be called failed for a moment; whoever looks again no sooner than this decides
+# A job may be called failed for a moment; whoever polls again no sooner than this decides
 # (docs/providers.md, "How a Modal job ends").
-SECOND_LOOK_SECONDS = 1.0
+SECOND_POLL_SECONDS = 1.0
 PROVIDER = "modal"
 TOO_LATE = Ending(
     detail="The speech provider did not finish in time. Please try again.",
@@ -60,11 +60,11 @@ async def note_not_submitted(
     return ended
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- polling --------------------------------------------------------------------------------------------------------
 
 
 async def count_poll(connection: Connection, task_id: UUID) -> datetime | None:
-    """Count one look that a client asks for; when it was asked, or None for a task that is not active."""
+    """Count one poll that a client asks for; when it was asked, or None for a task that is not active."""
     asked_at: datetime | None = await connection.fetchval(
         """UPDATE public.tasks
               SET modal_poll_count = modal_poll_count + 1, provider_poll_count = provider_poll_count + 1
@@ -78,7 +78,7 @@ async def count_poll(connection: Connection, task_id: UUID) -> datetime | None:
 
 
 async def forget_failure(connection: Connection, task_id: UUID, asked_at: datetime) -> None:
-    """The job is running after all: what an earlier look called failed was a passing fault."""
+    """The job is running after all: what an earlier poll called failed was a passing fault."""
     await connection.execute(
         """UPDATE public.tasks SET metadata = metadata - 'modal_failed_at'
             WHERE id = $1 AND (metadata ->> 'modal_failed_at')::timestamptz < $2::timestamptz""",
@@ -88,7 +88,7 @@ async def forget_failure(connection: Connection, task_id: UUID, asked_at: dateti
 
 
 async def confirm_failure(connection: Connection, task_id: UUID, asked_at: datetime) -> bool:
-    """Note that the job was called failed; whether an earlier look, long enough ago, saw the same."""
+    """Note that the job was called failed; whether an earlier poll, long enough ago, saw the same."""
     confirmed = await connection.fetchval(
         """UPDATE public.tasks
               SET metadata = CASE WHEN metadata ? 'modal_failed_at' THEN metadata
@@ -97,7 +97,7 @@ async def confirm_failure(connection: Connection, task_id: UUID, asked_at: datet
         RETURNING (metadata ->> 'modal_failed_at')::timestamptz <= $2::timestamptz - make_interval(secs => $3)""",
         task_id,
         asked_at,
-        SECOND_LOOK_SECONDS,
+        SECOND_POLL_SECONDS,
     )
     return bool(confirmed)
 

@@ -122,7 +122,7 @@ async def get(connection: Connection, task_id: UUID) -> SpeechTask:
 
 
 class Glimpse(msgspec.Struct, frozen=True):
-    """What one look at a followed task found: its rows, and the spooled audio behind what the follower's mirror has."""
+    """A followed task as it was read: its rows, and the spooled audio behind what the follower's mirror has."""
 
     task: SpeechTask
     audio: bytes
@@ -132,7 +132,7 @@ class Glimpse(msgspec.Struct, frozen=True):
 async def read_glimpses(
     connection: Connection, wanted: list[tuple[UUID, int, int]], *, rows_at_most: int = 16
 ) -> dict[UUID, Glimpse]:
-    """Look at many tasks with one statement.
+    """Read many tasks with one statement.
 
     Args:
         wanted: (task id, attempt and length of the mirror that wants spooled bytes; attempt -1 where none does).

@@ -1,7 +1,7 @@
 """Following speech from any process: one shared view per followed task, whoever speaks it and wherever.
 
 The audio of a run of this process comes straight from its log. For a run of another process a mirror is filled from
-the spool, once for all followers here. One statement looks at every followed task that may have changed; it is woken
+the spool, once for all followers here. One statement reads every followed task that may have changed; it is woken
 by notifications and, should they all be lost, by a clock.
 """
 
@@ -20,7 +20,7 @@ from server.relay.live import AudioLog, LiveAudio
 logger = logging.getLogger(__name__)
 
 # How late a change is seen when every notification about it was lost.
-LOOK_EVERY_SECONDS = 1.0
+READ_EVERY_SECONDS = 1.0
 NO_MIRROR = -1
 
 
@@ -28,7 +28,7 @@ class Feed:
     """What this process knows about one followed task.
 
     Attributes:
-        task: The rows as of the last look.
+        task: The rows as they were last read.
         log: The growing audio, once there is an attempt that has any; it may be replaced by another attempt's only
             while nobody has heard a byte.
         gone: The task's row disappeared altogether.
@@ -115,9 +115,9 @@ class Following:
             self._changed(names(payload))
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Read until cancelled."""
         clock = asyncio.get_running_loop().time
-        everything_at = clock() + LOOK_EVERY_SECONDS
+        everything_at = clock() + READ_EVERY_SECONDS
         with self._listener.on(LIVE_CHANNEL, self._notified):
             while True:
                 with suppress(TimeoutError):
@@ -125,7 +125,7 @@ class Following:
                         await self._wake.wait()
                 # By the clock, however much is being told about some: of another the one notification may be lost.
                 if clock() >= everything_at:
-                    everything_at = clock() + LOOK_EVERY_SECONDS
+                    everything_at = clock() + READ_EVERY_SECONDS
                     self._dirty |= self._feeds.keys()
                 self._wake.clear()
                 dirty, self._dirty = self._dirty, set()
@@ -133,14 +133,14 @@ class Following:
                 if not feeds:
                     continue
                 try:
-                    await self._look(feeds)
+                    await self._read(feeds)
                 except REFUSED as exc:
-                    logger.warning("cannot look at followed tasks", extra={"reason": type(exc).__name__})
+                    logger.warning("followed tasks not read", extra={"reason": type(exc).__name__})
                     self._dirty |= dirty
                     await asyncio.sleep(0.2)
                     self._wake.set()
 
-    async def _look(self, feeds: list[Feed]) -> None:
+    async def _read(self, feeds: list[Feed]) -> None:
         async with self._database.connection() as connection:
             found = await tasks.read_glimpses(connection, [self._wanted(feed) for feed in feeds])
         for feed in feeds:

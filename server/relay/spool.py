@@ -171,10 +171,10 @@ class SpoolWriter:
             if log.task_id in kept:
                 log.committed(stop)
             else:
-                self._settle(log, stop, standing.get(log.task_id))
+                self._not_kept(log, stop, standing.get(log.task_id))
         self._announcer.spread(kept)
 
-    def _settle(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
+    def _not_kept(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
         if standing is None or (standing.attempt, standing.state) != (log.attempt, "speaking"):
             if lost := self._writing.get(log):
                 lost()

@@ -26,28 +26,28 @@ class StalledReaderProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._look_again(self.transport.get_write_buffer_size())
+        self._check_later(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._look_no_more()
+        self._check_no_more()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._look_no_more()
+        self._check_no_more()
         super().connection_lost(exc)
 
-    def _look_again(self, unsent: int) -> None:
-        self._look_no_more()
-        self._stalled = self.loop.call_later(self.stalled_seconds, self._look, unsent)
+    def _check_later(self, unsent: int) -> None:
+        self._check_no_more()
+        self._stalled = self.loop.call_later(self.stalled_seconds, self._check, unsent)
 
-    def _look(self, unsent_before: int) -> None:
+    def _check(self, unsent_before: int) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent < unsent_before:
-            self._look_again(unsent)
+            self._check_later(unsent)
         else:
             logger.info("connection cut, its peer reads nothing")
             self.transport.abort()
 
-    def _look_no_more(self) -> None:
+    def _check_no_more(self) -> None:
         if self._stalled:
             self._stalled.cancel()

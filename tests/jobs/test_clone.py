@@ -139,8 +139,8 @@ async def test_who_waits_too_long_for_another_caller_is_told_to_come_back(
         await plan.held()
         problem_of(await finalize(client, voice_id), 503, "provider_unavailable", says="still being created")
         plan.release()
-    assert (await buyer).status_code == 200
-    assert billed(simulator) == 1
+        assert (await buyer).status_code == 200
+        assert billed(simulator) == 1
 
 
 async def test_different_voices_do_not_wait_for_each_other(client: Client, simulator: Simulator) -> None:
@@ -317,7 +317,7 @@ async def test_who_is_cut_off_while_looking_does_not_forget_what_is_looked_for(
     simulator.behave("customization", {"do": "html", "status": 504, "effect": True}, action="create")
     problem_of(await finalize(client, voice_id), 504, "timeout")
     plan = simulator.behave("customization", {"do": "hold"}, action="list")
-    looking = asyncio.create_task(clone.finalize(gateway.parts, client.user_id, asked(voice_id)))
+    looking = asyncio.create_task(clone.create(gateway.parts, client.user_id, asked(voice_id)))
     await plan.held()
     looking.cancel()
     await asyncio.wait({looking})
@@ -341,7 +341,7 @@ async def test_who_is_cut_off_before_the_call_leaves_no_doubt(
 
     monkeypatch.setattr(enrollment, "to_reference_wav", slowly)
     voice_id = await upload(client, recording())
-    making = asyncio.create_task(clone.finalize(gateway.parts, client.user_id, asked(voice_id)))
+    making = asyncio.create_task(clone.create(gateway.parts, client.user_id, asked(voice_id)))
     await wait_for(begun.is_set)
     making.cancel()
     await asyncio.wait({making})
@@ -367,7 +367,7 @@ async def test_a_call_that_was_made_between_look_and_claim_is_known(
     simulator.behave("customization", {"do": "abort"}, action="create")
     voice_id = await upload(client, recording())
     monkeypatch.setattr(purchases, "find", find_and_be_overtaken)
-    assert (await clone.finalize(gateway.parts, client.user_id, asked(voice_id))).name == "Ada"
+    assert (await clone.create(gateway.parts, client.user_id, asked(voice_id))).name == "Ada"
     assert len(creations(simulator)) == billed(simulator) == 1
 
 

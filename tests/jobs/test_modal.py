@@ -92,7 +92,7 @@ async def test_a_failure_is_confirmed_by_a_second_look(
     task = await ended(rows, (await client.generate(voice_id))["task_id"])
     assert (task["status"], task["error_category"]) == ("failed", "provider_unavailable")
     first, *_, last = (datetime.fromisoformat(call["at"]) for call in calls(simulator, "status"))
-    assert (last - first).total_seconds() >= modal_records.SECOND_LOOK_SECONDS
+    assert (last - first).total_seconds() >= modal_records.SECOND_POLL_SECONDS
 
 
 async def test_a_job_that_never_ends_is_ended_by_our_own_deadline(

@@ -13,7 +13,7 @@ import pytest
 from server.announce import LIVE_CHANNEL, Announcer
 from server.database import Database, Listener
 from server.records import tasks
-from server.relay.following import LOOK_EVERY_SECONDS, Feed, Following
+from server.relay.following import READ_EVERY_SECONDS, Feed, Following
 from server.relay.live import LiveAudio
 from tests.support import wait_for
 
@@ -88,7 +88,7 @@ async def test_a_change_here_is_seen_at_once(world: World) -> None:
     async with world.followed(task_id) as feed:
         await world.move(task_id, "streaming")
         world.announcer.changed(task_id)
-        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS / 2)
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=READ_EVERY_SECONDS / 2)
 
 
 async def test_a_change_elsewhere_is_seen_when_it_is_told(world: World, database_url: str) -> None:
@@ -98,7 +98,7 @@ async def test_a_change_elsewhere_is_seen_when_it_is_told(world: World, database
         telling = asyncio.create_task(elsewhere.run())
         await world.move(task_id, "streaming")
         elsewhere.changed(task_id)
-        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS / 2)
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=READ_EVERY_SECONDS / 2)
         telling.cancel()
 
 
@@ -116,11 +116,11 @@ async def test_a_change_that_nobody_tells_is_seen_by_the_clock_whatever_else_is_
         async def chatter() -> None:
             while True:
                 await mouth.execute("SELECT pg_notify($1, $2)", LIVE_CHANNEL, f"another-process:{busy.hex}")
-                await asyncio.sleep(LOOK_EVERY_SECONDS / 20)
+                await asyncio.sleep(READ_EVERY_SECONDS / 20)
 
         chattering = asyncio.create_task(chatter())
         await world.move(quiet, "streaming")
-        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=LOOK_EVERY_SECONDS * 5)
+        await wait_for(lambda: feed.task.provider_status == "streaming", timeout=READ_EVERY_SECONDS * 5)
         chattering.cancel()
         await asyncio.gather(chattering, return_exceptions=True)
     await mouth.close()

@@ -34,8 +34,8 @@ _MOST_REDIRECTS = 20
 _MOST_STUMBLES = 3
 
 
-class JobLook(msgspec.Struct, frozen=True):
-    """What one look at a job saw.
+class PolledJob(msgspec.Struct, frozen=True):
+    """What one poll of a job saw.
 
     Attributes:
         elapsed_seconds: As the API counts it; None where it does not say.
@@ -108,11 +108,11 @@ class Modal:
             raise ProviderTimeout(diagnostics={"code": "no_job_id"})
         return job_id
 
-    async def look(self, job_id: str, *, within_seconds: float) -> JobLook:
+    async def poll(self, job_id: str, *, within_seconds: float) -> PolledJob:
         """Look at a job once. ``failed`` also covers unknown ids, cancelled jobs and passing faults: look again.
 
         Raises:
-            ProviderError: The look itself failed, which says nothing about the job.
+            ProviderError: The poll itself failed, which says nothing about the job.
         """
         answer = await self._json(
             "GET", self._settings.modal_job_status, within_seconds=within_seconds, query={"job_id": job_id}
@@ -124,8 +124,8 @@ class Modal:
         elapsed = said.elapsed_seconds if type(said.elapsed_seconds) in (int, float) else None
         if said.status in ("completed", "failed"):
             error = said.error if isinstance(said.error, str) and said.error else None
-            return JobLook(said.status, error, elapsed)  # type: ignore[arg-type]
-        return JobLook("running", None, elapsed)
+            return PolledJob(said.status, error, elapsed)  # type: ignore[arg-type]
+        return PolledJob("running", None, elapsed)
 
     async def result(self, job_id: str) -> bytes:
         """The WAV file of a completed job. Fetching runs nothing, so whatever may pass is tried again in time.

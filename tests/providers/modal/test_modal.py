@@ -36,7 +36,7 @@ async def submitted(modal: Modal) -> str:
 
 
 async def look(modal: Modal, job: str, within_seconds: float = 5.0) -> str:
-    return (await modal.look(job, within_seconds=within_seconds)).status
+    return (await modal.poll(job, within_seconds=within_seconds)).status
 
 
 def actions(simulator: Simulator) -> list[str]:
@@ -123,11 +123,11 @@ async def test_a_look_tells_running_completed_and_failed(modal: Modal, simulator
     simulator.behave("modal", {"job_seconds": 60}, action="submit")
     simulator.behave("modal", {"fails": "CUDA out of memory"}, action="submit")
     running, failing, done = await submitted(modal), await submitted(modal), await submitted(modal)
-    seen = await modal.look(running, within_seconds=5.0)
+    seen = await modal.poll(running, within_seconds=5.0)
     assert seen.status == "running"
     assert seen.elapsed_seconds is not None
     assert await look(modal, done) == "completed"
-    assert (await modal.look(failing, within_seconds=5.0)).error == "CUDA out of memory"
+    assert (await modal.poll(failing, within_seconds=5.0)).error == "CUDA out of memory"
     assert await look(modal, "fc-nobody-knows") == "failed"
 
 
@@ -141,7 +141,7 @@ async def test_a_look_tells_running_completed_and_failed(modal: Modal, simulator
 )
 async def test_words_that_we_do_not_know_mean_running(modal: Modal, simulator: Simulator, body: Any) -> None:
     simulator.behave("modal", {"do": "answer", "status": 200, "json": body}, action="status")
-    seen = await modal.look("fc-1", within_seconds=5.0)
+    seen = await modal.poll("fc-1", within_seconds=5.0)
     assert (seen.status, seen.elapsed_seconds, seen.error) == ("running", None, None)
 
 
