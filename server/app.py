@@ -63,6 +63,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/tasks/{task_id}", tasks.delete_task, methods=["DELETE"]),
             Route("/api/tasks/{task_id}/cancel", tasks.cancel_task, methods=["POST"]),
             Route("/api/generations", generations.list_generations, methods=["GET"]),
+            Route("/api/generations/zip", generations.download_several, methods=["POST"]),
             Route("/api/generations/{generation_id}", generations.delete_generation, methods=["DELETE"]),
             Route("/api/generations/{generation_id}/audio", generations.get_audio, methods=["GET"]),
             Route("/api/generations/{generation_id}/regenerate", generations.regenerate, methods=["POST"]),

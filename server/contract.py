@@ -133,8 +133,16 @@ class GenerationEntry(Struct, frozen=True, kw_only=True):
 
 
 class GenerationsAnswer(Struct, frozen=True):
+    """``more`` says that there are further ones of the same kind. Of what was asked for by ``before``, ``since`` or
+    ``ids`` nothing is counted: ``pagination`` speaks of this answer alone."""
+
     generations: list[GenerationEntry]
     pagination: Pagination
+    more: bool
+
+
+class ZipRequest(Struct, frozen=True):
+    ids: Annotated[list[UUID], Meta(min_length=1, max_length=50)]
 
 
 class RegenerateAnswer(Struct, frozen=True):
@@ -174,6 +182,7 @@ class CloneFinalizeRequest(Struct, frozen=True, kw_only=True):
     language: str = "Auto"
     transcript: Transcript = ""
     description: Description | None = None
+    consent: Annotated[str, Meta(max_length=500)] | None = None
 
 
 class CloneFinalizeAnswer(Struct, frozen=True):
@@ -222,6 +231,7 @@ class VoiceEntry(Struct, frozen=True, kw_only=True):
     language: str
     source: str
     description: str | None
+    consent: str | None
     created_at: datetime
     tts_provider: str
     provider_voice_id: str | None

@@ -54,10 +54,10 @@ async def finalize(client: Client, voice_id: str | UUID, **fields: Any) -> httpx
     return await client.http.post("/api/clone/finalize", json=asked)
 
 
-async def cloned(client: Client, content: bytes | None = None) -> str:
+async def cloned(client: Client, content: bytes | None = None, **fields: Any) -> str:
     """A voice, cloned as a browser does it; its id."""
     voice_id = await upload(client, content or recording())
-    answer = await finalize(client, voice_id)
+    answer = await finalize(client, voice_id, **fields)
     assert answer.status_code == 200, answer.text
     return voice_id
 

@@ -1,13 +1,18 @@
 """/api/generations: the history, its audio, and starting over from an entry."""
 
-from typing import get_args
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import TypedDict, get_args
 from urllib.parse import quote
 from uuid import UUID
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus
+from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus, ZipRequest
 from server.errors import Invalid, NotFound
 from server.handlers.links import redirect_to_audio
 from server.handlers.present import generation_entry
@@ -19,11 +24,17 @@ from server.handlers.requests import (
     path_uuid,
     query_choice,
     query_text,
+    query_uuid,
+    read_json,
 )
 from server.jobs import cancel
 from server.parts import Parts
 from server.records import history
-from server.records.history import Entry
+from server.records.history import Cursor, Entry
+from server.storage import Bucket, content_disposition
+from server.storage.zipped import Member, zipped
+
+MOST_IDS = 100
 
 _WHY_SILENT = {
     "pending": "This generation is not finished yet.",
@@ -33,25 +44,104 @@ _WHY_SILENT = {
 }
 
 
+class Filters(TypedDict):
+    """What both ways of reading the list can be narrowed to."""
+
+    search: str | None
+    words: str | None
+    voice_id: UUID | None
+    status: str | None
+
+
 async def list_generations(request: Request) -> Response:
+    """By pages, which are counted; or what is older, newer or named, which is not."""
     parts = parts_of(request)
     user_id = await bearer(request)
     asked = page_query(request, default_per_page=20)
-    async with parts.database.connection() as connection:
-        entries, total = await history.page(
-            connection,
-            user_id,
-            search=query_text(request, "search"),
-            status=query_choice(request, "status", get_args(TaskStatus)),
-            limit=asked.per_page,
-            offset=asked.offset,
-        )
-    return json_response(
-        GenerationsAnswer(
-            [generation_entry(entry) for entry in entries],
-            Pagination.of(page=asked.page, per_page=asked.per_page, total=total),
-        )
+    filters = Filters(
+        search=query_text(request, "search"),
+        words=query_text(request, "q"),
+        voice_id=query_uuid(request, "voice_id"),
+        status=query_choice(request, "status", get_args(TaskStatus)),
     )
+    before, since, ids = _cursor(request, "before"), _cursor(request, "since"), _ids(request)
+    async with parts.database.connection() as connection:
+        if before or since or ids is not None:
+            entries, more = await history.around(
+                connection, user_id, before=before, since=since, ids=ids, limit=asked.per_page, **filters
+            )
+            pagination = Pagination(page=1, per_page=asked.per_page, total=len(entries), pages=1)
+        else:
+            entries, total = await history.page(
+                connection, user_id, limit=asked.per_page, offset=asked.offset, **filters
+            )
+            pagination = Pagination.of(page=asked.page, per_page=asked.per_page, total=total)
+            more = asked.page < pagination.pages
+    return json_response(GenerationsAnswer([generation_entry(entry) for entry in entries], pagination, more))
+
+
+def _cursor(request: Request, name: str) -> Cursor | None:
+    text = query_text(request, name)
+    if text is None:
+        return None
+    created_at, _, generation_id = text.partition(",")
+    try:
+        return Cursor(msgspec.convert(created_at, datetime), UUID(generation_id))
+    except ValueError as exc:  # a validation error is one
+        raise Invalid(f"`{name}` must be an entry's `created_at`, a comma, and its `id`.") from exc
+
+
+def _ids(request: Request) -> list[UUID] | None:
+    text = query_text(request, "ids")
+    if text is None:
+        return None
+    try:
+        ids = [UUID(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise Invalid("`ids` must be UUIDs with commas between them.") from exc
+    if len(ids) > MOST_IDS:
+        raise Invalid(f"`ids` must have at most {MOST_IDS} entries.")
+    return ids
+
+
+async def download_several(request: Request) -> Response:
+    """A ZIP of several generations' audio, in the order of the request, as it is read from the store."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    wanted = await read_json(request, ZipRequest)
+    ids = list(dict.fromkeys(wanted.ids))
+    async with parts.database.connection() as connection:
+        entries, _ = await history.around(connection, user_id, ids=ids, limit=len(ids))
+    found = {entry.id: entry for entry in entries}
+    if len(found) < len(ids):
+        raise NotFound("One of these generations does not exist.")
+    chosen = [found[generation_id] for generation_id in ids]
+    for entry in chosen:
+        if entry.status != "completed" or not entry.audio_object_key:
+            raise Invalid(f"{_WHY_SILENT.get(entry.status, 'This generation has no audio.')} ({entry.id})")
+    content = zipped(parts.storage, [_member(number, entry) for number, entry in enumerate(chosen, 1)])
+    first = await anext(content)  # what cannot be read at all is an answer, and not half a file
+
+    async def body() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(content):
+            yield first
+            async for chunk in content:
+                yield chunk
+
+    disposition = content_disposition("utter.zip")
+    return StreamingResponse(
+        body(),
+        media_type="application/zip",
+        headers={"Content-Disposition": disposition, "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+def _member(number: int, entry: Entry) -> Member:
+    """Named so that files lie in the order of the request, and one knows what is in them."""
+    key = str(entry.audio_object_key)
+    words = "-".join(re.findall(r"\w+", entry.text)[:6])[:48] or "speech"
+    name = f"{number:02d}-{words}.{key.rpartition('.')[2]}"
+    return Member(name, Bucket.GENERATIONS, key, entry.created_at)
 
 
 async def get_audio(request: Request) -> Response:

@@ -52,6 +52,7 @@ class Operation(NamedTuple):
 
 _PAGE = {"page": {"type": "integer", "minimum": 1}, "per_page": {"type": "integer", "minimum": 1, "maximum": 100}}
 _SEARCH = {"search": {"type": "string"}}
+_CURSOR = "its `created_at`, a comma, its `id`"
 _AS = {"as": {"enum": ["events", "audio"]}}
 
 OPERATIONS = (
@@ -102,8 +103,25 @@ OPERATIONS = (
         "/api/generations",
         "The history, newest first",
         {200: contract.GenerationsAnswer},
-        query={**_PAGE, **_SEARCH, "status": {"enum": ["all", *get_args(contract.TaskStatus)]}},
+        query={
+            **_PAGE,
+            **_SEARCH,
+            "status": {"enum": ["all", *get_args(contract.TaskStatus)]},
+            "q": {"type": "string", "description": "Words in the text or in the name of the voice"},
+            "voice_id": {"type": "string", "format": "uuid"},
+            "before": {"type": "string", "description": f"Older than this entry: {_CURSOR}"},
+            "since": {"type": "string", "description": f"Newer than this entry: {_CURSOR}"},
+            "ids": {"type": "string", "description": "These alone: up to 100 ids with commas between them"},
+        },
         problems=(400, 401),
+    ),
+    Operation(
+        "post",
+        "/api/generations/zip",
+        "The audio of up to 50 generations as one ZIP",
+        {200: Media(("application/zip",), "The ZIP, while it is made")},
+        body=contract.ZipRequest,
+        problems=(400, 401, 404, 413, 503),
     ),
     Operation(
         "delete",
@@ -131,7 +149,12 @@ OPERATIONS = (
         "/api/voices",
         "The voices that are not deleted, newest first",
         {200: contract.VoicesAnswer},
-        query={**_PAGE, **_SEARCH, "source": {"enum": ["all", "uploaded", "designed"]}},
+        query={
+            **_PAGE,
+            **_SEARCH,
+            "source": {"enum": ["all", "uploaded", "designed"]},
+            "q": {"type": "string", "description": "Words in the name, language, kind or description"},
+        },
         problems=(400, 401),
     ),
     Operation(

@@ -140,6 +140,7 @@ def voice_entry(parts: Parts, voice: Voice) -> VoiceEntry:
         language=voice.language,
         source=voice.source,
         description=voice.description,
+        consent=voice.consent,
         created_at=voice.created_at,
         tts_provider=voice.tts_provider,
         provider_voice_id=voice.provider_voice_id,

@@ -35,6 +35,7 @@ async def list_voices(request: Request) -> Response:
             connection,
             user_id,
             search=query_text(request, "search"),
+            words=query_text(request, "q"),
             source=query_choice(request, "source", ("uploaded", "designed")),
             limit=asked.per_page,
             offset=asked.offset,

@@ -62,6 +62,7 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> 
         source="uploaded",
         description=request.description,
         tts_provider=abilities.provider,
+        provider_metadata={"consent": request.consent} if request.consent else {},
     )
 
     async def fetch() -> tuple[bytes, Recording]:

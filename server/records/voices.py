@@ -18,6 +18,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         reference_object_key: Of a recording that is its user's own, else None.
         reference_is_foreign: The row names an object that is not its user's; nobody made it through this server.
+        consent: What its maker said about the right to use it, when they made it.
         gone_from: The account (``Providers.account``) that said it does not have this voice.
         is_default: Its owner marked it: it speaks where a program names no voice.
     """
@@ -37,6 +38,7 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     provider_target_model: str | None
     provider_voice_kind: str | None
     gone_from: str | None
+    consent: str | None
     deleted: bool
     preview_task_id: UUID | None
     is_default: bool
@@ -46,8 +48,8 @@ _VOICE = """
 SELECT v.id, v.user_id, v.name, v.reference_object_key, v.reference_transcript,
        coalesce(v.language, 'Auto') AS language, v.source, v.description, v.created_at, v.tts_provider,
        v.provider_voice_id, v.provider_target_model, v.provider_voice_kind,
-       v.provider_metadata ->> 'gone_from' AS gone_from, v.deleted_at IS NOT NULL AS deleted,
-       v.preview_task_id,
+       v.provider_metadata ->> 'gone_from' AS gone_from, v.provider_metadata ->> 'consent' AS consent,
+       v.deleted_at IS NOT NULL AS deleted, v.preview_task_id,
        EXISTS (SELECT FROM internal.default_voices d WHERE d.user_id = v.user_id AND d.voice_id = v.id) AS is_default
   FROM public.voices v
 """
@@ -61,25 +63,36 @@ def _voice(row: asyncpg.Record) -> Voice:
 
 
 async def page(
-    connection: Connection, user_id: UUID, *, search: str | None, source: str | None, limit: int, offset: int
+    connection: Connection,
+    user_id: UUID,
+    *,
+    search: str | None,
+    words: str | None = None,
+    source: str | None,
+    limit: int,
+    offset: int,
 ) -> tuple[list[Voice], int]:
-    """One page of the voices that are not deleted, newest first, and how many there are in all."""
+    """One page of the voices that are not deleted, newest first, and how many there are in all.
+
+    Args:
+        search: Found in the name.
+        words: Each of them found in the name, language, kind (cloned or designed) or description.
+    """
     where = (
         "v.user_id = $1 AND v.deleted_at IS NULL AND ($2::text IS NULL OR v.name ILIKE $2)"
         " AND ($3::text IS NULL OR v.source = $3)"
+        " AND ($4::text[] IS NULL OR concat_ws(E'\\n', v.name, v.language, v.description,"
+        " CASE v.source WHEN 'designed' THEN 'designed' ELSE 'cloned' END) ILIKE ALL ($4))"
     )
-    pattern = like(search) if search else None
+    patterns = [like(word) for word in words.split()] if words else None
+    asked = (user_id, like(search) if search else None, source, patterns)
     total: int = await connection.fetchval(
         f"SELECT count(*) FROM public.voices v WHERE {where}",  # noqa: S608 - constants
-        user_id,
-        pattern,
-        source,
+        *asked,
     )
     rows = await connection.fetch(
-        f"{_VOICE} WHERE {where} ORDER BY v.created_at DESC, v.id DESC LIMIT $4 OFFSET $5",
-        user_id,
-        pattern,
-        source,
+        f"{_VOICE} WHERE {where} ORDER BY v.created_at DESC, v.id DESC LIMIT $5 OFFSET $6",
+        *asked,
         limit,
         offset,
     )

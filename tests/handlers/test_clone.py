@@ -21,7 +21,7 @@ from server.storage import Bucket
 from tests.audio.samples import box, mp3, tone, wav
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import is_a_sentence, problem_of
-from tests.voices import TRANSCRIPT, billed, creations, finalize, listed, listings, purchase, recording, upload
+from tests.voices import TRANSCRIPT, billed, cloned, creations, finalize, listed, listings, purchase, recording, upload
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -642,3 +642,10 @@ async def test_a_creation_that_was_never_carried_out_is_made_by_the_next_finaliz
         answers = await asyncio.gather(*(finalize(client, voice_id) for _ in range(3)))
         assert [answer.status_code for answer in answers] == [200] * 3
     assert billed(simulator) == 1
+
+
+async def test_what_its_maker_said_about_the_right_to_a_voice_is_kept_with_it(client: Client) -> None:
+    said = "This is my own voice."
+    voice_id = await cloned(client, consent=said)
+    (voice,) = (await client.http.get("/api/voices")).json()["voices"]
+    assert (voice["id"], voice["consent"]) == (voice_id, said)

@@ -1,5 +1,7 @@
 """/api/generations: the history, its audio, and starting over from an entry."""
 
+import io
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -375,3 +377,119 @@ async def test_regenerate_is_400_where_the_voice_is_gone_or_deleted(client: Clie
     for generation_id in (deleted, without):
         response = await client.http.post(f"/api/generations/{generation_id}/regenerate")
         problem_of(response, 400, "validation", says="choose another voice")
+
+
+# --- what is older, newer or named ------------------------------------------------------------------------------------
+
+
+def cursor(entry: dict[str, Any]) -> str:
+    return f"{entry['created_at']},{entry['id']}"
+
+
+async def test_a_list_is_walked_down_and_what_is_new_is_fetched_alone(client: Client, rows: Rows) -> None:
+    """By cursors: whatever comes or goes at the top meanwhile, nothing is shown twice and nothing is left out."""
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in range(7):  # in pairs of one moment, where the id decides
+        created_at = moment - timedelta(minutes=number // 2, microseconds=number // 2)
+        await insert_generation(rows, client.user_id, f"text {number}", created_at=created_at)
+    await insert_generation(rows, uuid4(), "Somebody else's", created_at=moment)
+    everything = (await history(client, per_page=100))["generations"]
+    walked: list[dict[str, Any]] = []
+    answer = await history(client, per_page=3)
+    while True:
+        walked += answer["generations"]
+        await insert_generation(rows, client.user_id, "In between")
+        if not answer["more"]:
+            break
+        answer = await history(client, per_page=3, before=cursor(walked[-1]))
+        assert answer["pagination"] == {"page": 1, "per_page": 3, "total": len(answer["generations"]), "pages": 1}
+    assert walked == everything
+    newer = await history(client, since=cursor(walked[0]), per_page=2)
+    assert [entry["text"] for entry in newer["generations"]] == ["In between"] * 2
+    assert newer["more"] is True
+    newest = newer["generations"][0]
+    assert (await history(client, since=cursor(newest)))["generations"] == []
+
+
+async def test_entries_are_asked_for_by_their_ids(client: Client, rows: Rows) -> None:
+    ids = [str(await insert_generation(rows, client.user_id, text)) for text in ("a", "b", "c")]
+    foreign = await insert_generation(rows, uuid4(), "Somebody else's")
+    found = (await history(client, ids=f"{ids[0]},{ids[2]},{foreign},{uuid4()}"))["generations"]
+    assert {entry["id"] for entry in found} == {ids[0], ids[2]}
+
+
+async def test_what_is_no_cursor_and_no_id_is_400(client: Client) -> None:
+    for query, says in (
+        ({"before": "yesterday"}, "`created_at`, a comma, and its `id`"),
+        ({"since": f"2026-01-01T00:00:00Z,{7}"}, "`created_at`, a comma, and its `id`"),
+        ({"before": f",{uuid4()}"}, "`created_at`, a comma, and its `id`"),
+        ({"ids": "1,2"}, "UUIDs"),
+        ({"ids": ",".join(str(uuid4()) for _ in range(101))}, "at most 100"),
+        ({"voice_id": "Ada"}, "`voice_id` must be a UUID"),
+    ):
+        problem_of(await client.http.get("/api/generations", params=query), 400, "validation", says=says)
+
+
+async def test_a_list_is_narrowed_by_words_voice_and_state(
+    client: Client, database_url: str, voice_id: UUID, rows: Rows
+) -> None:
+    """``q`` looks into text and voice, with every character plain, in pages and by cursors alike."""
+    bea = await insert_voice(database_url, client.user_id, name="Bea 100%")
+    for text, voice, status in (
+        ("Of Ada", voice_id, "completed"), ("Said by somebody", bea, "completed"), ("Never said", bea, "failed"),
+        ("Nobody's 100%", None, "completed"),
+    ):  # fmt: skip
+        await insert_generation(rows, client.user_id, text, voice_id=voice, status=status)
+    late = f"2999-01-01T00:00:00Z,{uuid4()}"
+    for extra in ({}, {"before": late}):
+        for query, found in (
+            ({"q": "ada"}, {"Of Ada"}),
+            ({"q": "100%"}, {"Said by somebody", "Never said", "Nobody's 100%"}),
+            ({"q": "1_0"}, set()),
+            ({"q": "bea", "status": "failed"}, {"Never said"}),
+            ({"voice_id": str(bea)}, {"Said by somebody", "Never said"}),
+            ({"voice_id": str(uuid4())}, set()),
+            ({"search": "said", "voice_id": str(bea)}, {"Said by somebody", "Never said"}),
+            ({"search": "bea"}, set()),
+        ):
+            assert set(await texts(client, **query, **extra)) == found, (query, extra)
+
+
+# --- several at once --------------------------------------------------------------------------------------------------
+
+
+async def test_several_are_downloaded_as_one_zip(client: Client, voice_id: UUID) -> None:
+    said = ["First: the one & only!", "Second", "مرحبا بك"]
+    answers = [await client.generate(voice_id, text) for text in said]
+    for answer in answers:
+        await client.ended(answer["task_id"])
+    ids = [answer["generation_id"] for answer in answers]
+    response = await client.http.post("/api/generations/zip", json={"ids": [ids[2], ids[0], ids[1], ids[0]]})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/zip"
+    assert response.headers["content-disposition"] == 'attachment; filename="utter.zip"'
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["01-مرحبا-بك.mp3", "02-First-the-one-only.mp3", "03-Second.mp3"]
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        for name, generation_id in zip(archive.namelist(), (ids[2], ids[0], ids[1]), strict=True):
+            assert archive.read(name) == await client.audio(generation_id)
+
+
+async def test_a_zip_of_what_is_not_there_is_an_answer_and_no_file(
+    gateway: Gateway, client: Client, completed: str, rows: Rows
+) -> None:
+    async def asked(*ids: object, by: Client = client) -> httpx.Response:
+        return await by.http.post("/api/generations/zip", json={"ids": [str(generation_id) for generation_id in ids]})
+
+    failed = await insert_generation(rows, client.user_id, status="failed")
+    lost = await insert_generation(rows, client.user_id, audio_object_key=f"{client.user_id}/nothing.mp3")
+    problem_of(await asked(), 400, "validation", says="`ids` must have at least 1 entry")
+    problem_of(await asked(*(uuid4() for _ in range(51))), 400, "validation", says="at most 50")
+    problem_of(await asked(completed, uuid4()), 404, "not_found", says="does not exist")
+    problem_of(await asked(completed, failed), 400, "validation", says=str(failed))
+    problem_of(await asked(lost), 404, "not_found")
+    async with gateway.client() as stranger:
+        problem_of(await asked(completed, by=stranger), 404, "not_found")
+    with pytest.raises(httpx.RemoteProtocolError):  # half a file must not look like a whole one
+        await asked(completed, lost)

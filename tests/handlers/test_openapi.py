@@ -153,6 +153,8 @@ async def test_live_answers_are_what_the_document_says(
         await witness.ask("GET", "/api/generations/{generation_id}/audio", given=task["generation_id"])
         await witness.ask("POST", "/api/generations/{generation_id}/regenerate", given=task["generation_id"])
     for task in tasks.values():
+        await witness.ask("POST", "/api/generations/zip", json={"ids": [task["generation_id"]]})
+    for task in tasks.values():
         for _ in range(2):
             await witness.ask("POST", "/api/tasks/{task_id}/cancel", given=task["task_id"])
             await witness.ask("GET", "/api/tasks/{task_id}", given=task["task_id"])

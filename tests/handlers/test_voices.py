@@ -45,6 +45,7 @@ async def test_a_voice_has_the_members_of_the_contract(client: Client, voice_id:
         "language": "English",
         "source": "uploaded",
         "description": None,
+        "consent": None,
         "tts_provider": "qwen",
         "provider_voice_id": "qwen-tts-vc-ada-voice-20260101000000000-0001",
         "provider_target_model": "qwen3-tts-vc-realtime-2026-01-15",
@@ -194,3 +195,22 @@ async def test_a_voice_of_another_system_is_listed(client: Client, rows: Rows) -
     )
     (voice,) = await listed(client)
     assert (voice["language"], voice["tts_provider"], voice["compatible"]) == ("Auto", "modal", False)
+
+
+async def test_words_are_looked_for_in_all_that_is_said_of_a_voice(client: Client, rows: Rows) -> None:
+    await insert_voices(rows, client.user_id, "Ada", "Bea")
+    await insert_voices(rows, client.user_id, "Old storyteller", source="designed")
+    await rows.execute(
+        "UPDATE public.voices SET description = '50% gravel', language = 'German' WHERE source = 'designed'"
+    )
+    for words, found in (
+        ("ada", {"Ada"}),
+        ("german", {"Old storyteller"}),
+        ("cloned", {"Ada", "Bea"}),
+        ("gravel designed", {"Old storyteller"}),
+        ("50%", {"Old storyteller"}),
+        ("5_%", set()),
+        ("gravel cloned", set()),
+    ):
+        assert {voice["name"] for voice in await listed(client, q=words)} == found, words
+    assert await listed(client, search="german") == []
