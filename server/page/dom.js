@@ -39,34 +39,114 @@ export function relabel(button, name, label) {
   if (button.classList.contains("icon")) button.title = label;
 }
 
-/** A delete button that asks once more, in its own place, and goes back by itself. `act` may take its time. */
-export function deleteButton(label, act) {
-  let back = null;
-  const calm = () => {
-    clearTimeout(back);
-    button.classList.remove("sure");
-    button.replaceChildren(icon("bin"));
-    button.setAttribute("aria-label", label);
+/** Put an element that floats (`position: fixed`) next to a button: below it where there is room, else above. */
+export function place(element, button) {
+  const { left, right, top, bottom } = button.getBoundingClientRect();
+  const { offsetWidth: width, offsetHeight: height } = element;
+  const rightToLeft = getComputedStyle(button).direction === "rtl";
+  const x = rightToLeft ? left : right - width;
+  const y = bottom + 6 + height <= innerHeight ? bottom + 6 : top - 6 - height;
+  element.style.left = `${Math.max(8, Math.min(x, innerWidth - width - 8))}px`;
+  element.style.top = `${Math.max(8, y)}px`;
+}
+
+/**
+ * A panel that a button shows and hides: closed by Escape, and by whatever happens outside of it.
+ * @returns what closes it; `true` gives the focus back to the button
+ */
+export function disclose(button, panel, opened = () => {}) {
+  button.setAttribute("aria-expanded", "false");
+  const close = (back = false) => {
+    if (panel.hidden) return;
+    panel.hidden = true;
+    button.setAttribute("aria-expanded", "false");
+    if (back) button.focus();
   };
-  const button = iconButton("bin", label, async () => {
-    if (!button.classList.contains("sure")) {
-      button.classList.add("sure");
-      button.replaceChildren("Delete?");
-      button.setAttribute("aria-label", `${label}: press again to delete for good`);
-      back = setTimeout(calm, 4000);
-      return;
-    }
-    clearTimeout(back);
-    button.disabled = true;
-    try {
-      await act();
-    } finally {
-      button.disabled = false;
-      calm();
-    }
+  button.addEventListener("click", () => {
+    if (!panel.hidden) { close(true); return; }
+    panel.hidden = false;
+    button.setAttribute("aria-expanded", "true");
+    opened();
+    place(panel, button);
+    panel.querySelector("input, select, button")?.focus();
   });
-  button.addEventListener("blur", calm);
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    event.preventDefault();
+    close(true);
+  });
+  const outside = ({ target }) => {
+    if (!panel.contains(target) && !button.contains(target)) close();
+  };
+  document.addEventListener("pointerdown", outside);
+  document.addEventListener("focusin", outside);
+  return close;
+}
+
+/**
+ * A button with a menu.
+ * @param items gives what stands in it now: `{icon, label, act}`, and false for what does not
+ */
+export function menuButton(label, items) {
+  const button = iconButton("more", label, () => showMenu(button, items().filter(Boolean)));
+  button.setAttribute("aria-haspopup", "menu");
+  button.setAttribute("aria-expanded", "false");
   return button;
+}
+
+/** Show a menu at a button until something is chosen, or the reader turns to something else. */
+export function showMenu(button, items) {
+  const close = (back) => {
+    document.removeEventListener("pointerdown", outside);
+    document.removeEventListener("scroll", away, true);
+    menu.remove();
+    button.setAttribute("aria-expanded", "false");
+    if (back) button.focus();
+  };
+  const away = () => close(false);
+  const outside = ({ target }) => menu.contains(target) || away();
+  const menu = h("div", { className: "menu", role: "menu", "aria-label": button.getAttribute("aria-label") },
+    ...items.map((item) => h("button", {
+      type: "button", role: "menuitem", tabIndex: -1, className: item.serious ? "serious" : "",
+      onclick: () => {
+        close(true); // what it does may then move the focus on
+        item.act(button);
+      },
+    }, icon(item.icon), item.label)));
+  menu.addEventListener("keydown", (event) => {
+    const choices = Array.from(menu.children);
+    const at = choices.indexOf(document.activeElement);
+    const next = { ArrowDown: at + 1, ArrowUp: at - 1 + choices.length, Home: 0, End: choices.length - 1 }[event.key];
+    if (next !== undefined) choices[next % choices.length].focus();
+    else if (event.key === "Escape" || event.key === "Tab") close(true);
+    else return;
+    if (event.key !== "Tab") event.preventDefault();
+    event.stopPropagation();
+  });
+  (button.closest("dialog, main") ?? document.body).append(menu);
+  button.setAttribute("aria-expanded", "true");
+  place(menu, button);
+  menu.firstElementChild.focus({ preventScroll: true });
+  document.addEventListener("pointerdown", outside);
+  document.addEventListener("scroll", away, true);
+}
+
+/** Put the focus on the first of these that is there and can take it. */
+export function focusFirst(...elements) {
+  elements.find((element) => element && !element.disabled && element.getClientRects().length)?.focus();
+}
+
+/** Put words on the clipboard, and say so. */
+export async function copy(words, sentence = "Copied.") {
+  try {
+    await navigator.clipboard.writeText(await words);
+    toast(sentence);
+  } catch (error) {
+    // Pages on plain http have no clipboard: the words are shown, to be copied by hand.
+    if (error.name === "UtterError") toast(error.message, "trouble");
+    else toast(`Please copy it from here: ${await words}`, "trouble");
+  }
 }
 
 /** 83.4 as "1:23". */
@@ -76,16 +156,25 @@ export function clock(seconds) {
 }
 
 const RELATIVE = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const DAY = new Intl.DateTimeFormat("en", { weekday: "long", day: "numeric", month: "long" });
+const YEAR = new Intl.DateTimeFormat("en", { day: "numeric", month: "long", year: "numeric" });
 
-/** "2 minutes ago". */
+/** "2 minutes ago"; "14:05" for what is older than an hour. */
 export function ago(timestamp) {
-  const seconds = (Date.parse(timestamp) - Date.now()) / 1000;
-  /** @type {[Intl.RelativeTimeFormatUnit, number][]} */
-  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
-  for (const [unit, size] of units) {
-    if (-seconds >= size) return RELATIVE.format(Math.ceil(seconds / size), unit);
-  }
-  return "just now";
+  const seconds = (Date.now() - Date.parse(timestamp)) / 1000;
+  if (seconds >= 3600) return CLOCK.format(new Date(timestamp));
+  return seconds >= 60 ? RELATIVE.format(-Math.floor(seconds / 60), "minute") : "just now";
+}
+
+/** "Today", "Yesterday", "Monday, March 2", "March 2, 2025": a day as this browser counts days. */
+export function dayOf(timestamp, now = new Date()) {
+  const then = new Date(timestamp);
+  const midnight = (date) => new Date(date.getFullYear(), date.getMonth(), date.getDate()).getTime();
+  const days = Math.round((midnight(now) - midnight(then)) / 86_400_000);
+  if (days <= 0) return "Today";
+  if (days === 1) return "Yesterday";
+  return (days < 300 ? DAY : YEAR).format(then);
 }
 
 /** Every voice has a colour of its own, by its id. */
@@ -95,12 +184,30 @@ export function colour(element, id) {
   element.style.setProperty("--hue", String((hash * 137) % 360));
 }
 
-/** Say something in passing. Problems stay longer. */
-export function toast(sentence, kind = "news") {
-  const dismiss = () => message.remove();
-  const message = h("p", { className: `toast ${kind}` }, sentence, iconButton("close", "Dismiss", dismiss));
-  $("toasts").append(message);
-  setTimeout(dismiss, kind === "news" ? 5000 : 12000);
+/**
+ * Say something in passing. Problems stay longer; and nothing goes while somebody points at it, or is about to press it.
+ * @param action `{label, act}`: a button in it
+ * @returns what takes it away
+ */
+export function toast(sentence, kind = "news", { action = null, milliseconds = kind === "news" ? 5000 : 12000 } = {}) {
+  let timer = null;
+  const dismiss = () => {
+    clearTimeout(timer);
+    message.remove();
+  };
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(dismiss, milliseconds);
+  };
+  const message = h("p", { className: `toast ${kind}` }, h("span", { dir: "auto" }, sentence),
+    action && h("button", { type: "button", className: "act", onclick: () => { dismiss(); action.act(); } }, action.label),
+    iconButton("close", "Dismiss", dismiss));
+  for (const name of ["pointerenter", "focusin"]) message.addEventListener(name, () => clearTimeout(timer));
+  for (const name of ["pointerleave", "focusout"]) message.addEventListener(name, wait);
+  // What is said while a dialog is open must be said in it: everything else is out of reach then.
+  (document.querySelector("dialog[open] .toasts") ?? $("toasts")).append(message);
+  wait();
+  return dismiss;
 }
 
 /** Run what a button does: the button waits for it, and a failure becomes a sentence in `problem` (or in passing). */

@@ -7,9 +7,10 @@
  *   WebAudioPlayer      samples, each group scheduled behind the last one       (Firefox, phones; and all of WAV)
  *   ElementPlayer       an <audio> element on an address: stored audio, or the stream's raw form where nothing else can
  *
- *   play() pause() seek(seconds) close()   paused  currentTime  (seconds)
+ *   play() pause() seek(seconds) close()   paused  ended  currentTime  (seconds)
+ *   volume (0..1)  rate (1 is as it was spoken)  varies: whether it can play at another rate
  *   append({bytes}) or append({samples})   what has arrived, in order; finish() when that was all
- *   events: playing  waiting  paused  ended  blocked (the browser wants a click first)  broken
+ *   events: playing  waiting  paused (whoever did it)  ended  blocked (the browser wants a click first)  broken
  *
  * `Decoder` turns the bytes of a stream, cut anywhere, into samples: for WebAudioPlayer, and for whoever draws them.
  */
@@ -47,7 +48,12 @@ export class ElementPlayer extends EventTarget {
   #closed = false;
 
   get paused() { return this.element.paused; }
+  get ended() { return this.element.ended; }
   get currentTime() { return this.element.currentTime; }
+  get varies() { return true; }
+  set volume(volume) { this.element.volume = volume; }
+  /** Loading something else would take the element back to its default rate. */
+  set rate(rate) { this.element.defaultPlaybackRate = this.element.playbackRate = rate; }
   /** In seconds; NaN or Infinity while nobody knows. */
   get duration() { return this.element.duration; }
 
@@ -115,22 +121,31 @@ export class MediaSourcePlayer extends ElementPlayer {
 
 export class WebAudioPlayer extends EventTarget {
   #context;
+  #output;
   #groups = []; // {buffer, at}: everything so far, so that one can seek
   #sounding = new Set();
   #seconds = 0; // how much there is
   #origin = 0; // the context's time at which second 0 is, or would have been, heard
   #begun = false;
   #wanted = false;
+  #ran = false; // whether the context has run since somebody asked for sound
   #finished = false;
   #ended = false;
 
   constructor(rate) {
     super();
     this.#context = new AudioContext({ sampleRate: rate });
-    this.#context.addEventListener("statechange", () => this.#announce());
+    this.#output = new GainNode(this.#context);
+    this.#output.connect(this.#context.destination);
+    this.#context.addEventListener("statechange", () => this.#changed());
   }
 
   get paused() { return !this.#wanted; }
+  get ended() { return this.#ended; }
+  /** Samples played faster would be higher, too: only stored audio is played at another rate. */
+  get varies() { return false; }
+  set volume(volume) { this.#output.gain.value = volume; }
+  set rate(_rate) {}
   get duration() { return this.#finished ? this.#seconds : Infinity; }
   get currentTime() {
     if (!this.#begun) return 0;
@@ -139,6 +154,7 @@ export class WebAudioPlayer extends EventTarget {
 
   async play() {
     this.#wanted = true;
+    this.#ran = this.#context.state === "running";
     if (this.#ended) this.seek(0);
     // Where a click is wanted first, this promise waits for the click: ask for the state instead.
     this.#context.resume().catch(() => {});
@@ -182,14 +198,25 @@ export class WebAudioPlayer extends EventTarget {
   }
 
   close() {
-    this.#silence();
     this.#wanted = false;
+    this.#silence();
     this.#context.close().catch(() => {});
   }
 
   #begin() {
     if (!this.#begun && this.#wanted && this.#groups.length) this.seek(0);
     this.#announce();
+  }
+
+  /** The system takes the sound away (a call, a device that is unplugged), and a page's own code may, too. */
+  #changed() {
+    if (this.#context.state === "running") {
+      this.#ran = true;
+      this.#announce();
+    } else if (this.#wanted && this.#ran) {
+      this.#wanted = false;
+      this.dispatchEvent(new Event("paused"));
+    }
   }
 
   #announce() {
@@ -201,7 +228,7 @@ export class WebAudioPlayer extends EventTarget {
     const skipped = Math.max(0, this.#context.currentTime - start);
     if (skipped >= buffer.duration) return;
     const source = new AudioBufferSourceNode(this.#context, { buffer });
-    source.connect(this.#context.destination);
+    source.connect(this.#output);
     source.onended = () => {
       this.#sounding.delete(source);
       if (this.#sounding.size) return;

@@ -103,3 +103,9 @@ export function wavFile(samples) {
   }
   return new Blob([bytes], { type: "audio/wav" });
 }
+
+/** Any recording that the browser can read as samples at RATE, one channel. @throws where it cannot. */
+export async function samplesOf(blob) {
+  const audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await blob.arrayBuffer());
+  return audio.getChannelData(0);
+}

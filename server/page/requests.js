@@ -4,9 +4,14 @@
 
 /** A failure in words for a person. `category` is the contract's, or "network"; `passing` says that it may be gone soon. */
 export class UtterError extends Error {
-  constructor(message, { category = "internal", status = 0, passing = false } = {}) {
+  constructor(message, { category = "internal", status = 0, passing = false, reference = null } = {}) {
     super(message);
-    Object.assign(this, { category, status, passing });
+    this.name = "UtterError";
+    this.category = category;
+    this.status = status;
+    this.passing = passing;
+    /** Under which the server's log has it; null where it was never there. */
+    this.reference = reference;
   }
 }
 
@@ -31,20 +36,22 @@ export class Client {
    * One request: its response, which is a good one. A `body` is sent as JSON, a `form` as it is.
    * @param {string} method
    * @param {string} path
-   * @param {{body?: unknown, form?: BodyInit, headers?: Record<string, string>, signal?: AbortSignal, timeout?: number}} options
+   * @param {{body?: unknown, form?: BodyInit, headers?: Record<string, string>, signal?: AbortSignal, timeout?: number,
+   *          keepalive?: boolean}} options `keepalive`: also when the page is being left
    */
-  async fetch(method, path, { body, form, headers = {}, signal, timeout = 20_000 } = {}) {
+  async fetch(method, path, { body, form, headers = {}, signal, timeout = 20_000, keepalive = false } = {}) {
     const token = await this.token();
     if (token) headers = { ...headers, Authorization: `Bearer ${token}` };
     if (body !== undefined) headers = { ...headers, "Content-Type": "application/json" };
     const response = await read(() => fetch(this.base + path, {
-      method, headers, body: body === undefined ? form : JSON.stringify(body), signal: within(timeout, signal),
+      method, headers, body: body === undefined ? form : JSON.stringify(body), keepalive, signal: within(timeout, signal),
     }), signal);
     if (response.ok) return response;
     const { status } = response;
-    const { detail, category } = await response.json().catch(() => ({}));
+    const { detail, category, request_id } = await response.json().catch(() => ({}));
     throw new UtterError(typeof detail === "string" ? detail : `The server cannot answer right now (${status}).`, {
       // What is not in the contract's form was said by something on the way.
+      reference: request_id ?? null,
       status, category: category ?? "network", passing: status >= 500 || status === 408 || status === 429,
     });
   }

@@ -24,17 +24,22 @@ export class Speech extends EventTarget {
 
   #utter; #live; #wanted; #from; #remembers; #begun; #asked = performance.now();
   #player = null; #next = null; #decoder = null; #whole = false; #raw = false; #heard = false;
+  #rate; #volume;
   #offset = 0; #strikes = 0; #hangUp = (_why) => {}; #stop = new AbortController();
 
   /**
    * `live: false` polls; `autoplay: false` waits for play(); `remember: false`: not for restore().
    * @param {import("./utter.js").Utter} utter
    * @param {{begin?: () => Promise<any>, generation_id?: string, live?: boolean, autoplay?: boolean, from?: number,
-   *          remember?: boolean}} options
+   *          remember?: boolean, rate?: number, volume?: number}} options
    */
-  constructor(utter, { begin, generation_id, live = true, autoplay = true, from = 0, remember = true }) {
+  constructor(utter, {
+    begin, generation_id, live = true, autoplay = true, from = 0, remember = true, rate = utter.rate, volume = utter.volume,
+  }) {
     super();
     this.#utter = utter;
+    this.#rate = rate;
+    this.#volume = volume;
     this.#live = live && "EventSource" in globalThis;
     this.#wanted = autoplay;
     this.#from = from;
@@ -42,6 +47,7 @@ export class Speech extends EventTarget {
     this.#begun = begin ? begin() : Promise.resolve({ generation_id });
     const ticking = setInterval(() => this.#tick(), 250);
     this.#stop.signal.addEventListener("abort", () => clearInterval(ticking));
+    globalThis.addEventListener("pagehide", () => this.#tick(), { signal: this.#stop.signal });
     this.#run(!begin);
   }
 
@@ -52,6 +58,21 @@ export class Speech extends EventTarget {
   get currentTime() { return this.#from || this.#player?.currentTime || 0; }
   /** What is heard now: "MediaSourcePlayer", "WebAudioPlayer", "ElementPlayer" or null. */
   get player() { return this.#player?.constructor.name ?? null; }
+
+  /** How fast it is heard, 1 as it was spoken. What cannot be varied while it is live is varied once it is stored. */
+  get rate() { return this.#rate; }
+  set rate(rate) {
+    this.#rate = rate;
+    if (this.#player) this.#player.rate = rate;
+    this.#swap();
+  }
+
+  /** How loud it is heard, 0..1. */
+  get volume() { return this.#volume; }
+  set volume(volume) {
+    this.#volume = volume;
+    if (this.#player) this.#player.volume = volume;
+  }
 
   play() {
     this.#wanted = true;
@@ -229,8 +250,16 @@ export class Speech extends EventTarget {
 
   #use(player) {
     this.#player = player;
+    Object.assign(player, { rate: this.#rate, volume: this.#volume });
     const on = (name, react) => player.addEventListener(name, () => this.#player === player && react());
-    for (const name of ["waiting", "paused"]) on(name, () => this.#emit(name));
+    on("waiting", () => this.#emit("waiting"));
+    on("paused", () => {
+      // Whoever paused it (a key of the keyboard, a call that came in): it is paused, and Play goes on from here.
+      const byOthers = this.#wanted && player.paused && !player.ended;
+      if (byOthers) this.#wanted = false;
+      this.#emit("paused");
+      if (byOthers) this.#swap();
+    });
     on("playing", () => {
       if (!this.#heard) this.#emit("firstaudio", { milliseconds: performance.now() - this.#asked });
       this.#heard = true;
@@ -297,7 +326,7 @@ export class Speech extends EventTarget {
   /** Put the stored audio in the place of what was streamed, as soon as nothing is heard; at once where there is a gap. */
   #swap() {
     const [old, next] = [this.#player, this.#next];
-    if (!next || (old && this.#whole && this.#wanted)) return;
+    if (!next || (old && this.#whole && this.#wanted && (old.varies || this.#rate === 1))) return;
     const at = this.currentTime;
     this.#next = null;
     this.#from = 0;

@@ -1,24 +1,59 @@
 /**
  * stage.js: the player. One speech is on stage at a time, whether it is being spoken or comes from the history.
  */
-import { $, attempt, clock, colour, relabel, save, toast } from "./dom.js";
+import { $, attempt, clock, colour, copy, disclose, focusFirst, relabel, save, showMenu } from "./dom.js";
+import { keep, kept } from "./keep.js";
+import { samplesOf, wavFile } from "./recorder.js";
+import { takeTheFloor, yieldTheFloor } from "./tabs.js";
 import { Waveform } from "./waveform.js";
 import { fileName, stateOf } from "./words.js";
 
+const SOUND = "utter.sound";
+
+/**
+ * What is on stage.
+ * @typedef {object} About
+ * @property {string} [text] what it says
+ * @property {{id: string, name?: string}} [voice] who says it
+ * @property {number} [expected] how many seconds it may take
+ * @property {string} [generation_id] where it comes from the history
+ * @property {boolean} [replay] it was stored before it came here
+ * @property {boolean} [late] it was under way before this page was there
+ * @property {() => void} [again] tries once more
+ */
+
 export class Stage extends EventTarget {
   speech = null;
+  /** @type {About} */
   #about = {};
   #wave = new Waveform($("wave"));
   #began = 0;
   #due = 0;
   #seeking = false;
   #begun = false; // whether the server has it
+  #blocked = false;
+  #utter;
 
-  constructor() {
+  constructor(utter) {
     super();
+    this.#utter = utter;
+    const { rate = 1, volume = 1 } = kept(SOUND, "localStorage") ?? {};
+    Object.assign(utter, { rate, volume });
     $("play").onclick = () => this.toggle();
-    $("cancel").onclick = () => attempt($("cancel"), () => this.speech.cancel(), $("stage-problem"));
+    $("cancel").onclick = () => this.cancel();
     $("download").onclick = () => save(this.speech.stored, fileName(this.#about.text ?? "", this.speech.stored));
+    $("retry").onclick = () => this.#about.again?.();
+    $("copy-reference").onclick = () => copy(this.reference, "Reference copied.");
+    $("stage-more").onclick = () => showMenu($("stage-more"), this.#choices());
+    $("fold").onclick = () => this.#fold(!$("stage").hasAttribute("data-folded"));
+    $("close-stage").onclick = () => {
+      this.clear();
+      focusFirst($("text"));
+    };
+    disclose($("sound"), $("sound-panel"));
+    $("rate").onchange = () => this.#sound({ rate: Number($("rate").value) });
+    $("volume").oninput = () => this.#sound({ volume: Number($("volume").value) / 100 });
+    this.#sound({ rate, volume });
     $("seek").oninput = () => {
       this.#seeking = true;
       this.#wave.heard = Number($("seek").value);
@@ -28,8 +63,7 @@ export class Stage extends EventTarget {
       const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -5, PageUp: 5 }[event.key];
       if (!step) return;
       event.preventDefault();
-      this.speech?.seek(this.speech.currentTime + step);
-      this.render();
+      this.skip(step);
     };
     $("seek").onchange = () => {
       this.#seeking = false;
@@ -37,17 +71,27 @@ export class Stage extends EventTarget {
       this.render();
     };
     setInterval(() => this.speech && !this.speech.over && this.render(), 500);
+    yieldTheFloor(() => this.pause());
+    this.#obeyTheKeyboard();
     this.render();
   }
 
   get waveform() { return this.#wave; }
+  get about() { return this.#about; }
   get generationId() { return this.speech?.generationId ?? this.#about.generation_id ?? null; }
-  get sounding() { return Boolean(this.speech && !this.speech.paused && !this.#blocked); }
-  #blocked = false;
+  get sounding() { return Boolean(this.speech && !this.speech.paused && !this.#blocked && !this.#empty); }
+  /** Nothing to be heard, and nothing that will be. */
+  get #empty() {
+    const { speech } = this;
+    return !speech || (speech.over && !speech.seconds && (speech.state !== "completed" || Boolean(speech.error)));
+  }
+
+  /** Under which the server knows what is on stage, or what went wrong with it. */
+  get reference() { return this.speech?.error?.reference ?? this.generationId ?? this.speech?.id ?? null; }
 
   /**
    * Put a speech on stage; the one before it leaves (at the server it goes on).
-   * @param about `{text, voice: {id, name}, expected}`: what it says, who says it, and how many seconds it may take
+   * @param {About} about
    */
   show(speech, about) {
     this.speech?.close();
@@ -64,7 +108,11 @@ export class Stage extends EventTarget {
     on(["samples"], ({ detail }) => this.#wave.add(detail));
     on(["firstaudio"], ({ detail }) => this.#showFirst(detail.milliseconds));
     on(["blocked"], () => { this.#blocked = true; });
-    on(["playing"], () => { this.#blocked = false; this.#follow(); });
+    on(["playing"], () => {
+      this.#blocked = false;
+      takeTheFloor();
+      this.#follow();
+    });
     on(["state"], () => {
       $("stage-problem").textContent = speech.error?.message ?? "";
       if (speech.generationId && !this.#begun) {
@@ -86,6 +134,10 @@ export class Stage extends EventTarget {
     $("stage-title").textContent = about.text ?? "";
     colour($("stage-orb"), about.voice?.id ?? "");
     if (about.expected && !this.#wave.expected) this.#wave.expected = about.expected;
+    if (navigator.mediaSession && globalThis.MediaMetadata) {
+      navigator.mediaSession.metadata = about.text
+        ? new MediaMetadata({ title: about.text.slice(0, 100), artist: about.voice?.name ?? "" }) : null;
+    }
   }
 
   clear() {
@@ -99,6 +151,7 @@ export class Stage extends EventTarget {
   }
 
   toggle() {
+    if (this.#empty) return;
     if (this.sounding) this.speech.pause();
     else {
       this.#blocked = false;
@@ -112,30 +165,48 @@ export class Stage extends EventTarget {
     if (this.sounding) this.toggle();
   }
 
+  /** Go back or forth by this many seconds. */
+  skip(seconds) {
+    this.speech?.seek(this.speech.currentTime + seconds);
+    this.render();
+  }
+
+  /** Stop what is being spoken, for good. */
+  async cancel() {
+    if (!this.speech || this.speech.over) return;
+    const here = $("cancel") === document.activeElement;
+    await attempt($("cancel"), () => this.speech.cancel(), $("stage-problem"));
+    if (here || document.activeElement === document.body) focusFirst($("text"));
+  }
+
   render() {
     const { speech } = this;
     const active = Boolean(speech && !speech.over);
+    const failed = Boolean(speech?.error) && speech.over;
     const seconds = speech?.seconds ?? 0;
     const heard = this.#seeking ? Number($("seek").value) : speech?.currentTime ?? 0;
-    const empty = !speech || (speech.over && !seconds && speech.state !== "completed");
     $("stage").dataset.state = !speech ? "empty" : speech.state;
     $("stage").dataset.player = speech?.player ?? "";
     $("stage").dataset.link = speech?.link ?? "";
 
     const pressed = this.sounding;
     relabel($("play"), pressed ? "pause" : "play", pressed ? "Pause" : "Play");
-    $("play").disabled = empty;
+    $("play").disabled = this.#empty;
     $("play").classList.toggle("ask", this.#blocked);
     $("cancel").hidden = !active;
     $("download").hidden = !speech?.stored;
+    $("stage-more").hidden = !speech || !this.#choices().length;
+    $("kept").hidden = !speech?.stored || Boolean(this.#about.replay);
 
-    $("seek").disabled = empty || !seconds;
+    $("seek").disabled = this.#empty || !seconds;
     $("seek").max = String(seconds || 1);
     if (!this.#seeking) $("seek").value = String(heard);
     $("seek").setAttribute("aria-valuetext", `${clock(heard)} of ${clock(seconds)}`);
     $("time").textContent = this.#time(heard, seconds, active);
-    const state = speech ? (this.#blocked ? "Press play to listen." : stateOf(speech, this.#about.replay ? this.#about.voice?.name : "")) : "";
+    const state = !speech ? "" : this.#blocked ? "Press play to listen." : stateOf(speech, { sounding: pressed, replay: this.#about.replay });
     if ($("state").textContent !== state) $("state").textContent = state;
+    $("retry").hidden = !failed || !this.#about.again;
+    $("copy-reference").hidden = !failed || !this.reference;
 
     Object.assign(this.#wave, { seconds, heard, growing: active });
     this.#wave.draw();
@@ -144,6 +215,7 @@ export class Stage extends EventTarget {
 
   #time(heard, seconds, active) {
     if (!this.speech) return "0:00";
+    if (this.#empty) return "";
     if (active) return `${clock(heard)} of about ${clock(Math.max(seconds, this.#wave.expected))}`;
     return `${clock(heard)} of ${clock(seconds)}`;
   }
@@ -181,12 +253,71 @@ export class Stage extends EventTarget {
     };
     frame();
   }
+
+  /** What else can be done with what is on stage. */
+  #choices() {
+    const { stored } = this.speech ?? {};
+    const name = (blob) => fileName(this.#about.text ?? "", blob);
+    return [
+      stored && { icon: "down", label: `Download as ${isWav(stored) ? "WAV" : "MP3"}`, act: () => save(stored, name(stored)) },
+      stored && !isWav(stored) && { icon: "down", label: "Download as WAV", act: () => attempt(null, async () => {
+        const wav = await asWav(stored);
+        save(wav, name(wav));
+      }) },
+      stored && { icon: "link", label: "Copy a link", act: () => copy(audioLink(this.#utter, this.generationId), "Link copied. It works for an hour.") },
+      this.reference && { icon: "tag", label: "Copy the reference", act: () => copy(this.reference, "Reference copied.") },
+    ].filter(Boolean);
+  }
+
+  #sound({ rate = this.#utter.rate, volume = this.#utter.volume }) {
+    Object.assign(this.#utter, { rate, volume });
+    if (this.speech) Object.assign(this.speech, { rate, volume });
+    keep(SOUND, { rate, volume }, "localStorage");
+    $("rate").value = String(rate);
+    $("volume").value = String(Math.round(volume * 100));
+    $("sound-now").textContent = `${rate}×`;
+    relabel($("sound"), volume ? "loud" : "mute", `Speed ${rate}, volume ${Math.round(volume * 100)} percent`);
+  }
+
+  /** On a small screen: one line, or all of it. */
+  #fold(folded) {
+    $("stage").toggleAttribute("data-folded", folded);
+    relabel($("fold"), folded ? "up" : "fold", folded ? "Show all of the player" : "Make the player small");
+  }
+
+  /** The keys for play and pause that keyboards and headphones have. */
+  #obeyTheKeyboard() {
+    const keys = {
+      play: () => this.sounding || this.toggle(), pause: () => this.pause(), stop: () => this.pause(),
+      seekbackward: () => this.skip(-5), seekforward: () => this.skip(5),
+    };
+    for (const [name, act] of Object.entries(keys)) {
+      try {
+        navigator.mediaSession?.setActionHandler(/** @type {MediaSessionAction} */ (name), act);
+      } catch { /* not every browser knows every key */ }
+    }
+  }
+}
+
+const isWav = (blob) => blob.type.includes("wav");
+
+/** The same speech as a WAV file. */
+export async function asWav(blob) {
+  return isWav(blob) ? blob : wavFile(await samplesOf(blob));
+}
+
+/** A link to a generation's audio that works without signing in, for a while. */
+export async function audioLink(utter, generation_id) {
+  const stop = new AbortController();
+  const { url } = await utter.fetch("GET", `/api/generations/${generation_id}/audio`, { signal: stop.signal, timeout: 60_000 });
+  stop.abort(); // only where it leads was wanted
+  return url;
 }
 
 /** Fetch a generation's audio and save it. */
-export async function download(utter, entry) {
+export async function download(utter, entry, { wav = false } = {}) {
   const response = await utter.fetch("GET", `/api/generations/${entry.id}/audio`, { timeout: 60_000 });
-  const blob = await response.blob();
+  const stored = await response.blob();
+  const blob = wav ? await asWav(stored) : stored;
   save(blob, fileName(entry.text, blob));
-  toast("Downloaded.");
 }

@@ -21,6 +21,7 @@
  *   speech.task      the task as GET /api/tasks/:id shows it;  speech.answer  the answer to the POST (estimate, ids)
  *   speech.seconds   how much audio is here;  speech.currentTime  how much of it was heard;  speech.paused
  *   speech.error     an UtterError with a sentence for a person;  speech.stored  Blob of the stored audio
+ *   speech.rate      how fast it is heard, 1 as it was spoken;  speech.volume  0..1
  *   speech.play()  pause()  seek(seconds)  cancel()  close()
  *
  *   events: state     state, link or task changed          progress    more audio is here
@@ -36,7 +37,14 @@ import { REMEMBERED, Speech } from "./speech.js";
 export { UtterError } from "./requests.js";
 export { Speech };
 
+/** The version of this helper; its first number is in the address of the files that keep what it promises. */
+export const VERSION = "1.0.0";
+
 export class Utter extends Client {
+  /** How fast and how loud speeches begin: 1 as they were spoken, and 0..1. */
+  rate = 1;
+  volume = 1;
+
   /**
    * @param base    where the server is: "" for this page's own, or "https://voice.example"
    * @param token   gives the bearer token, or a promise of it
@@ -47,10 +55,13 @@ export class Utter extends Client {
     this.player = player;
   }
 
-  /** Have a text spoken. Repeated by itself where the network fails, and still spoken and paid for only once. */
-  speak({ voice_id, text, language = "Auto" }, options = {}) {
+  /**
+   * Have a text spoken. Repeated by itself where the network fails, and still spoken and paid for only once.
+   * @param request  `{voice_id, text, language, format, speed, pitch, volume}` as POST /api/generate takes them
+   */
+  speak({ language = "Auto", ...fields }, options = {}) {
     const headers = { "Idempotency-Key": randomKey() };
-    const request = { body: { voice_id, text, language }, headers };
+    const request = { body: { ...fields, language }, headers };
     return new Speech(this, { ...options, begin: () => persist(() => this.call("POST", "/api/generate", request)) });
   }
 

@@ -1,8 +1,11 @@
 /**
- * voices.js: who can speak. Voices that the present provider cannot use are shown with the reason, and not selectable.
+ * voices.js: who can speak. Voices that cannot at the moment are folded away, with the reason, and not selectable.
  */
-import { $, attempt, colour, deleteButton, h, iconButton, relabel, toast } from "./dom.js";
+import { $, attempt, colour, focusFirst, h, icon, iconButton, menuButton, relabel, toast } from "./dom.js";
 import { keep, kept } from "./keep.js";
+import { Leaving, later } from "./undo.js";
+import { VoiceDialog } from "./voice.js";
+import { kindOf } from "./words.js";
 
 const CHOSEN = "utter.voice";
 const SEARCH_FROM = 7; // voices
@@ -10,33 +13,34 @@ const SEARCH_FROM = 7; // voices
 export class Voices extends EventTarget {
   #app;
   #voices = [];
+  #cards = new Map(); // by id
+  #leaving = new Leaving("utter.deletedVoices", (id) => this.#remove(id));
+  #hidden = this.#leaving.ids; // ids of what is about to be deleted
   #heard = null; // {id, audio}: the preview that is playing
+  #dialog;
 
+  /** @param app `{utter, stage}` */
   constructor(app) {
     super();
     this.#app = app;
+    this.#dialog = new VoiceDialog(app, () => this.load());
     $("voice-search").addEventListener("input", () => this.#filter());
+    $("voice-search").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // it is not the text that is to be sent
+      focusFirst($("cast").querySelector(".voice:not([hidden]) input"));
+    });
   }
 
-  get all() { return this.#voices; }
-  get chosen() { return this.#voices.find(({ id }) => id === $("cast").querySelector("input:checked")?.value) ?? null; }
+  /** @returns {any[]} those that are not deleted, as GET /api/voices shows them */
+  get all() { return this.#voices.filter(({ id }) => !this.#hidden.has(id)); }
+  get chosen() { return this.all.find(({ id }) => id === $("cast").querySelector("input:checked")?.value) ?? null; }
 
   /** Fetch them all and show them; `choose` is the id of the one to select. */
   async load(choose = null) {
     this.#voices = await this.#fetchAll();
-    const wanted = [choose, this.chosen?.id, kept(CHOSEN, "localStorage")];
-    $("cast").replaceChildren(...this.#voices.map((voice) => this.#card(voice)));
-    const chosen = wanted.map((id) => this.#voices.find((voice) => voice.id === id && voice.compatible)).find(Boolean)
-      ?? this.#voices.find((voice) => voice.compatible);
-    if (chosen) this.#input(chosen.id).checked = true;
-    if (choose && chosen?.id === choose) this.#input(choose).closest(".voice").scrollIntoView({ block: "nearest" });
-    $("voice-search-field").hidden = this.#voices.length < SEARCH_FROM;
-    $("voices-note").hidden = Boolean(chosen);
-    $("voices-note").textContent = this.#voices.length
-      ? "None of your voices can speak at the moment. Clone or design another one."
-      : "You have no voice yet. Clone your own, or design one from a description.";
-    this.#filter();
-    this.dispatchEvent(new Event("change"));
+    this.#leaving.finish();
+    this.#show(choose);
   }
 
   /** Select a voice by its id; false where it is not there or cannot speak. */
@@ -44,7 +48,9 @@ export class Voices extends EventTarget {
     const input = this.#input(id);
     if (!input || input.disabled) return false;
     input.checked = true;
-    input.closest(".voice").scrollIntoView({ block: "nearest" });
+    this.#cards.get(id).hidden = false;
+    this.#cards.get(id).scrollIntoView({ block: "nearest" });
+    this.#rove();
     this.dispatchEvent(new Event("change"));
     return true;
   }
@@ -60,11 +66,52 @@ export class Voices extends EventTarget {
       found.push(...voices);
       pages = pagination.pages;
     }
-    return found.sort((a, b) => b.compatible - a.compatible); // otherwise as they come, newest first
+    return found;
+  }
+
+  #show(choose = null) {
+    const voices = this.all;
+    const wanted = [choose, this.chosen?.id, kept(CHOSEN, "localStorage"), voices.find((voice) => voice.default)?.id];
+    this.#cards = new Map(voices.map((voice) => [voice.id, this.#card(voice)]));
+    const able = voices.filter((voice) => voice.compatible);
+    $("cast").replaceChildren(...able.map(({ id }) => this.#cards.get(id)));
+    $("unable").replaceChildren(...this.#folded(voices.filter((voice) => !voice.compatible)));
+    const chosen = wanted.map((id) => able.find((voice) => voice.id === id)).find(Boolean) ?? able[0];
+    if (chosen) {
+      this.#input(chosen.id).checked = true;
+      if (choose === chosen.id) this.#cards.get(choose).scrollIntoView({ block: "nearest" });
+    }
+    $("voice-search-field").hidden = voices.length < SEARCH_FROM;
+    if (voices.length < SEARCH_FROM) $("voice-search").value = "";
+    $("voices-note").hidden = Boolean(chosen);
+    $("voices-note").textContent = voices.length
+      ? "None of your voices can speak at the moment. Clone or design another one."
+      : "You have no voice yet. Clone your own, or design one from a description.";
+    this.#rove();
+    this.#filter();
+    this.dispatchEvent(new Event("change"));
+    this.dispatchEvent(new Event("loaded"));
+  }
+
+  /** All of them in one group; each reason is said once, before those whom it concerns. */
+  #folded(voices) {
+    if (!voices.length) return [];
+    const reasons = new Map();
+    for (const voice of voices) {
+      const reason = voice.incompatible_reason ?? "This voice was made for another speech provider.";
+      reasons.set(reason, [...(reasons.get(reason) ?? []), this.#cards.get(voice.id)]);
+    }
+    const groups = Array.from(reasons, ([reason, cards], i) => {
+      const said = h("p", { className: "reason", id: `why-not-${i}` }, reason);
+      for (const card of cards) card.querySelector("input").setAttribute("aria-describedby", said.id);
+      return h("div", { className: "group" }, said, h("div", { className: "cast" }, ...cards));
+    });
+    const count = `${voices.length} voice${voices.length === 1 ? "" : "s"} cannot speak at the moment`;
+    return [h("details", { className: "unable" }, h("summary", {}, count), ...groups)];
   }
 
   #input(id) {
-    return Array.from($("cast").querySelectorAll("input")).find((input) => input.value === id) ?? null;
+    return this.#cards.get(id)?.querySelector("input") ?? null;
   }
 
   #card(voice) {
@@ -72,27 +119,66 @@ export class Voices extends EventTarget {
     const input = h("input", { type: "radio", name: "voice", value: voice.id, disabled: !voice.compatible });
     input.addEventListener("change", () => {
       keep(CHOSEN, voice.id, "localStorage");
+      this.#rove();
       this.dispatchEvent(new Event("change"));
     });
-    const kind = voice.source === "designed" ? "Designed" : "Cloned";
-    const reason = !voice.compatible && h("p", { className: "reason", id: `why-${voice.id}` },
-      voice.incompatible_reason ?? "This voice was made for another speech provider.");
-    if (reason) input.setAttribute("aria-describedby", reason.id);
-    const listen = iconButton("play", `Listen to ${voice.name}`, () => attempt(listen, () => this.#listen(voice, listen)));
-    const remove = deleteButton(`Delete ${voice.name}`, () => attempt(null, async () => {
-      await utter.call("DELETE", `/api/voices/${voice.id}`);
-      await this.load();
-      toast(`${voice.name} was deleted.`);
-      $("text").focus();
-    }));
+    const kind = kindOf(voice);
+    const hear = () => attempt(listen, () => this.#listen(voice, listen));
+    const listen = iconButton("play", `Listen to ${voice.name}`, hear);
+    listen.tabIndex = -1; // keys find it in the menu
+    const more = menuButton(`More about ${voice.name}`, () => [
+      { icon: "play", label: "Listen", act: hear },
+      { icon: "edit", label: "Details and name", act: () => this.#dialog.open(voice) },
+      voice.default === false && voice.compatible && { icon: "star", label: "Make it the default", act: () => attempt(null, async () => {
+        await utter.call("PATCH", `/api/voices/${voice.id}`, { body: { default: true } });
+        await this.load();
+        toast(`${voice.name} is now the default voice.`);
+        focusFirst(this.#cards.get(voice.id)?.querySelector(".tools button:last-child"));
+      }) },
+      { icon: "bin", label: "Delete", serious: true, act: () => this.#delete(voice) },
+    ]);
     const card = h("div", { className: "voice", title: voice.description ?? "" },
       h("label", {}, input, h("span", { className: "orb" }), h("span", { className: "who" },
-        h("strong", {}, voice.name),
-        h("small", {}, voice.language === "Auto" ? kind : `${kind} · ${voice.language}`))),
-      h("div", { className: "tools" }, listen, remove), reason);
+        h("strong", { dir: "auto" }, voice.name),
+        h("small", {}, voice.default && h("span", { className: "default", title: "The default voice" }, icon("star"), h("span", { className: "unseen" }, "Default. ")),
+          voice.language === "Auto" ? kind : `${kind} · ${voice.language}`))),
+      h("div", { className: "tools" }, listen, more));
     card.dataset.compatible = String(voice.compatible);
     colour(card, voice.id);
     return card;
+  }
+
+  /** Tab stops once at the voices and once at the menu of the chosen one, however many there are. */
+  #rove() {
+    for (const card of $("cast").children) {
+      card.querySelector(".tools button:last-child").tabIndex = card.querySelector("input").checked ? 0 : -1;
+    }
+  }
+
+  #delete(voice) {
+    if (this.#heard?.id === voice.id) this.hush();
+    this.#hidden.add(voice.id);
+    this.#show();
+    focusFirst($("cast").querySelector("input:checked"), $("open-clone"));
+    later(`${voice.name} was deleted.`, {
+      back: () => {
+        this.#hidden.delete(voice.id);
+        this.#show(voice.compatible ? voice.id : null);
+        focusFirst(this.#input(voice.id), $("text"));
+      },
+      act: async (leaving) => {
+        if (leaving) this.#leaving.note([voice.id]);
+        await this.#remove(voice.id, leaving);
+        this.#voices = this.#voices.filter(({ id }) => id !== voice.id);
+        this.#hidden.delete(voice.id);
+      },
+    });
+  }
+
+  #remove(id, leaving = false) {
+    return this.#app.utter.call("DELETE", `/api/voices/${id}`, { keepalive: leaving }).catch((error) => {
+      if (error.status !== 404) throw error; // gone is what it was to be
+    });
   }
 
   /** Play what a voice was cloned from, or its design's preview. */
@@ -105,6 +191,7 @@ export class Voices extends EventTarget {
     const response = await this.#app.utter.fetch("GET", `/api/voices/${voice.id}/preview`, { timeout: 60_000 });
     const url = URL.createObjectURL(await response.blob());
     const audio = new Audio(url);
+    audio.volume = this.#app.utter.volume;
     this.#heard = { id: voice.id, audio };
     relabel(button, "pause", `Stop ${voice.name}`);
     audio.addEventListener("pause", () => {
@@ -116,10 +203,23 @@ export class Voices extends EventTarget {
     await audio.play().catch(() => { throw new Error("This browser cannot play that recording."); });
   }
 
+  /** Show those that have every word that is looked for, in their name, language, kind or description. */
   #filter() {
-    const words = $("voice-search").value.trim().toLowerCase();
-    for (const [i, card] of Array.from($("cast").children).entries()) {
-      card.hidden = Boolean(words) && !this.#voices[i].name.toLowerCase().includes(words);
+    const words = $("voice-search").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    let found = 0;
+    for (const voice of this.all) {
+      const about = [voice.name, voice.language, kindOf(voice), voice.description ?? ""].join("\n").toLowerCase();
+      const hit = words.every((word) => about.includes(word));
+      this.#cards.get(voice.id).hidden = !hit;
+      found += Number(hit);
     }
+    for (const group of $("unable").querySelectorAll(".group")) group.hidden = !group.querySelector(".voice:not([hidden])");
+    const [unable] = $("unable").children;
+    if (unable) {
+      unable.hidden = !unable.querySelector(".group:not([hidden])");
+      if (words.length) unable.open = !unable.hidden;
+    }
+    $("voices-found").hidden = !words.length || found > 0;
+    $("voices-found").textContent = found ? "" : "No voice matches. Try another word, or clear the search.";
   }
 }

@@ -12,11 +12,16 @@ const STEPS = {
   provider_persisting: "Saving…",
 };
 
-/** One short sentence; of what comes from the history, `replayed`. */
-export function stateOf(speech, replayed = "") {
+/** One short sentence. Where it is kept is said elsewhere. */
+export function stateOf(speech, { sounding = false, replay = false } = {}) {
   if (speech.state === "failed") return "It did not work.";
   if (speech.state === "cancelled") return "Cancelled.";
-  if (speech.state === "completed") return !speech.stored && !speech.error ? "Almost there…" : replayed || "Saved.";
+  if (speech.state === "completed") {
+    if (!speech.stored && speech.error) return "It did not work.";
+    if (!speech.stored && (replay || !sounding)) return replay ? "Fetching it…" : "Almost there…";
+    if (sounding) return "Playing";
+    return speech.currentTime > 0 && speech.currentTime < speech.seconds - 0.2 ? "Paused" : "Ready";
+  }
   if (speech.link === "reconnecting") return "Connection lost, coming back…";
   if (speech.state === "starting") return "Sending your text…";
   if (speech.state === "pending") return "Waiting for its turn…";
@@ -26,6 +31,11 @@ export function stateOf(speech, replayed = "") {
 export const HISTORY_STATES = {
   pending: "waiting", processing: "being spoken", failed: "did not work", cancelled: "cancelled",
 };
+
+/** What the history can be narrowed to: values of the query, and what they are called. */
+export const STATUS_FILTERS = [
+  ["", "Everything"], ["completed", "Spoken"], ["processing", "Being spoken"], ["failed", "Did not work"], ["cancelled", "Cancelled"],
+];
 
 /** How long a text will take to say, roughly. */
 export function expectedSeconds(text) {
@@ -54,6 +64,16 @@ export function passageFor(language) {
   return PASSAGES[language] ?? PASSAGES[ISO[navigator.language.slice(0, 2)]] ?? PASSAGES.English;
 }
 
+/** Something to hear first, in the reader's own language where we have it. */
+export function sampleSentence() {
+  return /^.*?[.。]/u.exec(passageFor("Auto"))?.[0] ?? PASSAGES.English;
+}
+
+/** What kind of voice it is. */
+export function kindOf(voice) {
+  return voice.source === "designed" ? "Designed" : "Cloned";
+}
+
 export const VOICE_IDEAS = {
   "Calm and warm": "A woman in her fifties with a low, warm voice, who takes her time and is never in doubt.",
   "Bright and quick": "A young man, bright and quick, as if he had good news for a friend.",
@@ -65,4 +85,20 @@ export const VOICE_IDEAS = {
 export function fileName(text, blob) {
   const words = text.replace(/[^\p{L}\p{N} ]+/gu, "").trim().split(/\s+/).slice(0, 6).join("-").slice(0, 48);
   return `utter-${words || "speech"}.${blob.type.includes("wav") ? "wav" : "mp3"}`;
+}
+
+/** A text that is too long for one speech as several of at most `limit` UTF-16 units, cut where sentences or words end. */
+export function partsOf(text, limit) {
+  const parts = [];
+  let rest = text.trim();
+  while (rest.length > limit) {
+    const piece = rest.slice(0, limit);
+    const sentence = Math.max(...[...piece.matchAll(/[.!?…。！？؟][\p{Pe}\p{Pf}"']*(?=\s|$)|[。！？]|\n/gu)].map((found) => found.index + found[0].length), 0);
+    const word = piece.lastIndexOf(" ");
+    const half = /[\ud800-\udbff]$/.test(piece) ? limit - 1 : limit; // never between the halves of a character
+    const end = sentence > limit / 3 ? sentence : word > 0 ? word : half;
+    parts.push(rest.slice(0, end).trim());
+    rest = rest.slice(end).trim();
+  }
+  return rest ? [...parts, rest] : parts;
 }

@@ -137,7 +137,7 @@ class Tab:
     async def finished(self, timeout: float = 20.0) -> None:
         """Spoken, stored, heard to its end, and the stored audio in its place."""
         await self.until(
-            """document.querySelector('#state').textContent === 'Saved.'
+            """!document.querySelector('#kept').hidden
                && document.querySelector('#stage').dataset.player === 'ElementPlayer'
                && document.querySelector('#play').getAttribute('aria-label') === 'Play'""",
             timeout,

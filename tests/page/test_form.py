@@ -29,7 +29,7 @@ async def test_characters_are_counted_as_browsers_count_them(tab: Tab) -> None:
     assert await tab.page.inner_text("#counter") == "2,000 / 2,000"
     assert await tab.page.is_enabled("#generate")
     await tab.page.fill("#text", "😀" * 1000 + "x")
-    assert await tab.page.inner_text("#compose-problem") == "This is 1 character too long."
+    assert (await tab.page.inner_text("#compose-problem")).startswith("This is 1 character too long.")
     assert await tab.page.is_disabled("#generate")
     await tab.page.fill("#text", "   ")
     await tab.page.click("#generate")
@@ -70,7 +70,7 @@ async def test_everything_can_be_done_without_a_mouse(
 
             await wait_for(there)
 
-        await tab.js("document.activeElement.blur()")
+        await tab.page.focus(".skip")
         await tab_to("Bea")
         await keyboard.press("ArrowDown")
         assert await tab.js("document.querySelector('.voice:has(input:checked) strong').textContent") == "Ada"

@@ -9,6 +9,7 @@ from server.dev.simulator import Simulator
 from tests.gateway import Client
 from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
+from tests.support import wait_for
 
 pytestmark = in_the_shared_loop
 
@@ -94,15 +95,40 @@ async def test_the_address_of_a_regeneration_fills_the_form(opened: Opener, clie
         assert await tab.page.input_value("#language") == "English"
 
 
-async def test_an_entry_is_deleted_after_a_second_thought(history: Tab, client: Client) -> None:
-    row = entry(history, TEXTS[1])
-    await row.get_by_role("button", name="Play").click()
+async def shown(tab: Tab) -> list[str]:
+    """The texts in the history, from the top."""
+    return await tab.page.locator("#entries .said").all_inner_texts()
+
+
+async def test_what_was_deleted_can_be_had_back_for_a_while(history: Tab, client: Client) -> None:
+    """It is out of sight at once, the focus goes to its neighbour, and the server hears of it a little later, at the
+    latest when the page is left."""
+    page = history.page
+    history.expect_problems("status of 404")  # it asks once more for what the request on the way out has done
+
+    async def are_left(wanted: int) -> bool:
+        return bool((await client.http.get("/api/generations")).json()["pagination"]["total"] == wanted)
+
+    async def delete(text: str) -> None:
+        await entry(history, text).get_by_role("button", name="More").click()
+        await page.get_by_role("menuitem", name="Delete").click()
+
+    await entry(history, TEXTS[1]).get_by_role("button", name="Play").click()
     await history.heard(0.1)
-    await row.get_by_role("button", name="Delete", exact=True).click()
-    await row.get_by_role("button", name="press again").click()
+    await delete(TEXTS[1])
+    assert await shown(history) == [TEXTS[2], TEXTS[0]]
+    assert await page.get_attribute("#stage", "data-state") == "empty"
+    assert await history.js("document.activeElement.closest('li').getAttribute('aria-label')") == TEXTS[0]
+    await page.get_by_role("button", name="Undo").click()
+    assert await shown(history) == TEXTS[::-1]
+    await delete(TEXTS[1])
+    await delete(TEXTS[2])
+    await page.keyboard.press("Control+z")  # the last one
+    assert await shown(history) == [TEXTS[2], TEXTS[0]]
+    assert await are_left(3)
+    await page.reload()
+    await wait_for(lambda: are_left(2))
     await history.until("document.querySelectorAll('#entries li').length === 2")
-    assert await history.page.get_attribute("#stage", "data-state") == "empty"
-    assert (await client.http.get("/api/generations")).json()["pagination"]["total"] == 2
 
 
 async def test_what_is_being_spoken_elsewhere_arrives_by_itself(

@@ -81,7 +81,7 @@ async def test_without_anything_better_the_browser_streams_by_itself(
         assert await tab.js("document.querySelector('#stage').dataset.link") == "live"
         assert (await tab.ear)["loudest"] > 0.02
         held.release()
-        await tab.state("Saved.")
+        await tab.until("!document.querySelector('#kept').hidden")
         await tab.page.click("#play")  # silence is when the stored audio takes over
         await tab.finished()
         assert await tab.seconds == pytest.approx((await newest(client))["duration_seconds"], abs=0.1)

@@ -1,0 +1,210 @@
+"""What people meet who do not see the page, see it in other colours, or have no pointer."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import axe_playwright_python  # type: ignore[import-untyped]
+import pytest
+
+from server.dev.simulator import Simulator
+from tests.gateway import Client, insert_voice
+from tests.page.browser import Tab
+from tests.page.conftest import Opener, in_the_shared_loop, shared
+
+pytestmark = in_the_shared_loop
+
+AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+HOLD = {"do": "hold", "after_deltas": 12}
+REFUSAL = {"detail": "The provider refused this text.", "category": "provider_rejected", "request_id": "r-4711"}
+ARABIC = "مرحبا بك في المتحف الوطني، نتمنى لك زيارة ممتعة. (٢٠٢٦) — English word!"
+
+
+@shared()
+async def much(client: Client, voice_id: UUID, database_url: str, rows: Any) -> None:
+    """Sixty voices, twenty of which cannot speak, and five hundred entries in every state, Arabic ones too."""
+    for i in range(39):
+        await insert_voice(database_url, client.user_id, name=f"Voice {i}")
+    for i in range(20):
+        await insert_voice(database_url, client.user_id, name=f"Other {i}", provider="modal")
+    states = ["completed", "failed", "cancelled", "completed"]
+    await rows.executemany(
+        """INSERT INTO public.generations
+               (user_id, voice_id, text, status, tts_provider, duration_seconds, error_message, created_at)
+           VALUES ($1, $2, $3, $4, 'qwen', 2.5, 'The provider ended the conversation early.', $5)""",
+        [
+            (
+                client.user_id,
+                voice_id,
+                ARABIC if i % 3 == 0 else f"Number {i} of five hundred.",
+                states[i % 4],
+                datetime.now(UTC) - timedelta(hours=3 * i + 1),
+            )
+            for i in range(500)
+        ],
+    )
+
+
+@shared()
+async def full(much: None, opened: Opener) -> AsyncIterator[Tab]:
+    """The page of somebody who has used it for long, on a common laptop."""
+    async with opened(viewport={"width": 1280, "height": 720}) as tab:
+        await tab.ready()
+        await tab.until("document.querySelectorAll('#entries li').length === 30")
+        yield tab
+
+
+async def violations(tab: Tab) -> list[str]:
+    """What axe finds, in its own words."""
+    found: list[str] = await tab.page.evaluate(
+        """async () => {
+            const { violations } = await axe.run(document, { resultTypes: ["violations"] });
+            return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) =>
+                `${id}: ${target} ${failureSummary}`));
+        }"""
+    )
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_to_object_to(scheme: Any, much: None, opened: Opener) -> None:
+    """The whole page, with everything that it shows at times: a failure, menus, panels and each dialog."""
+    async with opened(viewport={"width": 1280, "height": 720}, color_scheme=scheme, reduced_motion="reduce") as tab:
+        page = tab.page
+        tab.expect_problems("status of 502")
+        await tab.ready()
+        await tab.until("document.querySelectorAll('#entries li').length === 30")
+        await page.evaluate(AXE.read_text())
+        assert await violations(tab) == []
+        # A failure, the queue, what is selected, what is narrowed, the group of those who cannot speak.
+        await page.route("**/api/generate", lambda route: route.fulfill(status=502, json=REFUSAL))
+        await tab.generate("This is refused.")
+        await page.get_by_role("button", name="Copy reference").wait_for()
+        await page.click("#select")
+        await page.locator("#unable summary").click()
+        await page.fill("#text", "x" * 2001)
+        assert await violations(tab) == []
+        await page.click("#selected-done")
+        for opens, shows in (
+            ("#sound", "#sound-panel"),
+            ("#entries li .tools button:last-child", ".menu"),
+            ("#cast .voice .tools button:last-child", ".menu"),
+        ):
+            await page.locator(opens).first.click()
+            await page.locator(shows).wait_for()
+            assert await violations(tab) == [], opens
+            await page.keyboard.press("Escape")
+        for opens in ("#open-clone", "#open-design", "#open-keys"):
+            await page.click(opens)
+            assert await violations(tab) == [], opens
+            await page.keyboard.press("Escape")
+        await page.locator("#cast .voice .tools button:last-child").first.click()
+        await page.get_by_role("menuitem", name="Details").click()
+        assert await violations(tab) == []
+
+
+async def outside(tab: Tab, *selectors: str) -> list[str]:
+    """Which of these are not wholly in the window."""
+    found: list[str] = await tab.page.evaluate(
+        """selectors => selectors.filter((selector) => {
+            const { top, left, bottom, right } = document.querySelector(selector).getBoundingClientRect();
+            return !(top >= 0 && left >= 0 && bottom <= innerHeight && right <= innerWidth && right > left);
+        })""",
+        list(selectors),
+    )
+    return found
+
+
+async def test_all_of_it_is_in_the_window_of_a_common_laptop(full: Tab, simulator: Simulator) -> None:
+    """Sixty voices and two thousand characters, while they are spoken and when that failed."""
+    held = simulator.behave("realtime", HOLD, text_contains="lighthouse")
+    await full.generate("The lighthouse keeper counted the ships. " * 48)
+    await full.heard(0.2)
+    controls = ("#voices", "#text", "#generate", "#stage", "#play", "#cancel", "#sound", "#seek")
+    assert await outside(full, *controls) == []
+    await full.shot("speaking")
+    await full.page.set_viewport_size({"width": 1280, "height": 900})
+    assert await outside(full, *controls) == []
+    await full.page.set_viewport_size({"width": 1280, "height": 720})
+    await full.page.click("#cancel")
+    await full.state("Cancelled.")
+    held.release()
+    await full.page.route("**/api/generate", lambda route: route.fulfill(status=502, json=REFUSAL))
+    full.expect_problems("status of 502")
+    await full.page.click("#generate")
+    await full.page.get_by_role("button", name="Copy reference").wait_for()
+    assert await outside(full, "#stage", "#retry", "#copy-reference", "#close-stage") == []
+    await full.shot("failed")
+    await full.page.click("#close-stage")
+    assert await full.page.get_attribute("#stage", "data-state") == "empty"
+    assert await full.js("document.activeElement.id") == "text"
+
+
+async def test_a_failure_offers_another_try_and_a_reference(opened: Opener, voice_id: UUID) -> None:
+    """Nothing pretends to play; the second attempt is one click away, and so is what an operator wants to know."""
+    async with opened(permissions=["clipboard-read", "clipboard-write"]) as tab:
+        tab.expect_problems("status of 502")
+        await tab.ready()
+        await tab.page.route("**/api/generate", lambda route: route.fulfill(status=502, json=REFUSAL))
+        await tab.generate("First refused, then spoken.")
+        await tab.state("It did not work.")
+        assert await tab.page.is_disabled("#play")
+        assert await tab.page.get_attribute("#play", "aria-label") == "Play"
+        await tab.page.click("#copy-reference")
+        assert await tab.page.evaluate("navigator.clipboard.readText()") == "r-4711"
+        await tab.page.unroute("**/api/generate")
+        await tab.page.click("#retry")
+        await tab.finished()
+        assert await tab.page.is_hidden("#retry")
+
+
+async def test_arabic_runs_from_right_to_left_wherever_it_stands(full: Tab) -> None:
+    await full.generate(ARABIC)
+    await full.heard(0.1)
+    for selector in ("#text", "#stage-title", "#entries .said"):
+        assert await full.js(f"getComputedStyle(document.querySelector({selector!r})).direction") == "rtl"
+    assert await full.js("getComputedStyle(document.querySelector('#counter')).direction") == "ltr"
+    await full.page.fill("#text", "English again")
+    assert await full.js("getComputedStyle(document.querySelector('#text')).direction") == "ltr"
+
+
+async def test_buttons_can_be_told_in_forced_colours(opened: Opener, voice_id: UUID) -> None:
+    async with opened(forced_colors="active") as tab:
+        await tab.ready()
+        await tab.generate("Only a few colours.")
+        await tab.heard(0.1)
+        flat = await tab.js(
+            """Array.from(document.querySelectorAll("button")).filter((e) => e.getClientRects().length)
+               .filter((e) => ["none", "rgba(0, 0, 0, 0)"].includes(getComputedStyle(e).borderTopStyle)
+                              || parseFloat(getComputedStyle(e).borderTopWidth) < 1).map((e) => e.outerHTML)"""
+        )
+        assert flat == []
+        await tab.shot("forced-colours")
+
+
+async def test_five_hundred_entries_are_scrolled_through_and_only_what_is_new_is_fetched(
+    full: Tab, client: Client, voice_id: UUID
+) -> None:
+    asked: list[str] = []
+    full.page.on("request", lambda request: asked.append(request.url) if "/api/generations?" in request.url else None)
+    days = await full.page.locator("#entries h3").all_inner_texts()
+    assert days[:2] == ["Today", "Yesterday"] or days[0] == "Yesterday"
+    for pages in (2, 3):
+        await full.page.locator("#more").scroll_into_view_if_needed()
+        await full.until(f"document.querySelectorAll('#entries li').length >= {30 * pages}")
+    assert all("before=" in url for url in asked)
+    asked.clear()
+    await full.js("scrollTo(0, 0)")
+    await full.generate("Something new.")
+    await full.finished()
+    assert (await full.page.locator("#entries .said").first.inner_text()) == "Something new."
+    assert asked
+    assert all("since=" in url or "ids=" in url for url in asked)
+    await full.page.select_option("#history-status", "failed")
+    await full.until("document.querySelector('#entries li:not([data-status=failed])') === null")
+    await full.page.fill("#history-search", "ada")  # the voice of all of them
+    await full.until("document.querySelectorAll('#entries li').length >= 30")
+    await full.page.fill("#history-search", "number 1 of")
+    await full.until("document.querySelectorAll('#entries li').length === 1")
