@@ -16,6 +16,7 @@ from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
 from server.handlers.requests import parts_of
+from server.handlers.resources import resources
 from server.keyring import KeyRing
 from server.lifecycle import working
 from server.metrics import Metrics
@@ -92,6 +93,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
         lifespan=lifespan,
         exception_handlers=exception_handlers,
     )
+    app.router.routes[:] = resources(app.router.routes)
     app.router.redirect_slashes = False  # an unknown address is a 404, not a way built from the Host header
     app.state.settings = settings
     return app

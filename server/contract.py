@@ -165,8 +165,8 @@ Description = Annotated[str, Meta(max_length=2000)]
 
 class CloneUploadRequest(Struct, frozen=True, kw_only=True):
     name: VoiceName
-    language: str = "Auto"
-    transcript: Transcript = ""
+    language: str
+    transcript: Transcript
     description: Description | None = None
 
 
@@ -179,8 +179,8 @@ class CloneUploadAnswer(Struct, frozen=True, kw_only=True):
 class CloneFinalizeRequest(Struct, frozen=True, kw_only=True):
     voice_id: UUID
     name: VoiceName
-    language: str = "Auto"
-    transcript: Transcript = ""
+    language: str
+    transcript: Transcript
     description: Description | None = None
     consent: Annotated[str, Meta(max_length=500)] | None = None
 
@@ -195,7 +195,7 @@ DesignText = Annotated[str, Meta(min_length=1, max_length=500)]
 
 class DesignPreviewRequest(Struct, frozen=True, kw_only=True):
     text: DesignText
-    language: str = "Auto"
+    language: str
     instruct: DesignText
 
 

@@ -29,10 +29,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ALLOWED_HEADERS: Final = "authorization, content-type, idempotency-key, last-event-id"
 _EXPOSED_HEADERS: Final = "X-Utter-Provider, X-Utter-Generation-Id, X-Utter-Task-Id, X-Request-Id"
 _ALLOWED_METHODS: Final = "GET, POST, PATCH, DELETE, PUT, HEAD, OPTIONS"
+# What a browser asks for is allowed: libraries add headers of their own (tracing, caching), none of them does anything
+# here, and it is the bearer token that protects.
+_ASKED_HEADERS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]{1,2000}")
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
 
 Headers = list[tuple[bytes, bytes]]
+
+
+def allowed_headers(asked: str) -> str:
+    """What a preflight answers: the headers that we know, and whatever else the browser asks for."""
+    known = _ALLOWED_HEADERS.split(", ")
+    more = asked.lower().split(",") if _ASKED_HEADERS.fullmatch(asked) else []
+    return ", ".join(dict.fromkeys([*known, *(name.strip() for name in more if name.strip())]))
 
 
 class Edge:
@@ -108,12 +118,15 @@ class _Exchange:
             and "access-control-request-method" in self._headers
         )
 
-    @staticmethod
-    def _preflight_headers() -> Headers:
+    def _preflight_headers(self) -> Headers:
         return [
             (b"access-control-allow-methods", _ALLOWED_METHODS.encode()),
-            (b"access-control-allow-headers", _ALLOWED_HEADERS.encode()),
+            (
+                b"access-control-allow-headers",
+                allowed_headers(self._headers.get("access-control-request-headers", "")).encode(),
+            ),
             (b"access-control-max-age", _PREFLIGHT_SECONDS.encode()),
+            (b"vary", b"Access-Control-Request-Headers"),
         ]
 
     async def _refuse(self, exc: Exception) -> None:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from server.errors import Invalid, NotFound, TooLarge, UtterError
+from server.handlers.edge import allowed_headers
 from server.storage import Bucket, ObjectStore, content_disposition
 from server.storage.disk import DiskStore, OpenObject
 from server.storage.links import PREFIX
@@ -140,7 +141,9 @@ class _Objects:
                 headers["Access-Control-Allow-Origin"] = origin
         if request.method == "OPTIONS":
             headers["Access-Control-Allow-Methods"] = "GET, HEAD, PUT"
-            headers["Access-Control-Allow-Headers"] = "authorization, content-type, range"
+            headers["Access-Control-Allow-Headers"] = allowed_headers(
+                "range, " + request.headers.get("access-control-request-headers", "")
+            )
             headers["Access-Control-Max-Age"] = "600"
         elif "Access-Control-Allow-Origin" in headers:
             headers["Access-Control-Expose-Headers"] = _EXPOSED

@@ -107,7 +107,7 @@ async def read_json(request: Request, of_type: type[T], *, limit_bytes: int = JS
         Invalid: With a sentence that names the member, if the body is anything else.
         TooLarge: Before more than ``limit_bytes`` of it are read.
     """
-    body = await _limited(request, limit_bytes).body()
+    body = _utf_8(await _limited(request, limit_bytes).body(), request.headers.get("content-encoding", ""))
     if not body.strip():
         raise Invalid("The request body is empty; it must be JSON.")
     try:
@@ -125,6 +125,23 @@ async def read_json(request: Request, of_type: type[T], *, limit_bytes: int = JS
     if rb"\u0000" in body:  # the only way in which JSON can write NUL
         _require_clean_strings(value)
     return cast(T, value)
+
+
+_GZIP = b"\x1f\x8b"
+_UTF_8_MARK, _UTF_16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+
+
+def _utf_8(body: bytes, content_encoding: str) -> bytes:
+    """The body without the byte order mark that some tools put in front.
+
+    Raises:
+        Invalid: It is in UTF-16 or UTF-32 (no JSON has a NUL among its first four bytes), or compressed.
+    """
+    if content_encoding.strip().lower() not in ("", "identity") or body.startswith(_GZIP):
+        raise Invalid("The request body must not be compressed.")
+    if body.startswith(_UTF_16_MARKS) or b"\0" in body[:4]:
+        raise Invalid("The request body must be UTF-8.")
+    return body.removeprefix(_UTF_8_MARK)
 
 
 @asynccontextmanager

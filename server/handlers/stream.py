@@ -32,6 +32,8 @@ from server.storage import Bucket
 
 Kind = Literal["events", "audio", "json"]
 END = "end"
+# A proxy that compresses holds events back until it has enough of them.
+_UNCHANGED = {"Cache-Control": "no-store, no-transform"}
 
 
 # --- the addresses ----------------------------------------------------------------------------------------------------
@@ -65,10 +67,10 @@ async def get_stream(request: Request) -> Response:
         raise NotFound("This generation was deleted.")
     if not can_be_streamed(parts, task):
         raise Conflict(f"This task cannot be streamed. Poll GET /api/tasks/{task.id} instead.")
-    resume = request.headers.get("last-event-id") or ""
+    resume = _resume(request)
     if resume == END:
-        return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    return await _stream(parts, request, task, kind, _offset(resume or request.query_params.get("offset") or "0"))
+        return Response(status_code=204, headers=_UNCHANGED)
+    return await _stream(parts, request, task, kind, _offset(resume))
 
 
 async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask:
@@ -87,6 +89,12 @@ async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask
     if task is None or (task.hidden and by_ticket is None):
         raise NotFound("This task does not exist.")
     return task
+
+
+def _resume(request: Request) -> str:
+    """Where to go on: what a browser's own ``EventSource`` says, what polyfills say, what a page says itself."""
+    asked = request.query_params
+    return request.headers.get("last-event-id") or asked.get("lastEventId") or asked.get("offset") or "0"
 
 
 def _offset(text: str) -> int:
@@ -162,7 +170,8 @@ async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, 
             raise NotFound("This generation has no audio.")
         return await redirect_to_audio(parts, task.object_key, task.generation_id)
     if request.method == "HEAD":
-        return Response(media_type="text/event-stream" if kind == "events" else _mime(task), headers=_about(task))
+        media_type = "text/event-stream" if kind == "events" else _mime(task)
+        return Response(media_type=media_type, headers={**_about(task), **_UNCHANGED})
     walk = _Walk(parts, task, offset)
     return Events(parts, walk) if kind == "events" else RawAudio(parts, walk)
 
@@ -227,7 +236,7 @@ class Events(EventSourceResponse):
     def __init__(self, parts: Parts, walk: _Walk) -> None:
         super().__init__(
             _events(walk),
-            headers=_about(walk.task),
+            headers={**_about(walk.task), **_UNCHANGED},
             sep="\n",
             ping=parts.settings.intervals.heartbeat_seconds,
             ping_message_factory=_heartbeat,
@@ -296,7 +305,7 @@ class RawAudio(Response):
     def __init__(self, parts: Parts, walk: _Walk) -> None:
         super().__init__(
             media_type=_mime(walk.task),
-            headers={**_about(walk.task), "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            headers={**_about(walk.task), **_UNCHANGED, "X-Accel-Buffering": "no"},
         )
         del self.headers["content-length"]
         self._parts = parts
@@ -331,6 +340,12 @@ async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
     sender.cancel()
 
 
+def _whole_bytes(task: SpeechTask) -> int | None:
+    """How long the whole audio is, once that is settled; a file's header tells it then."""
+    settled = task.status == "completed" or task.run_state in ("spoken", "unstored")
+    return task.byte_length or None if settled else None
+
+
 async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
     parts = walk.parts
     wake = asyncio.Event()
@@ -339,13 +354,14 @@ async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
         with feed.followed_by(wake):
             while not parts.stopping.is_set() and not feed.gone:
                 wake.clear()
+                known = _whole_bytes(walk.task) or _whole_bytes(feed.task)
                 walk.task = feed.task
                 if log := feed.log:
                     visible = min(log.visible, walk.offset + BATCH_BYTES)
                     if walk.offset < visible:
                         if not started:
                             started = True
-                            yield log.audio_format.file_header(None, log.sample_rate_hz)
+                            yield log.audio_format.file_header(known, log.sample_rate_hz)
                         audio = log.read(walk.offset, visible)
                         walk.offset = visible
                         yield audio
@@ -355,7 +371,7 @@ async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
                 await wake.wait()
     if walk.task.status == "completed":
         if not started and walk.task.audio_format:
-            yield walk.task.audio_format.file_header(None, walk.task.sample_rate_hz)
+            yield walk.task.audio_format.file_header(_whole_bytes(walk.task), walk.task.sample_rate_hz)
         async with aclosing(walk.stored()) as slices:
             async for audio in slices:
                 walk.offset += len(audio)

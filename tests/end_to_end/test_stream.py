@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID, uuid4
 
@@ -100,12 +100,14 @@ def payload_of(file: bytes, format_name: str) -> bytes:
     return file[44:] if format_name == "wav" else file
 
 
-def resumption(how: str, url: str, offset: int) -> tuple[str, dict[str, str]]:
+def resumption(how: str, url: str, offset: int | str) -> tuple[str, dict[str, str]]:
     """Address and headers that resume at ``offset``."""
     if how == "offset":
         return f"{url}&offset={offset}", {}
     if how == "both":  # the header wins: it is the browser's own, later knowledge
-        return f"{url}&offset=3", {"Last-Event-ID": str(offset)}
+        return f"{url}&offset=3&lastEventId=4", {"Last-Event-ID": str(offset)}
+    if how == "polyfill":  # which builds the address anew from what the page gave it
+        return f"{url}&offset=3&lastEventId={offset}", {}
     return url, {"Last-Event-ID": str(offset)}
 
 
@@ -152,7 +154,7 @@ async def test_headers_of_a_stream(held: Speech, anybody: Ears) -> None:
         assert headers["x-utter-provider"] == "qwen"
         assert headers["x-utter-generation-id"] == held.generation_id
         assert headers["x-utter-task-id"] == held.task_id
-        assert headers["cache-control"] == "no-store"
+        assert headers["cache-control"] == "no-store, no-transform"
         assert headers["x-accel-buffering"] == "no"
         assert headers["referrer-policy"] == "no-referrer"
         assert "content-encoding" not in headers
@@ -197,7 +199,7 @@ async def test_head_opens_no_stream(held: Speech, anybody: Ears, gateway: Gatewa
 
 
 @pytest.mark.parametrize("format_name", ["mp3", "wav"])
-@pytest.mark.parametrize("how", ["header", "offset", "both"])
+@pytest.mark.parametrize("how", ["header", "offset", "both", "polyfill"])
 async def test_a_stream_resumes_at_any_byte(
     client: Client,
     voice_id: UUID,
@@ -295,11 +297,11 @@ def dict_of(url: str) -> dict[str, str]:
 
 
 async def test_after_the_end_a_browser_is_told_to_stop(completed: tuple[dict[str, str], bytes], anybody: Ears) -> None:
-    response = await anybody.http.get(
-        completed[0]["stream_url"], headers={"Accept": "text/event-stream", "Last-Event-ID": "end"}
-    )
-    assert response.status_code == 204
-    assert response.content == b""
+    for how in ("header", "offset", "polyfill"):
+        url, headers = resumption(how, completed[0]["stream_url"], "end")
+        response = await anybody.http.get(url, headers={"Accept": "text/event-stream", **headers})
+        assert response.status_code == 204
+        assert response.content == b""
 
 
 # --- another process -------------------------------------------------------------------------------------------------
@@ -418,7 +420,7 @@ async def test_raw_audio_is_the_growing_file(held: Speech, anybody: Ears, client
         assert response.status_code == 200, "a range of something that grows means nothing"
         assert response.headers["content-type"] == {"mp3": "audio/mpeg", "wav": "audio/wav"}[format_name]
         assert response.headers["transfer-encoding"] == "chunked"
-        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["cache-control"] == "no-store, no-transform"
         assert response.headers["x-utter-task-id"] == held.task_id
         assert "accept-ranges" not in response.headers
         assert "content-range" not in response.headers
@@ -433,6 +435,46 @@ async def test_raw_audio_is_the_growing_file(held: Speech, anybody: Ears, client
         assert audio[:44] != stored[:44], "nobody knows yet how long it will be"
         assert struct.unpack("<4xI32xI", audio[:44]) == (0xFFFFFFFF, 0xFFFFFFFF)
         assert audio[8:40] == stored[8:40]
+
+
+@pytest.mark.parametrize("format_name", ["wav"])
+async def test_raw_audio_tells_its_length_as_soon_as_that_is_known(
+    held: Speech,
+    anybody: Ears,
+    visitor: Ears,
+    gateway: Gateway,
+    client: Client,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The speech is over and the store is slow: whoever comes now, here or elsewhere, gets a header that is right."""
+    storing, kind = asyncio.Event(), type(gateway.parts.storage)
+    put = kind.put
+
+    async def slow(*arguments: Any, **named: Any) -> None:
+        await storing.wait()
+        await put(*arguments, **named)
+
+    monkeypatch.setattr(kind, "put", slow)
+    held.finish()
+
+    async def spoken() -> bool:
+        return bool(await rows.fetchval("SELECT state = 'spoken' FROM internal.runs"))
+
+    await wait_for(spoken)
+    heard = [asyncio.create_task(ears.hear_audio(held.url)) for ears in (anybody, visitor)]
+    await followers(gateway, 1)
+    await asyncio.gather(*(ears_hear_something(ears, held.url) for ears in (anybody, visitor)))
+    storing.set()
+    for audio, whole in [await hearing for hearing in heard]:
+        assert whole
+        assert audio == await client.audio(held.generation_id)
+        assert struct.unpack("<4xI32xI", audio[:44]) == (len(audio) - 8, len(audio) - 44)
+
+
+async def ears_hear_something(ears: Ears, url: str) -> None:
+    async with ears.open(url, AUDIO) as response:
+        await anext(response.aiter_raw())
 
 
 @pytest.mark.parametrize("format_name", ["mp3", "wav"])

@@ -1,8 +1,10 @@
 """Whatever a client sends: an answer below 500, in JSON, with a sentence; and nothing is created by mistake."""
 
 import asyncio
+import gzip
 import json
 import time
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -73,9 +75,10 @@ async def test_a_body_that_is_no_request_is_400_and_says_what_is_wrong(
         (b"{'text': 1}", "not valid JSON"),
         (b"voice_id=1&text=2", "not valid JSON"),
         (b"--x\r\nContent-Disposition: form-data\r\n", "not valid JSON"),
-        (b"\xef\xbb\xbf{}", "not valid JSON"),
-        ("{}".encode("utf-16"), "not valid JSON"),
-        (b"\x1f\x8b\x08\x00", "not valid JSON"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"\xef\xbb\xbf{}", "`voice_id` is missing"),
+        ("{}".encode("utf-16"), "must be UTF-8"),
+        (b"\x1f\x8b\x08\x00", "must not be compressed"),
         (wants(voice_id) + b"{}", "not valid JSON"),
         (wants(voice_id, text='"a\x00b"'), "not valid JSON"),
         (wants(voice_id, text='"a\nb"'), "not valid JSON"),
@@ -135,7 +138,7 @@ async def test_what_is_unusual_but_well_formed_is_taken(client: Client, voice_id
         wants(voice_id, more="9" * 5000),
         wants(voice_id, more="[1e308, -0, {}]"),
         wants(voice_id, more='"\\u0000"'),
-        wants(voice_id, text='"\\ud83d\\ude00 \\ufffd \\uffff"'),
+        wants(voice_id, text='"\\ud83d\\ude00 \\ufffd \\uffff ok"'),
         wants(voice_id, text='"\\u0007 bell"'),
         b"\n\t " + wants(voice_id) + b"\r\n",
         wants(voice_id, voice_id=f'"{voice_id.hex}"'),
@@ -200,6 +203,54 @@ async def test_a_client_that_hangs_up_in_its_body_leaves_nothing(
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
+# --- encodings --------------------------------------------------------------------------------------------------------
+
+CASES = Path(__file__).parent.parent / "cases"
+
+
+async def test_a_byte_order_mark_in_front_of_utf_8_is_stepped_over(client: Client, voice_id: UUID) -> None:
+    """The file names a voice that does not exist: with or without the mark, that is what is said."""
+    answer = await client.http.post("/api/generate", content=(CASES / "body-utf8-bom.json").read_bytes())
+    problem_of(answer, 404, "not_found", says="voice does not exist")
+    answer = await client.http.post("/api/generate", content=b"\xef\xbb\xbf" + wants(voice_id))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1"]
+)
+async def test_any_other_encoding_is_called_by_its_name(client: Client, voice_id: UUID, encoding: str) -> None:
+    body = json.dumps({"voice_id": str(voice_id), "text": "Grüß Gott"}, ensure_ascii=False).encode(encoding)
+    for sent in (body, (CASES / "body-utf16.json").read_bytes()):
+        answer = await client.http.post("/api/generate", content=sent)
+        assert problem_of(answer, 400, "validation") == "The request body must be UTF-8."
+
+
+async def test_a_compressed_body_is_said_to_be_compressed(client: Client, voice_id: UUID) -> None:
+    body, headers = gzip.compress(wants(voice_id)), {"Content-Encoding": "gzip"}
+    answer = await client.http.post("/api/generate", content=body, headers=headers)
+    problem_of(answer, 400, "validation", says="must not be compressed")
+
+
+@pytest.mark.parametrize(
+    ("address", "required"),
+    [
+        ("/api/clone/upload-url", {"name": "Ada", "language": "English", "transcript": ""}),
+        (
+            "/api/clone/finalize",
+            {"voice_id": str(uuid4()), "name": "Ada", "language": "English", "transcript": ""},
+        ),
+        ("/api/voices/design/preview", {"text": "Hello", "language": "English", "instruct": "A calm voice"}),
+        ("/api/generate", {"voice_id": str(uuid4()), "text": "Hello"}),
+    ],
+)
+async def test_what_is_required_is_missed_by_name(client: Client, address: str, required: dict[str, str]) -> None:
+    for name in required:
+        body = {member: value for member, value in required.items() if member != name}
+        answer = await client.http.post(address, json=body)
+        assert problem_of(answer, 400, "validation") == f"`{name}` is missing."
+
+
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +293,20 @@ async def test_what_is_not_there_is_404_and_what_is_not_done_there_is_405(client
         response = await client.http.request(method, path)
         problem_of(response, 405, "validation", says="method")
         assert response.headers["allow"]
+    for path, methods in (
+        ("/api/generate/stream", {"GET", "HEAD", "POST"}),
+        ("/api/voices/design", {"POST"}),
+        ("/api/voices/design/preview", {"POST"}),
+        ("/api/tasks/no-uuid", {"GET", "HEAD", "DELETE"}),
+        ("/api/voices/no-uuid", {"PATCH", "DELETE"}),
+        ("/api/tasks/no-uuid/cancel", {"POST"}),
+        ("/api/keys", {"GET", "HEAD", "POST"}),
+        ("/api/health", {"GET", "HEAD"}),
+    ):
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - methods:
+            response = await client.http.request(method, path)
+            problem_of(response, 405, "validation", says="method")
+            assert {word.strip() for word in response.headers["allow"].split(",")} == methods, (method, path)
     response = await client.http.patch("/api/profile", json={"display_name": "Ada"})
     problem_of(response, 404, "not_found")
 
@@ -377,7 +442,7 @@ async def test_text_goes_through_unchanged(client: Client, voice_id: UUID) -> No
         "%s %(x)s {0} ${HOME} $1 \\u0041 \\",
         "line one\r\nline two\ttab",
         "\u202eright to left\u202c and \u0301combined",
-        "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467 three",
     ):
         answer: dict[str, Any] = await client.generate(voice_id, text)
         entries = (await client.http.get("/api/generations")).json()["generations"]

@@ -65,6 +65,32 @@ async def test_a_preflight_of_an_allowed_page_is_answered_everywhere_without_a_t
             assert "access-control-allow-credentials" not in response.headers
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "cache-control",
+        "baggage,sentry-trace",
+        "authorization, traceparent, x-requested-with, x-request-id, range, apikey, x-client-info",
+        "X-Anything-At-All",
+    ],
+)
+async def test_headers_that_a_library_adds_are_allowed(open_to: Gateway, asked: str) -> None:
+    async with httpx.AsyncClient(base_url=open_to.url) as anybody:
+        headers = {**preflight("POST"), "Access-Control-Request-Headers": asked}
+        for address in ("/api/generate", "/api/generate/stream", "/storage/references/a"):
+            response = await anybody.options(address, headers=headers)
+            assert response.status_code == 204
+            assert {word.lower() for word in words(asked)} <= words(response.headers["access-control-allow-headers"])
+
+
+async def test_what_is_no_list_of_headers_is_not_echoed(open_to: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=open_to.url) as anybody:
+        for asked in ("a" * 3000, "a: b", "x(y)", ""):
+            headers = {**preflight("POST"), "Access-Control-Request-Headers": asked}
+            response = await anybody.options("/api/generate", headers=headers)
+            assert words(response.headers["access-control-allow-headers"]) == ALLOWED_HEADERS
+
+
 async def test_a_stranger_and_a_program_get_no_permission(open_to: Gateway) -> None:
     async with httpx.AsyncClient(base_url=open_to.url) as anybody:
         for origin in (

@@ -1,5 +1,6 @@
 """What every answer carries, and what no log ever holds."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from server.dev.simulator import API_KEY, Simulator
+from server.serve import KEEP_ALIVE_SECONDS
 from server.settings import Settings
 from tests.gateway import Client, Gateway, Process, insert_voice, process
 from tests.handlers.wire import exchange, problem_of
@@ -157,3 +159,18 @@ async def test_the_access_log_says_who_asked_what_and_how_it_ended(talkative: Pr
     assert found["first"]["user_id"] == found["second"]["user_id"] == str(user_id)
     assert "user_id" not in found["third"]
     assert all(isinstance(record["milliseconds"], float) for record in found.values())
+
+
+async def test_an_idle_connection_stays_open_longer_than_a_proxy_keeps_it(gateway: Gateway) -> None:
+    """Six seconds of silence are nothing (they used to be too much), and the setting is beyond what proxies keep."""
+    assert gateway.server.config.timeout_keep_alive == KEEP_ALIVE_SECONDS >= 75
+    address = httpx.URL(gateway.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    request = b"GET /api/health HTTP/1.1\r\nHost: x\r\n\r\n"
+    writer.write(request)
+    assert (await reader.readuntil(b'{"ok":true}')).startswith(b"HTTP/1.1 200")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 6.0)
+    writer.write(request)
+    assert (await reader.readuntil(b'{"ok":true}')).startswith(b"HTTP/1.1 200")
+    writer.close()
