@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from server.admission import Streams, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
@@ -37,8 +38,6 @@ from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
 from server.settings import Settings
 from server.storage.open import open_store
-
-MODAL_LIMITS = httpx.Limits(max_connections=500, max_keepalive_connections=50)
 
 
 def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Starlette:
@@ -99,15 +98,25 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
     return app
 
 
+def _http(connections: int) -> httpx.AsyncClient:
+    """A client for one purpose, with so many connections at once; redirects are for those who expect them."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=min(20, connections))
+    return httpx.AsyncClient(timeout=10.0, limits=limits, follow_redirects=False, trust_env=False)
+
+
 @contextlib.asynccontextmanager
 async def assembled(settings: Settings) -> AsyncIterator[Parts]:
     """Open everything in order, and close it in the reverse order. Nothing is done by itself yet."""
     metrics = Metrics()
     tickets = Tickets.from_settings(settings)
     async with (
-        httpx.AsyncClient(timeout=10.0, follow_redirects=False, trust_env=False) as http,
-        # Its requests may hang for minutes each, and must not keep others from a connection.
-        httpx.AsyncClient(limits=MODAL_LIMITS, follow_redirects=False, trust_env=False) as modal_http,
+        # One a purpose: what hangs for minutes must not keep from a connection what was paid for, or who signs in.
+        _http(settings.synthesis_concurrency) as synthesis,
+        _http(100) as downloads,
+        _http(100) as customization,
+        _http(5) as key_sets,
+        _http(500) as modal,
+        _http(100) as modal_results,
         open_store(settings.storage, tickets.storage_link_key) as storage,
         Database.open(
             settings.database_url,
@@ -139,13 +148,15 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
                 settings,
                 realtime=QwenRealtime(settings, pacer),
                 inference=QwenInference(settings, pacer),
-                modal=Modal(settings, modal_http),
-                customization=QwenCustomization(settings, http),
-                pieces=QwenHttp(settings, http, pacer),
+                modal=Modal(settings, modal, downloads=modal_results),
+                customization=QwenCustomization(settings, customization),
+                pieces=QwenHttp(settings, synthesis, pacer, downloads=downloads),
             ),
-            authenticator=Authenticator.from_settings(settings, http),
+            authenticator=Authenticator.from_settings(settings, key_sets),
             keyring=KeyRing(database),
             tickets=tickets,
             metrics=metrics,
             readiness=Readiness(database, storage, queue),
+            streams=Streams(metrics, per_user=settings.streams_per_user),
+            uploads=Uploads(metrics),
         )

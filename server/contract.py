@@ -168,6 +168,7 @@ class CloneUploadRequest(Struct, frozen=True, kw_only=True):
     language: str
     transcript: Transcript
     description: Description | None = None
+    size: Annotated[int, Meta(ge=1, le=50 * 1024 * 1024)] | None = None
 
 
 class CloneUploadAnswer(Struct, frozen=True, kw_only=True):

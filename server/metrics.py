@@ -42,6 +42,18 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._refused = Counter(
+            "utter_refused",
+            "What was refused because there was too much of it, by what: heads, connections, crowded requests, streams,"
+            " uploads.",
+            ["what"],
+            registry=self.registry,
+        )
+
+    def refused(self, what: str) -> None:
+        """Somebody was turned away because there was too much of something."""
+        self._refused.labels(what).inc()
+
     def task_ended(self, provider: str, status: str, category: str) -> None:
         self._tasks.labels(provider, status, category).inc()
 

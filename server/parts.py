@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from server.admission import Streams, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
@@ -48,6 +49,8 @@ class Parts:
     tickets: Tickets
     metrics: Metrics
     readiness: Readiness
+    streams: Streams
+    uploads: Uploads
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS_AT_ONCE))
 

@@ -20,8 +20,8 @@ from starlette.applications import Starlette
 
 from server import logs
 from server.app import create_app
+from server.connections import Door, GuardedProtocol, most_connections, raise_file_limit
 from server.lifecycle import stop
-from server.relay.stalled import StalledReaderProtocol
 from server.settings import Settings
 from server.startup import startup_problems
 
@@ -43,7 +43,11 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=StalledReaderProtocol.cut_after(settings.deadlines.follower_stalled_seconds),
+                http=GuardedProtocol.behind(
+                    Door(settings.connections_limit or most_connections(raise_file_limit()), self._refused),
+                    stalled_seconds=settings.deadlines.follower_stalled_seconds,
+                    head_seconds=settings.deadlines.head_seconds,
+                ),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -60,6 +64,10 @@ class Server(uvicorn.Server):
         self._notice_seconds = settings.shutdown_notice_seconds
         # The library would cut event streams in the middle of a body; ours end themselves when the parts stop.
         AppStatus.enable_automatic_graceful_drain = False
+
+    def _refused(self, what: str) -> None:
+        if parts := getattr(self._app.state, "parts", None):
+            parts.metrics.refused(what)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -56,6 +56,7 @@ class Deadlines:
     lost_after_seconds: float = 15.0  # for a run's owner to say that it lives
     idle_run_seconds: float = 20.0  # for the job of a run that waits for one
     follower_stalled_seconds: float = 30.0  # for a client to read on
+    head_seconds: float = 10.0  # for the head of a request
     # While leaving
     drain_seconds: float = 5.0  # for what is spoken to be stored, once nothing is being spoken any more
     leaving_database_seconds: float = 3.0  # for the database to take back what was being spoken
@@ -140,6 +141,8 @@ class Settings:
     serve_page: bool = False
     synthesis_concurrency: int = 200
     queue_limit: int = 1000
+    streams_per_user: int = 500
+    connections_limit: int | None = None
     shutdown_notice_seconds: float = 0.0
     shutdown_grace_seconds: float = 20.0
     database_pool_size: int = 10
@@ -292,6 +295,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SERVE_PAGE", "`false`", "serves the page at `/` (`dev` does so by itself)"),
     Variable("SYNTHESIS_CONCURRENCY", "`200`", "realtime sessions that one process may hold"),
     Variable("QUEUE_LIMIT", "`1000`", "waiting syntheses above which a request is answered 503"),
+    Variable("STREAMS_PER_USER", "`500`", "streams that one person may have open in one process; 429 beyond"),
+    Variable("CONNECTIONS_LIMIT", "half of the files that may be open",
+             "clients that may be connected to one process; beyond, only health, readiness and cancel are served"),
     Variable("SHUTDOWN_NOTICE_SECONDS", "`0`",
              "how long `/api/ready` says 503 on SIGTERM before anything ends: one interval of your balancer's probe"),
     Variable("SHUTDOWN_GRACE_SECONDS", "`20`", "how long running syntheses may finish on SIGTERM"),
@@ -360,6 +366,8 @@ class _Reader:
             serve_page=self.flag("SERVE_PAGE"),
             synthesis_concurrency=self.whole_number("SYNTHESIS_CONCURRENCY", 1, 10_000),
             queue_limit=self.whole_number("QUEUE_LIMIT", 0, 1_000_000),
+            streams_per_user=self.whole_number("STREAMS_PER_USER", 1, 100_000),
+            connections_limit=self.optional_number("CONNECTIONS_LIMIT", 1, 1_000_000),
             shutdown_notice_seconds=self.seconds("SHUTDOWN_NOTICE_SECONDS", 0, 600),
             shutdown_grace_seconds=self.seconds("SHUTDOWN_GRACE_SECONDS", 0, 3600),
             # The spool and the leases have one each; a job's transaction and a request may need one at the same time.
@@ -406,6 +414,9 @@ class _Reader:
             return int(value)
         self.wrong(name, f"must be a whole number from {low} to {high}, not {value!r}")
         return default
+
+    def optional_number(self, name: str, low: int, high: int) -> int | None:
+        return self.whole_number(name, low, high) if self.text(name) else None
 
     def seconds(self, name: str, low: int, high: int) -> float:
         value = self.text(name)

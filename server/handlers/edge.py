@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
+from server.connections import CROWDED
 from server.contract import Problem
-from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, UtterError
+from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, Overloaded, UtterError
 from server.refusals import will_pass
 from server.settings import Settings
 from server.storage.links import PREFIX
@@ -32,6 +33,8 @@ _ALLOWED_METHODS: Final = "GET, POST, PATCH, DELETE, PUT, HEAD, OPTIONS"
 # What a browser asks for is allowed: libraries add headers of their own (tracing, caching), none of them does anything
 # here, and it is the bearer token that protects.
 _ASKED_HEADERS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]{1,2000}")
+# What an operator, a balancer, and somebody whose speech costs money while it goes on, need also then.
+_SERVED_IN_A_CROWD: Final = re.compile(r"/api/health|/api/ready|/metrics|/api/tasks/[^/]+/cancel")
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
 
@@ -82,6 +85,8 @@ class _Exchange:
         try:
             if self._is_preflight():
                 await self._answer(204, self._preflight_headers(), b"")
+            elif self._scope.get("state", {}).get(CROWDED) and not _SERVED_IN_A_CROWD.fullmatch(self._scope["path"]):
+                await self._turn_away()
             else:
                 await self._app(self._scope, receive, self._pass_on)
         except ClientDisconnect:
@@ -91,6 +96,14 @@ class _Exchange:
         finally:
             self._write_log()
             logs.request_id.reset(token)
+
+    async def _turn_away(self) -> None:
+        """Whoever comes over the limit of connections is told so, and to hang up."""
+        if parts := getattr(self._scope["app"].state, "parts", None):
+            parts.metrics.refused("crowded")
+        refusal = Overloaded("Too many are connected right now. Please try again in a moment.")
+        refusal.headers["Connection"] = "close"
+        await self._refuse(refusal)
 
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -91,6 +91,9 @@ class _Objects:
         announced = request.headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:15]) > LARGEST_UPLOAD_BYTES:
             raise TooLarge("The file is larger than 50 MB.")
+        told = request.query_params.get("size")
+        if told is not None and announced.lstrip("0") != told:
+            raise Invalid("The file does not have the size that was announced for this address.")
         content_type = _media_type(request.headers.get("content-type", ""))
         try:
             await store.put(bucket, key, self._limited(request), content_type=content_type, size=None)

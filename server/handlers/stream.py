@@ -49,6 +49,8 @@ async def post_stream(request: Request) -> Response:
         )
     kind = wanted_kind(request, json_allowed=True)
     key = idempotency_key(request)
+    if kind != "json":
+        parts.streams.require_room(user_id)
     task = await submit(parts, user_id, await read_json(request, GenerateRequest), key)
     if kind == "json":
         return json_response(generate_answer(parts, task), status=201, headers=_about(task))
@@ -241,10 +243,11 @@ class Events(EventSourceResponse):
             ping=parts.settings.intervals.heartbeat_seconds,
             ping_message_factory=_heartbeat,
         )
-        self._metrics = parts.metrics
+        self._streams = parts.streams
+        self._user_id = walk.task.user_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._metrics.stream():
+        with self._streams.open(self._user_id):
             await super().__call__(scope, receive, send)
 
 
@@ -312,8 +315,8 @@ class RawAudio(Response):
         self._walk = walk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with self._parts.metrics.stream():
+        with self._parts.streams.open(self._walk.task.user_id):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send(send))
                 watcher = group.create_task(_until_gone(receive, sender))

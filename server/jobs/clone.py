@@ -29,9 +29,12 @@ async def upload_address(
     """A new voice's id, the address that its recording is to be PUT to within five minutes, and the object's key."""
     require_name(request.name)
     require_language(parts, request.language)
+    parts.uploads.begin(user_id)
     voice_id = uuid4()
     key = reference_key(user_id, voice_id)
-    link = await parts.storage.signed_put(Bucket.REFERENCES, key, expires_seconds=UPLOAD_SECONDS, base_url=base_url)
+    link = await parts.storage.signed_put(
+        Bucket.REFERENCES, key, expires_seconds=UPLOAD_SECONDS, base_url=base_url, size=request.size
+    )
     return voice_id, link, key
 
 

@@ -164,7 +164,7 @@ export class CloneDialog {
     const fields = { name, language: $("clone-language").value, transcript: $("clone-transcript").value.trim() };
     if (this.#begun?.blob !== recording.blob) {
       $("clone-state").textContent = "Uploading…";
-      const { voice_id, upload_url } = await utter.call("POST", "/api/clone/upload-url", { body: fields });
+      const { voice_id, upload_url } = await utter.call("POST", "/api/clone/upload-url", { body: { ...fields, size: recording.blob.size } });
       await put(upload_url, recording);
       this.#begun = { voice_id, blob: recording.blob };
     }

@@ -94,8 +94,14 @@ class ObjectStore(Protocol):
             base_url: Where browsers reach this server, for a store whose links lead to it; "" makes those relative.
         """
 
-    async def signed_put(self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str) -> str:
-        """A link to which anybody may PUT the object, with whatever Content-Type. Absolute."""
+    async def signed_put(
+        self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str, size: int | None = None
+    ) -> str:
+        """A link to which anybody may PUT the object, with whatever Content-Type. Absolute.
+
+        Args:
+            size: The only size in bytes that is taken; None for any.
+        """
 
     async def probe(self) -> None:
         """Prove both buckets by writing and reading a small object."""

@@ -140,9 +140,11 @@ class DiskStore:
         path = self.links.path("GET", bucket, key, expires_seconds=expires_seconds, filename=filename)
         return base_url.rstrip("/") + path
 
-    async def signed_put(self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str) -> str:
+    async def signed_put(
+        self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str, size: int | None = None
+    ) -> str:
         key_segments(key)
-        return base_url.rstrip("/") + self.links.path("PUT", bucket, key, expires_seconds=expires_seconds)
+        return base_url.rstrip("/") + self.links.path("PUT", bucket, key, expires_seconds=expires_seconds, size=size)
 
     async def probe(self) -> None:
         for bucket in Bucket:

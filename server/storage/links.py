@@ -25,10 +25,25 @@ class LinkSigner:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def path(self, method: str, bucket: Bucket, key: str, *, expires_seconds: int, filename: str | None = None) -> str:
-        """The path and query of a link. ``GET`` covers HEAD."""
-        expires = str(int(time.time()) + expires_seconds)
-        query = {"expires": expires, "signature": self._signature(method, bucket, key, expires, filename)}
+    def path(
+        self,
+        method: str,
+        bucket: Bucket,
+        key: str,
+        *,
+        expires_seconds: int,
+        filename: str | None = None,
+        size: int | None = None,
+    ) -> str:
+        """The path and query of a link. ``GET`` covers HEAD.
+
+        Args:
+            size: The only size in bytes that may be PUT; None for any.
+        """
+        expires, told = str(int(time.time()) + expires_seconds), None if size is None else str(size)
+        query = {"expires": expires, "signature": self._signature(method, bucket, key, expires, filename, told)}
+        if told is not None:
+            query["size"] = told
         if filename is not None:
             query["filename"] = filename
         return f"{PREFIX}/{bucket.value}/{quote(key)}?{urlencode(query)}"
@@ -40,14 +55,16 @@ class LinkSigner:
             Unauthorized: With status 403, if the link was altered, was never ours, or has expired.
         """
         expires, signature = query.get("expires", ""), query.get("signature", "")
-        expected = self._signature(method, bucket, key, expires, query.get("filename"))
+        expected = self._signature(method, bucket, key, expires, query.get("filename"), query.get("size"))
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
             raise Unauthorized("This link is not valid.", status=403)
         if not re.fullmatch(r"[0-9]{1,15}", expires) or int(expires) < time.time():
             raise Unauthorized("This link has expired.", status=403)
 
-    def _signature(self, method: str, bucket: Bucket, key: str, expires: str, filename: str | None) -> str:
+    def _signature(
+        self, method: str, bucket: Bucket, key: str, expires: str, filename: str | None, size: str | None
+    ) -> str:
         # JSON keeps the parts apart: no part can borrow letters from its neighbour.
-        parts = json.dumps([method, bucket.value, key, expires, filename]).encode()
+        parts = json.dumps([method, bucket.value, key, expires, filename, *([size] if size else [])]).encode()
         digest = hmac.new(self._key, parts, hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

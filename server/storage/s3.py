@@ -143,10 +143,13 @@ class S3Store:
             "get_object", bucket, key, expires_seconds, ResponseContentDisposition=content_disposition(filename)
         )
 
-    async def signed_put(self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str = "") -> str:
+    async def signed_put(
+        self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str = "", size: int | None = None
+    ) -> str:
         # No ContentType among the parameters: a signed one would have to be the very one that the browser sends.
         key_segments(key)
-        return await self._signed("put_object", bucket, key, expires_seconds)
+        told = {} if size is None else {"ContentLength": size}
+        return await self._signed("put_object", bucket, key, expires_seconds, **told)
 
     async def probe(self) -> None:
         for bucket in Bucket:
@@ -164,7 +167,7 @@ class S3Store:
         async with asyncio.timeout(self._call_seconds):
             return await getattr(self._client, operation)(**parameters)
 
-    async def _signed(self, operation: str, bucket: Bucket, key: str, expires_seconds: int, **extra: str) -> str:
+    async def _signed(self, operation: str, bucket: Bucket, key: str, expires_seconds: int, **extra: str | int) -> str:
         with _translated():
             async with asyncio.timeout(self._call_seconds):
                 link = await self._client.generate_presigned_url(

@@ -11,6 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
+from server.admission import UPLOADS_PER_USER
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
@@ -649,3 +650,35 @@ async def test_what_its_maker_said_about_the_right_to_a_voice_is_kept_with_it(cl
     voice_id = await cloned(client, consent=said)
     (voice,) = (await client.http.get("/api/voices")).json()["voices"]
     assert (voice["id"], voice["consent"]) == (voice_id, said)
+
+
+# --- what may be uploaded ---------------------------------------------------------------------------------------------
+
+
+async def test_a_size_that_was_told_is_the_only_one_that_is_taken(client: Client) -> None:
+    asked = {"name": "Ada", "language": "English", "transcript": TRANSCRIPT, "size": 4}
+    link = (await client.http.post("/api/clone/upload-url", json=asked)).json()["upload_url"]
+    async with httpx.AsyncClient() as anybody:
+        for content in (b"12345", b"123"):
+            problem_of(await anybody.put(link, content=content), 400, "validation", says="size")
+        problem_of(await anybody.put(link.replace("size=4", "size=5"), content=b"12345"), 403, "unauthorized")
+        problem_of(await anybody.put(link.replace("&size=4", ""), content=b"12345"), 403, "unauthorized")
+        assert (await anybody.put(link, content=b"1234")).status_code == 200
+
+
+async def test_a_size_that_nobody_may_upload_is_refused(client: Client) -> None:
+    for size in (0, 50 * 1024 * 1024 + 1):
+        asked = {"name": "Ada", "language": "English", "transcript": TRANSCRIPT, "size": size}
+        problem_of(await client.http.post("/api/clone/upload-url", json=asked), 400, "validation", says="size")
+
+
+async def test_nobody_gets_more_addresses_within_an_hour_than_a_person_needs(gateway: Gateway, client: Client) -> None:
+    asked = {"name": "Ada", "language": "English", "transcript": TRANSCRIPT}
+    for _ in range(UPLOADS_PER_USER):
+        assert (await client.http.post("/api/clone/upload-url", json=asked)).status_code == 200
+    response = await client.http.post("/api/clone/upload-url", json=asked)
+    problem_of(response, 429, "overloaded", says="many recordings")
+    assert int(response.headers["retry-after"]) > 3000
+    async with gateway.client() as other:
+        assert (await other.http.post("/api/clone/upload-url", json=asked)).status_code == 200
+    assert gateway.parts.metrics.registry.get_sample_value("utter_refused_total", {"what": "uploads_of_one"}) == 1.0

@@ -44,6 +44,13 @@ async def test_an_upload_link_takes_a_content_type_that_nobody_signed(s3_store: 
     assert (found.size, found.content_type) == (len(SPEECH), "audio/x-m4a")
 
 
+async def test_a_size_that_was_told_is_signed(s3_store: ObjectStore) -> None:
+    link = await s3_store.signed_put(Bucket.REFERENCES, KEY, expires_seconds=300, base_url="", size=len(SPEECH))
+    assert httpx.URL(link).params["X-Amz-SignedHeaders"] == "content-length;host"
+    async with httpx.AsyncClient() as client:
+        assert (await client.put(link, content=SPEECH)).status_code == 200
+
+
 async def test_no_link_asks_for_checksums_that_compatible_services_refuse(s3_store: ObjectStore) -> None:
     link = await s3_store.signed_put(Bucket.REFERENCES, KEY, expires_seconds=300, base_url="")
     names = set(httpx.URL(link).params)

@@ -61,14 +61,18 @@ class Modal:
 
     Args:
         http: Opened and closed by whoever builds this; without default credentials.
+        downloads: The same for results, which were paid for: they never wait for a connection that others hold.
     """
 
-    def __init__(self, settings: Settings, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, settings: Settings, http: httpx.AsyncClient, *, downloads: httpx.AsyncClient | None = None
+    ) -> None:
         self._settings = settings
         self._deadlines = settings.deadlines
         self._tries = settings.tries.downloads
         self._pauses_seconds = settings.intervals.modal_result_pauses_seconds
         self._http = http
+        self._downloads = downloads or http
 
     @property
     def can_cancel(self) -> bool:
@@ -146,6 +150,7 @@ class Modal:
                             self._settings.modal_job_result,
                             query={"job_id": job_id},
                             most_bytes=_MOST_AUDIO_BYTES,
+                            http=self._downloads,
                         )
                         if status == 200:
                             return _checked(content)
@@ -228,6 +233,7 @@ class Modal:
         most_bytes: int,
         content: bytes | None = None,
         query: dict[str, str] | None = None,
+        http: httpx.AsyncClient | None = None,
     ) -> tuple[int, bytes]:
         """One request and whatever redirects and "not yet" stand before its answer; status and body.
 
@@ -246,7 +252,7 @@ class Modal:
         while redirects <= _MOST_REDIRECTS:
             headers = {"Content-Type": "application/json"} if content is not None else {}
             try:
-                async with self._http.stream(
+                async with (http or self._http).stream(
                     method, target, content=content, headers=headers, timeout=timeout, follow_redirects=False
                 ) as response:
                     location = _location(response)

@@ -86,15 +86,22 @@ class QwenHttp:
 
     Args:
         http: Opened and closed by whoever builds this; it must not carry default credentials.
+        downloads: The same for what was paid for already: it never waits for a connection that unpaid work holds.
         pacer: Spaces the calls of this process and hears of every throttle.
     """
 
     def __init__(
-        self, settings: Settings, http: httpx.AsyncClient, pacer: Pacer, alarm: OperatorAlarm = operator_alarm
+        self,
+        settings: Settings,
+        http: httpx.AsyncClient,
+        pacer: Pacer,
+        alarm: OperatorAlarm = operator_alarm,
+        *,
+        downloads: httpx.AsyncClient | None = None,
     ) -> None:
         self._rest = QwenRest(settings, http, alarm)
         self._alarm = alarm
-        self._http = http
+        self._downloads = downloads or http
         self._pacer = pacer
         self._hosts = tuple(pattern.lower() for pattern in settings.provider_download_hosts)
         self._deadlines = settings.deadlines
@@ -192,7 +199,7 @@ class QwenHttp:
         """The body of a 200; None for a status that may pass."""
         facts.pop("http_status", None)
         timeout = httpx.Timeout(_READ_SECONDS, connect=self._deadlines.connect_seconds)
-        async with self._http.stream("GET", address, timeout=timeout, follow_redirects=False) as response:
+        async with self._downloads.stream("GET", address, timeout=timeout, follow_redirects=False) as response:
             status = facts["http_status"] = response.status_code
             if status == 200:
                 try:
