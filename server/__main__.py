@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve HTTP and run the jobs, configured by the environment")
     serve.set_defaults(run=_serve)
 
-    migrate = commands.add_parser("migrate", help="bring the database to the present schema")
+    migrate = commands.add_parser("migrate", help="bring the database to this release's schema")
     migrate.add_argument("--check", action="store_true", help="change nothing; exit 1 when something is not applied")
     migrate.add_argument("--down-to", type=int, metavar="VERSION", help="undo every migration above this one")
     migrate.add_argument("--discard", action="store_true", help="undo even what would drop voices that were paid for")

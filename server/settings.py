@@ -533,7 +533,7 @@ class _Reader:
         if actual != region:
             self.wrong(name, f"points at the region {actual}, but DASHSCOPE_REGION is {region}; keys are bound to one")
         if parts.scheme in {"http", "ws"}:
-            self.wrong(name, f"must start with {parts.scheme}s://, since the key would travel in the open")
+            self.wrong(name, f"must start with {parts.scheme}s://, since the key would be sent without encryption")
 
     def download_hosts(self) -> tuple[str, ...]:
         hosts = [host.lower().strip("[]") for host in self.words("PROVIDER_DOWNLOAD_HOSTS")]

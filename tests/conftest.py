@@ -147,7 +147,7 @@ def postgres_url(postgres_server: PostgresServer) -> str:
 
 
 def _migrate_template(*, host: str, dbname: str, **_: object) -> None:
-    """Bring the template to the present schema, in a thread because a loop may be running in this one."""
+    """Bring the template to the current schema, in a thread because a loop may be running in this one."""
     from server.migrations import migrate
 
     failures: list[BaseException] = []
@@ -200,7 +200,7 @@ def database_url(
     maintenance: Session,
     migrated_template: NoopExecutor,
 ) -> Iterator[str]:
-    """A database of this test alone with the present schema and no rows. Afterwards it is gone, sessions included."""
+    """A database of this test alone with the current schema and no rows. Afterwards it is gone, sessions included."""
     with fresh_database(postgres_server, maintenance, migrated_template.template_dbname) as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""/api/voices/design: a description becomes a preview, and a preview that pleases becomes a voice."""
+"""/api/voices/design: a description becomes a preview, and a preview that is kept becomes a voice."""
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request

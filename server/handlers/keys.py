@@ -21,7 +21,7 @@ async def create(request: Request) -> Response:
     wanted = await read_json(request, KeyRequest)
     name = wanted.name.strip()
     if not is_visible(name):
-        raise Invalid("Please give the key a name, so that you know it again.")
+        raise Invalid("Please give the key a name, so that you recognise it later.")
     key = new_key()
     async with parts.database.transaction() as connection:
         made = await keys.create(

@@ -98,7 +98,7 @@ class _Objects:
         try:
             await store.put(bucket, key, self._limited(request), content_type=content_type, size=None)
         except ClientDisconnect as exc:
-            raise Invalid("The upload broke off.") from exc
+            raise Invalid("The upload was interrupted.") from exc
 
     async def _limited(self, request: Request) -> AsyncIterator[bytes]:
         received = 0
@@ -174,7 +174,7 @@ def _range(request: Request, found: OpenObject) -> tuple[int, int] | None:
     allows: no player asks for several, and joining them would serve nobody but an attacker.
 
     Raises:
-        Invalid: With status 416, if the range lies behind the end.
+        Invalid: With status 416, if the range lies after the end.
     """
     header = request.headers.get("range")
     if_range = request.headers.get("if-range")
@@ -193,7 +193,7 @@ def _range(request: Request, found: OpenObject) -> tuple[int, int] | None:
         start = max(size - int(match[2]), 0)
         stop = size
     if start >= size:
-        raise Invalid("This range lies behind the end.", status=416, headers={"Content-Range": f"bytes */{size}"})
+        raise Invalid("This range lies after the end.", status=416, headers={"Content-Range": f"bytes */{size}"})
     return start, stop
 
 

@@ -25,7 +25,8 @@ REDIRECT = Media((), "A redirect")
 NOTHING = Media((), "Nothing more will come")
 _STREAM = Media(
     ("text/event-stream", "audio/mpeg", "audio/wav"),
-    "Events: `task` (data: a TaskAnswer) and `response.audio.delta` (data: a DeltaEvent, id: the offset behind it). "
+    "Events: `task` (data: a TaskAnswer) and `response.audio.delta` (data: a DeltaEvent, "
+    "id: how many bytes of audio there are up to and including it). "
     "Or the audio itself.",
 )
 
@@ -182,7 +183,7 @@ OPERATIONS = (
     Operation(
         "post",
         "/api/clone/upload-url",
-        "Where a recording is to be PUT to",
+        "Get the address to which a recording is uploaded by PUT",
         {200: contract.CloneUploadAnswer},
         body=contract.CloneUploadRequest,
         problems=(400, 401, 413, 503),
@@ -198,7 +199,7 @@ OPERATIONS = (
     Operation(
         "post",
         "/api/voices/design/preview",
-        "Hear a voice that is described",
+        "Have a voice designed from a description, to be heard first",
         {200: contract.DesignPreviewAnswer},
         body=contract.DesignPreviewRequest,
         problems=(400, 401, 409, 413, 503),
@@ -223,7 +224,7 @@ OPERATIONS = (
     Operation(
         "get",
         "/api/keys",
-        "One's keys, newest first",
+        "The user's keys, newest first",
         {200: contract.KeysAnswer},
         problems=(401,),
     ),
@@ -242,7 +243,13 @@ OPERATIONS = (
         {200: contract.ReadyAnswer, 503: contract.ReadyAnswer},
         signed_in=False,
     ),
-    Operation("get", "/api/languages", "What can be spoken, and how", {200: contract.LanguagesAnswer}, signed_in=False),
+    Operation(
+        "get",
+        "/api/languages",
+        "The languages, and what this server offers",
+        {200: contract.LanguagesAnswer},
+        signed_in=False,
+    ),
     Operation("get", "/api/me", "Who is signed in", {200: contract.MeAnswer}, signed_in=False),
     Operation("get", "/api/openapi.json", "This document", {200: dict[str, Any]}, signed_in=False),
     Operation("get", "/metrics", "Prometheus", {200: Media(("text/plain",))}, signed_in=False, problems=(401, 403)),

@@ -45,7 +45,7 @@ async def post_stream(request: Request) -> Response:
     user_id = await bearer(request)
     if not parts.providers.abilities.streams:
         raise Conflict(
-            "The present speech provider cannot be streamed. Use POST /api/generate and poll GET /api/tasks/:id."
+            "The current speech provider cannot be streamed. Use POST /api/generate and poll GET /api/tasks/:id."
         )
     kind = wanted_kind(request, json_allowed=True)
     key = idempotency_key(request)
@@ -164,7 +164,7 @@ def _about(task: SpeechTask) -> dict[str, str]:
 
 async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, offset: int) -> Response:
     if task.status == "completed" and offset > await _payload_bytes(parts, task):
-        raise Invalid("The place to resume at lies behind the end of the audio.")
+        raise Invalid("The place to resume at lies after the end of the audio.")
     if kind == "audio" and task.status in ("failed", "cancelled"):
         raise Conflict(task.error or "There is no audio.")
     if kind == "audio" and task.status == "completed":

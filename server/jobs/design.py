@@ -262,7 +262,7 @@ async def _decide(
 
 
 async def _show(parts: Parts, preview: Preview, provider_status: str) -> None:
-    """What is paid for must not wait for a word: not for the database, nor for somebody who holds the row."""
+    """What is paid for must not wait until progress is shown: neither for the database nor for a locked row."""
     await show(parts, preview.task_id, preview.attempt, provider_status, within_seconds=SHOW_SECONDS)
 
 

@@ -113,7 +113,7 @@ class Providers:
 
         Raises:
             ProviderRejected: Nothing here can speak it.
-            ProviderUnavailable: This server was not told how to reach who could.
+            ProviderUnavailable: This server is not configured to reach whoever could.
         """
         lane = lane_of(provider, model)
         if lane is None:
@@ -177,7 +177,7 @@ class Providers:
         again = "Please re-clone it." if voice.source == "uploaded" else "Please re-design it."
         if voice.tts_provider != self.abilities.provider:
             return Conflict(
-                f"This voice was made for another speech provider and cannot speak with the present one. {again}"
+                f"This voice was made for another speech provider and cannot speak with the current one. {again}"
             )
         if voice.gone_from == self.account:
             return Conflict(f"The speech provider no longer has this voice. {again}")

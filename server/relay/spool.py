@@ -104,7 +104,7 @@ class SpoolWriter:
                     self._urgent.set()
                     await log.next_commit()
         except TimeoutError as exc:
-            raise DatabaseUnavailable("The audio could not be kept. Please try again.") from exc
+            raise DatabaseUnavailable("The audio could not be saved. Please try again.") from exc
 
     async def run(self) -> None:
         """Write until cancelled."""

@@ -1,4 +1,4 @@
-"""What other processes left behind: dead ones' runs move on, lost jobs are deferred again, old rows go.
+"""What other processes left behind: runs of dead processes move on, lost jobs are deferred again, old rows go.
 
 Every process sweeps; nothing is taken twice, because each step is a guarded statement of its own. Only the database's
 clock counts.
@@ -27,8 +27,10 @@ from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-NOBODY_FREE = Ending(detail="Nobody was free to speak this in time. Please try again.", category="provider_unavailable")
-# How many renewals after an outage of the database a process that lives has certainly got through.
+WAITED_TOO_LONG = Ending(
+    detail="This text waited too long for its turn. Please try again.", category="provider_unavailable"
+)
+# After an outage of the database: within so many renewals a process that lives has certainly renewed once.
 BEATS_MISSED = 5
 HOUSEKEEPING_EVERY = 12
 # For one run. A process that is paused inside a transaction must not keep us from all the others.
@@ -92,7 +94,7 @@ class Sweeper:
             overdue = await runs.overdue(connection, self._deadlines.queue_seconds)
         for task_id, attempt in overdue:
             with _somebody_holds_it(task_id):
-                await self._end(task_id, NOBODY_FREE, attempt=attempt, state="queued")
+                await self._end(task_id, WAITED_TOO_LONG, attempt=attempt, state="queued")
         async with self._database.transaction() as connection:
             for task_id in await runs.restart_idle(connection, self._queue, self._deadlines.idle_run_seconds):
                 logger.warning("job lost, deferred again", extra={"task_id": str(task_id)})
@@ -146,7 +148,7 @@ class Sweeper:
         await self._endings.end_by(task_id, ending, move, for_seconds=0.0)
 
     async def clean(self) -> None:
-        """What has served its time goes."""
+        """Remove rows that are no longer needed."""
         retentions = self._settings.retentions
         async with self._database.connection() as connection:
             await tasks.forget_hidden(connection, retentions.keep_hidden_seconds)

@@ -40,13 +40,13 @@ class Heard:
         return last.data if last and last.terminal else None
 
     def take(self, event: Event) -> None:
-        """Note one event; a delta's id must be the offset behind it."""
+        """Note one event; a delta's id must be the offset at its end."""
         self.events.append(event)
         if event.name == "response.audio.delta":
             audio = base64.b64decode(event.data["delta"])
             assert 0 < len(audio) <= 16 * 1024
             self.audio += audio
-            assert event.id == str(self.start + len(self.audio)), "an id is the payload offset behind its delta"
+            assert event.id == str(self.start + len(self.audio)), "an id is the payload offset at the end of its delta"
 
 
 class Ears:

@@ -159,7 +159,7 @@ async def test_a_range_behind_the_end_is_416_and_says_where_the_end_is(site: Sit
         answer = await site.client.get(link, headers={"Range": asked})
         assert answer.status_code == 416, asked
         assert answer.headers["content-range"] == f"bytes */{len(SPEECH)}"
-        assert answer.json() == {"detail": "This range lies behind the end.", "category": "validation"}
+        assert answer.json() == {"detail": "This range lies after the end.", "category": "validation"}
 
 
 async def test_a_range_that_is_no_single_range_gets_the_whole(site: Site) -> None:
