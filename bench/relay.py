@@ -33,7 +33,7 @@ _OPENING = [
 
 
 class Relay:
-    """An ASGI application with two addresses: ``/stream`` and, with a task's id behind it, ``/poll/``."""
+    """An ASGI application with two addresses: ``/stream`` and, with a task's id after it, ``/poll/``."""
 
     def __init__(self, source_url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._source_url = source_url

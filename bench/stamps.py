@@ -16,7 +16,7 @@ _STAMP = struct.Struct(">qQ8x")
 STAMP_LETTERS = _STAMP.size * 4 // 3
 
 AUDIO_REST = base64.b64encode(bytes(DELTA_BYTES - _STAMP.size))
-"""The Base64 of everything behind the stamp."""
+"""The Base64 of everything after the stamp."""
 
 
 class Stamp(NamedTuple):

@@ -61,7 +61,7 @@ class Announcer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send until cancelled. What cannot be sent is dropped: everybody looks for themselves before long."""
+        """Send until cancelled. What cannot be sent is dropped: every process reads the rows itself soon."""
         while True:
             await self._wake.wait()
             await asyncio.sleep(GATHER_SECONDS)

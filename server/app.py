@@ -93,7 +93,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
         exception_handlers=exception_handlers,
     )
     app.router.routes[:] = resources(app.router.routes)
-    app.router.redirect_slashes = False  # an unknown address is a 404, not a way built from the Host header
+    app.router.redirect_slashes = False  # an unknown address is a 404, not a redirect built from the Host header
     app.state.settings = settings
     return app
 

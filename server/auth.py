@@ -122,7 +122,7 @@ class RemoteKeys:
         return self._clock() - self._tried_at >= pause
 
     async def _fetch(self) -> None:
-        """Replace the keys by the address's present ones; on failure keep them and note it.
+        """Replace the keys by those at the address now; on failure keep them and note it.
 
         The pause until the next try counts from the end of this one, so those who waited for a slow failure fail with
         it. A fetch that was cancelled counts as none.
@@ -251,7 +251,7 @@ class Authenticator:
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """Leave to follow one task of one user until ``expires_at`` (seconds since 1970)."""
+    """Permission to follow one task of one user until ``expires_at`` (seconds since 1970)."""
 
     user_id: UUID
     task_id: UUID

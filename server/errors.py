@@ -83,7 +83,7 @@ class NotFound(UtterError):
 
 
 class Conflict(UtterError):
-    """The request is well formed, but not possible in the present state."""
+    """The request is well formed, but not possible in the current state."""
 
     category, default_status = "conflict", 409
     default_detail = "This is not possible right now."
@@ -170,7 +170,7 @@ class VoiceGone(ProviderRejected):
 
 
 class NothingToSpeak(ProviderError):
-    """The provider made no audio of a text that has no letters. Nobody's outage: another text is needed."""
+    """The provider made no audio of a text that has no letters. This is no outage: another text is needed."""
 
     category, default_status = "validation", 400
     default_detail = NOTHING_TO_SPEAK

@@ -1,6 +1,6 @@
 """The keys that people make for their programs (``utr_…``): how one is written, and whose it is.
 
-A key is 32 random letters and digits and a check value of six behind its prefix, so ``utr_[0-9A-Za-z]{38}`` finds one
+A key is 32 random letters and digits and a check value of six after its prefix, so ``utr_[0-9A-Za-z]{38}`` finds one
 that was published by accident, and a typing error is told apart from a key that was revoked, without a look-up.
 """
 
@@ -48,7 +48,7 @@ _EXPIRED: Final = "This key has expired. Please make a new one."
 
 
 def is_key(token: str) -> bool:
-    """Whether a bearer token wants to be a key: sign-in tokens never begin like this."""
+    """Whether a bearer token looks like a key: sign-in tokens never begin like this."""
     return token.startswith(MARK)
 
 

@@ -113,7 +113,7 @@ def stop(parts: Parts) -> None:
 
 @contextlib.asynccontextmanager
 async def background(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run endless loops beside the block. One that fails is said and started again: nothing here may die quietly."""
+    """Run endless loops beside the block. One that fails is logged and started again: nothing here may die quietly."""
     async with asyncio.TaskGroup() as group:
         tasks_ = [group.create_task(_again_and_again(loop)) for loop in loops]
         try:

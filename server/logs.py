@@ -9,10 +9,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO, Final, Literal
 
-#: The id of the request that the present code runs for; records carry it.
+#: The id of the request that the running code works for; records carry it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# They log whole URLs (signed ones too), arguments of jobs, or every frame; what matters of it we say ourselves.
+# They log whole URLs (signed ones too), arguments of jobs, or every frame; what matters of it we log ourselves.
 _QUIET: Final = (
     "httpx",
     "httpcore",

@@ -214,7 +214,7 @@ class Runner:
     Attributes:
         say: Told in short lines what is being waited for.
         tries: How often one file may run into a lock before we give up.
-        pause_seconds: Between two tries, so that those who waited behind us get their turn.
+        pause_seconds: Between two tries, so that those who queued up after us get their turn.
         wait_seconds: How long another runner is waited for.
     """
 
@@ -331,7 +331,7 @@ class Runner:
     async def _attempt(self, what: str, connection: Connection, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work`` in a transaction, again where it ran into somebody's lock.
 
-        Every file waits 3 s for a lock at most: all queries queue up behind a waiting ALTER TABLE.
+        Every file waits 3 s for a lock at most: all queries queue up after a waiting ALTER TABLE.
         """
         for number in range(1, self.tries + 1):
             try:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SYNTHESIS, DEFAULT, WATCHING = "synthesis", "default", "watching"
 DEFAULT_CONCURRENCY = 20
-# Looks at a provider that does not answer take seconds each; storing must not wait behind them, nor speaking.
+# Looks at a provider that does not answer take seconds each; storing must not wait for them, nor speaking.
 WATCHING_CONCURRENCY = 50
 
 # A worker that is merely paused must not be pruned by another process (its next fetch would die on a foreign key),
@@ -162,7 +162,7 @@ class JobFunction(Protocol):
 
 
 class _Worker(Worker):
-    """The library's, which a failed fetch does not end: it would wait for its longest speech before it is replaced."""
+    """The library's worker, not ended by a failed fetch: replacing it would wait for its longest speech."""
 
     async def _fetch_and_process_jobs(self) -> None:
         try:
@@ -214,7 +214,7 @@ class Queue:
         return all(worker is not None and worker.worker_id is not None for worker in workers)
 
     async def work(self, queue: str, *, concurrency: int, cut_after_seconds: float | None = None) -> None:
-        """Run jobs of one queue until ``stop``; a worker that dies is said and replaced.
+        """Run jobs of one queue until ``stop``; a worker that dies is logged and replaced.
 
         Args:
             cut_after_seconds: How long jobs may go on after ``stop``; None for those that end by themselves.

@@ -44,7 +44,7 @@ class Mp3Clock:
     - A frame counts when it is whole. A frame that opens with a Xing, Info or VBRI mark is an index and carries no
       speech, so it never counts, wherever it stands. Encoder delay and padding do count: they are played.
     - ID3v2 and ID3v1 tags are stepped over, also between the parts of several streams put together.
-    - Behind anything else the clock looks for the next frame; one that does not directly follow another is believed
+    - After anything else the clock looks for the next frame; one that does not directly follow another is believed
       only when a second one of the same stream, a tag, or the end follows it.
     - Free-format streams (no bit rate in the header) are not understood.
 

@@ -63,7 +63,7 @@ def is_m4a(start: bytes) -> bool:
 def parse_m4a(data: bytes | bytearray | memoryview) -> M4a:
     """The longest AAC track; fragmented files (as browsers record them) are summed up.
 
-    Linear, and at most about 0.2 s of work. A box that claims to reach behind the end is taken to end there.
+    Linear, and at most about 0.2 s of work. A box that claims to reach beyond the end is taken to end there.
 
     Raises:
         AudioError: If there is no AAC track with a duration, or the boxes make no sense. The sentence names another
@@ -124,7 +124,7 @@ def _read_tracks(view: memoryview) -> list[_Track]:
 
 
 def _boxes(view: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Every box in file order, a container before what is in it. ``body`` begins behind the size and the name."""
+    """Every box in file order, a container before what is in it. ``body`` begins after the size and the name."""
     seen = 0
     open_ends = [len(view)]
     at = 0
@@ -238,7 +238,7 @@ _AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 
 
 
 class _Bits:
-    """Reads big-endian bits; what lies behind the end is zero."""
+    """Reads big-endian bits; what lies after the end is zero."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")

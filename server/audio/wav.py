@@ -111,9 +111,9 @@ def has_sound(data: bytes | bytearray | memoryview) -> bool:
 def parse_wav(data: bytes | bytearray | memoryview) -> Wav:
     """Find the samples of a WAV file, or of a relative of it: RF64 and BW64 (sizes in ``ds64``), RIFX (big-endian).
 
-    What lies is survived where players survive it:
+    What is wrong in a file is survived where players survive it:
 
-    - A size that reaches behind the end means "to the end", and so does a data size of zero with bytes behind it that
+    - A size that reaches beyond the end means "to the end", and so does a data size of zero with bytes after it that
       are no chunk (what a recorder leaves that could not seek back).
     - A chunk that is a few bytes longer or shorter than it says: the next one is looked for nearby, and what the file
       cannot do without is at last looked for everywhere.

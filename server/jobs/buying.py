@@ -1,7 +1,7 @@
 """What every purchase of a job has in common: writing down what became of it, whatever happens to the database.
 
 A purchase that is refused or doubtful stays in its row with the reason; one whose answer cannot be written leaves one
-error line, and its lease has the rest (docs/architecture.md, "Purchases").
+error line, and may be tried again once its lease is over (docs/architecture.md, "Purchases").
 """
 
 import logging
@@ -28,7 +28,7 @@ async def written(parts: Parts, work: Callable[[Connection], Awaitable[T]], fact
     """Write what the provider has answered, for as long as it may take the database to come back.
 
     Raises:
-        DatabaseUnavailable: It did not. What must not be forgotten is in one error line; the lease has the rest.
+        DatabaseUnavailable: It did not. What must not be forgotten is in one error line.
     """
     try:
         return await parts.database.patiently_for(parts.settings.deadlines.purchase_database_seconds, work)

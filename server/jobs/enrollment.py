@@ -99,7 +99,7 @@ class Enrollment:
             if purchase is not None and purchase.user_id != self._wanted.user_id:
                 raise NotFound("This voice does not exist.")
             if purchase is not None and purchase.state == "done":
-                # Its row is there, unless somebody deleted it past us: then it comes back with what was paid for.
+                # Its row is there, unless it was deleted in the database: then it comes back with what was paid for.
                 return await keep_voice(self._parts, self._bought(purchase.outcome or {}))
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)

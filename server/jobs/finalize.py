@@ -1,7 +1,7 @@
-"""Storing what was spoken: the spool's bytes behind their header, under a key that derives from the id.
+"""Storing what was spoken: the spool's bytes after their header, under a key that derives from the id.
 
 Idempotent by the row: the upload is atomic and always of the same bytes, the publishing UPDATE names the state that
-it leaves, and a finalizer that matched nothing asks the row what its object is worth
+it leaves, and a finalizer that matched nothing asks the row whether its object is wanted
 (docs/architecture.md, "When an object may be removed").
 """
 

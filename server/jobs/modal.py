@@ -214,7 +214,7 @@ async def watch_modal(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     watched = await parts.database.patiently(runs.watch, task_id, attempt)
     if watched is None:
         return
-    if not watched.active:  # a browser deleted the rows past us
+    if not watched.active:  # a browser deleted the rows in the database
         await _end(parts, task_id, speech.CANCELLED)
         return
     deadlines = parts.settings.deadlines
@@ -278,7 +278,7 @@ async def _end(parts: Parts, task_id: UUID, ending: Ending) -> None:
 
 
 async def cancel_modal(parts: Parts, *, job: str, tries: int) -> None:
-    """Ask the provider to stop a job that nobody wants. Best effort: at home it has ended already."""
+    """Ask the provider to stop a job that nobody wants. Best effort: here it has ended already."""
     if not parts.providers.modal.can_cancel:
         return
     try:

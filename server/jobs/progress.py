@@ -1,4 +1,4 @@
-"""Showing how far a task is, if the database is there: no speech waits for a word that only tells how far it is."""
+"""Showing how far a task is, if the database is there: no speech waits until its progress is shown."""
 
 import asyncio
 import logging

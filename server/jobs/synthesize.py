@@ -217,7 +217,7 @@ class _Synthesis:
                 sample_rate_hz=log.sample_rate_hz,
                 facts=facts,
             ):
-                # Its row is gone (a browser may delete it past us) or has ended: as good as cancelled.
+                # Its row is gone (a browser may delete it in the database) or has ended: as good as cancelled.
                 await parts.endings.end(assignment.task_id, speech.CANCELLED, attempt=assignment.attempt)
         except Fenced:
             logger.info("speech was taken over or cancelled", extra={"task_id": str(assignment.task_id)})

@@ -4,7 +4,7 @@
  * Three players with one interface. An `audio` is `{format: "mp3" | "wav", mime, sample_rate}` as a task describes it.
  *
  *   MediaSourcePlayer   MP3 bytes into an <audio> element through MediaSource   (Chromium, Safari on desktops)
- *   WebAudioPlayer      samples, each group scheduled behind the last one       (Firefox, phones; and all of WAV)
+ *   WebAudioPlayer      samples, each group scheduled after the last one        (Firefox, phones; and all of WAV)
  *   ElementPlayer       an <audio> element on an address: stored audio, or the stream's raw form where nothing else can
  *
  *   play() pause() seek(seconds) close()   paused  ended  currentTime  (seconds)

@@ -138,7 +138,7 @@ async def unwatched(connection: Connection, *, older_than_seconds: float, at_mos
 
 
 async def abandoned(connection: Connection, *, older_than_seconds: float) -> list[UUID]:
-    """Active tasks of the older system that are no speech: what worked on them went with it."""
+    """Active tasks of the older system that are no speech: nothing works on them any more."""
     rows = await connection.fetch(
         """SELECT t.id FROM public.tasks t
             WHERE t.status IN ('pending', 'processing') AND t.provider = 'modal' AND t.type <> 'generate'

@@ -84,7 +84,7 @@ def doubt_of(purchase: Purchase | None) -> Doubt | None:
         elif purchase.state == "unknown":
             code = str(diagnostics.get("code", ""))
         elif outcome.get("throttled"):
-            return None  # turned away at the door
+            return None  # refused before anything was done
         elif outcome.get("category") == "provider_unavailable" and diagnostics.get("text_sent", True):
             # It may hide a success; without a code of the provider's own somebody in between has answered.
             code = "refused" if diagnostics.get("code") else "gateway"
@@ -206,7 +206,7 @@ async def undecided(connection: Connection) -> list[Purchase]:
 
 
 async def forget_old(connection: Connection, older_than_seconds: float) -> None:
-    """What is left of a speech is only money, long looked at; voices and previews are known by theirs for ever."""
+    """Purchases of speech go after a while; those of voices and previews stay, since they are found by them."""
     await connection.execute(
         """DELETE FROM internal.purchases WHERE kind IN ('http', 'modal')
               AND updated_at < now() - make_interval(secs => $1)""",

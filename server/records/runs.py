@@ -2,7 +2,7 @@
 
 A run is ``queued`` until a job claims it, ``speaking`` while its owner says every second that it lives, ``spoken`` once
 every byte is in the spool, and gone when its audio is stored or the task has ended; ``unstored`` keeps audio that was
-paid for and could not be stored. Nobody else changes these rows, but for the two statements of ``relay/`` that are said
+paid for and could not be stored. Nobody else changes these rows, but for the two statements of ``relay/`` that run
 all the time: the spool's append and the renewal of leases.
 """
 
@@ -20,7 +20,7 @@ State = Literal["queued", "speaking", "spoken", "unstored"]
 SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB, PREVIEW_JOB = "synthesize", "finalize", "remove", "preview"
 # A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
 WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
-# What waits on a provider has queues of its own, so that storing never waits behind it.
+# What waits on a provider has queues of its own, so that storing never waits for it.
 _QUEUES = {
     SYNTHESIZE_JOB: SYNTHESIS,
     COLLECT_MODAL_JOB: SYNTHESIS,

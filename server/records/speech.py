@@ -1,4 +1,4 @@
-"""Speech as rows: what happens to a generation, its task and its run at once, from the order to the end.
+"""Speech as rows: what happens to a generation, its task and its run at once, from the request to the end.
 
 They are one invariant, so each of these moves is a guarded function here and nowhere else. A terminal state is never
 overwritten; where there is a generation its row decides; locks are taken generation → task → run → spool, each in a

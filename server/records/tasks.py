@@ -122,7 +122,7 @@ async def get(connection: Connection, task_id: UUID) -> SpeechTask:
 
 
 class Glimpse(msgspec.Struct, frozen=True):
-    """A followed task as it was read: its rows, and the spooled audio behind what the follower's mirror has."""
+    """A followed task as it was read: its rows, and the spooled audio that the follower's mirror lacks."""
 
     task: SpeechTask
     audio: bytes

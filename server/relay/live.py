@@ -17,12 +17,12 @@ from server.audio import AudioFormat
 DELTA_BYTES = 16 * 1024
 # Serialised events are kept for those who follow closely; whoever reads older audio pays for its own encoding.
 RECENT_EVENTS = 64
-# What a follower that is behind gets at a time.
+# What a follower that has to catch up gets at a time.
 BATCH_BYTES = 64 * 1024
 
 
 def delta_event(audio: bytes | memoryview, stop: int, encoded: bytes | None = None) -> bytes:
-    """One ``response.audio.delta`` event; its id is the payload offset behind the audio."""
+    """One ``response.audio.delta`` event; its id is the payload offset at the end of its audio."""
     return b'event: response.audio.delta\nid: %d\ndata: {"delta":"%b"}\n\n' % (stop, encoded or b64encode(audio))
 
 
@@ -113,7 +113,7 @@ class AudioLog:
             start, index = start + len(part), index + 1
 
     def events(self, start: int) -> tuple[bytes, int]:
-        """Serialised delta events from ``start`` on, about ``BATCH_BYTES`` of audio at most, and the offset behind."""
+        """Serialised delta events from ``start`` on, about ``BATCH_BYTES`` of audio, and the offset at their end."""
         index = bisect_right(self._starts, start) - 1
         batch: list[bytes] = []
         offset, visible = start, self.visible

@@ -1,4 +1,4 @@
-"""Cutting off readers that stand still: a connection whose peer takes no byte for too long is broken."""
+"""Cutting off readers that no longer read: a connection whose peer takes no byte for too long is broken."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ class StalledReaderProtocol(HttpToolsProtocol):
 
     @classmethod
     def cut_after(cls, seconds: float) -> type["StalledReaderProtocol"]:
-        """The same with a patience of its own; the server makes its connections without asking for one."""
+        """The same class with its own time limit; the server makes its connections without arguments of ours."""
         return type(cls.__name__, (cls,), {"stalled_seconds": seconds})
 
     def pause_writing(self) -> None:

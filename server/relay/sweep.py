@@ -27,7 +27,7 @@ from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-WAITED_TOO_LONG = Ending(
+NOBODY_FREE = Ending(
     detail="This text waited too long for its turn. Please try again.", category="provider_unavailable"
 )
 # After an outage of the database: within so many renewals a process that lives has certainly renewed once.
@@ -94,7 +94,7 @@ class Sweeper:
             overdue = await runs.overdue(connection, self._deadlines.queue_seconds)
         for task_id, attempt in overdue:
             with _somebody_holds_it(task_id):
-                await self._end(task_id, WAITED_TOO_LONG, attempt=attempt, state="queued")
+                await self._end(task_id, NOBODY_FREE, attempt=attempt, state="queued")
         async with self._database.transaction() as connection:
             for task_id in await runs.restart_idle(connection, self._queue, self._deadlines.idle_run_seconds):
                 logger.warning("job lost, deferred again", extra={"task_id": str(task_id)})

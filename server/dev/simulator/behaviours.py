@@ -57,7 +57,7 @@ list with, without ``total_count``    ``{"total_count": true}``, ``false`` (``cu
 stop until told                       ``{"do": "hold"}``, then ``POST /behaviours/release``
 download cut short; slow; too large   ``{"truncate_bytes": 5000}``; ``{"seconds": 3}``; ``{"minimum_bytes": 100000000}``
 Modal 303 once, thrice                ``{"redirects": 3, "location": "relative"}`` or ``"absolute"``
-Modal 202 then 200                    ``{"reports": "processing"}`` on action ``result``; behind a redirect:
+Modal 202 then 200                    ``{"reports": "processing"}`` on action ``result``; after a redirect:
                                       ``{"redirects": 1, "pending": 2}``
 Modal failed once, then running       ``{"reports": "failed"}`` on action ``status`` (also ``running``, ``completed``)
 Modal completed, then 500 on result   ``{"do": "answer", "status": 500, "json": {"detail": ...}}`` on action ``result``

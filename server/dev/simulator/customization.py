@@ -203,7 +203,7 @@ def _moment(moment: datetime) -> str:
 
 
 async def _audio_bytes(where: str) -> bytes:
-    """The recording behind a data URL or a web address."""
+    """The recording in a data URL or at a web address."""
     if match := _DATA_URL.fullmatch(where):
         if len(where) > _MOST_AUDIO_BYTES:
             raise Refusal("InvalidParameter", "audio.data must stay under 10 MB.")

@@ -47,7 +47,7 @@ class _Job:
 
 @dataclass
 class _Redirected:
-    """An answer that waits behind some more redirects."""
+    """An answer that comes after some more redirects."""
 
     response: Response
     left: int
@@ -235,7 +235,7 @@ class Modal:
         return await answer(self._simulator, request, "modal", call, facts, redirected)
 
     async def _followed(self, request: Request) -> Response:
-        """The GET behind a redirect: one more of them, or at last the answer. It never runs anything again."""
+        """The GET that follows a redirect: one more of them, or at last the answer. It never runs anything again."""
         call_id = request.query_params.get(_CALL_PARAMETER, "")
         waiting = self._redirected.get(call_id)
         if waiting is None:

@@ -2,7 +2,7 @@
 
 Creating is billed per success and is not idempotent: the job that calls it claims the purchase first, gives the voice
 a ``preferred_name`` of its own, and after an unknown end looks for that name before it creates again. Nothing here
-deletes a voice: the provider's list is what a lost answer is found in.
+deletes a voice: a lost answer is found again in the provider's list.
 
 Source: Model Studio, "Qwen-TTS voice cloning" and "Qwen-TTS voice design"; docs/providers.md, "Voices at Qwen".
 """

@@ -176,7 +176,7 @@ class QwenHttp:
     async def _fetch(self, piece: SpokenPiece, facts: dict[str, Any]) -> bytes:
         addresses = self._addresses(piece.url, facts)
         for number in range(self._tries):
-            # Whether it has expired the store knows: what stands here is the provider's word, and our clock.
+            # Only the store knows whether it has expired: we have the provider's word and a clock of our own.
             if number and _seems_expired(piece):
                 raise _download_refused("expired", facts)
             facts["tries"] = number + 1

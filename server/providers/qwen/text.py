@@ -27,8 +27,8 @@ def count_characters(text: str) -> int:
 def split_text(text: str, cap: int = PIECE_CHARACTERS) -> list[str]:
     """Cut a text into pieces of at most ``cap`` counted characters; joined, they are the text again.
 
-    Each piece reaches as far as it can and ends at the best kind of place that it holds: behind a sentence, else
-    behind a comma or the like, else between words. Only a word longer than the cap is cut inside, and a
+    Each piece reaches as far as it can and ends at the best kind of place that it holds: after a sentence, else
+    after a comma or the like, else between words. Only a word longer than the cap is cut inside, and a
     user-perceived character only if it alone is longer than the cap. Where there is a choice, every piece has a letter
     or a digit: one without would come back without audio, which counts as a failure.
     """
@@ -136,13 +136,13 @@ def _place(text: str, cut: int) -> _Place:
     ):
         stop -= 1
     if stop < left and not gap and after in "とっ":
-        return _Place.INSIDE_WORD  # Japanese: the particle behind a quotation belongs to it
+        return _Place.INSIDE_WORD  # Japanese: the particle after a quotation belongs to it
     place = _place_behind(text, stop, after, spaced=bool(gap))
     return max(place, _Place.CLAUSE) if "\n" in gap else place
 
 
 def _place_behind(text: str, stop: int, after: str, *, spaced: bool) -> _Place:
-    """The place behind ``text[:stop]``, closing quotes skipped, where ``after`` is the next visible character."""
+    """The place after ``text[:stop]``, closing quotes skipped, where ``after`` is the next visible character."""
     mark, previous = text[stop - 1], text[stop - 2] if stop > 1 else ""
     wide = bool(_script(after)) and not previous.isascii()
     if mark in _WIDE_STOPS or mark in _WIDE_COMMAS:
