@@ -28,6 +28,7 @@ from server.providers.qwen.customization import QwenCustomization
 from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
+from server.providers.qwen.voice_enrollment import VoiceEnrollment
 from server.providers.resolver import Providers
 from server.queue import Queue
 from server.readiness import Readiness
@@ -150,6 +151,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
                 inference=QwenInference(settings, pacer),
                 modal=Modal(settings, modal, downloads=modal_results),
                 customization=QwenCustomization(settings, customization),
+                enrollment=VoiceEnrollment(settings, customization),
                 pieces=QwenHttp(settings, synthesis, pacer, downloads=downloads),
             ),
             authenticator=Authenticator.from_settings(settings, key_sets),

@@ -42,6 +42,8 @@ class Deadlines:
     customization_seconds: float = 90.0  # for a voice to be created or designed
     customization_broken_seconds: float = 20.0  # for one to turn up whose call broke off
     customization_settles_seconds: float = 310.0  # for one to turn up whose call was not answered in time
+    deploying_seconds: float = 20.0  # for a new voice to be ready to speak, while a client waits for our answer
+    design_deploying_seconds: float = 300.0  # for the same where nobody waits
     enrollment_seconds: float = 100.0  # for another request that is creating the same voice
     modal_submit_seconds: float = 60.0  # for a job to be taken
     modal_status_seconds: float = 0.8  # for a poll of a job while a client waits for our answer
@@ -72,6 +74,7 @@ class Intervals:
     heartbeat_seconds: float = 15.0  # a silent stream says that it is there
     modal_watch_seconds: float = 30.0  # a job is polled that nobody else asks for
     modal_result_pauses_seconds: tuple[float, ...] = (1.0, 1.5, 2.25, 3.4, 5.0)  # a job's result is asked for
+    deploying_look_seconds: float = 2.0  # a new voice is asked whether it is ready
     download_pauses_seconds: tuple[float, ...] = (0.5, 2.0)  # a piece's file is asked for
 
 
@@ -215,7 +218,8 @@ _HOST_REGIONS = {
     "*.cn-beijing.maas.aliyuncs.com": "cn",
 }
 _MODEL_FAMILY = re.compile(r"qwen[0-9.]*-tts-(vc|vd)-")
-_TASK_MODEL = re.compile(r"qwen-audio-[0-9.]+-tts-(flash|plus)|cosyvoice-v3(\.[0-9]+)?-(flash|plus)")
+# What a model of the family that speaks in tasks is called, and what the ids of its voices begin with.
+TASK_MODEL = re.compile(r"qwen-audio-[0-9.]+-tts-(flash|plus)|cosyvoice-v3(\.[0-9]+)?-(flash|plus)")
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _REALTIME_PATH, _INFERENCE_PATH = "/api-ws/v1/realtime", "/api-ws/v1/inference"
@@ -229,7 +233,7 @@ def model_family(model: str) -> Literal["vc", "vd"] | None:
 
 def speaks_by_tasks(model: str) -> bool:
     """Whether a model belongs to the family that speaks in tasks, by its name; dated snapshots of one do, too."""
-    return _TASK_MODEL.match(model) is not None
+    return TASK_MODEL.match(model) is not None
 
 
 def suits_kind(model: str, kind: str | None) -> bool:

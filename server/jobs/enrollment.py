@@ -29,6 +29,7 @@ from server.jobs.buying import record_failure, refusal_of, say_not_called, say_u
 from server.jobs.own import keep_voice, require_voice
 from server.parts import Parts
 from server.providers.qwen.customization import CreatedVoice, speaking_model
+from server.providers.qwen.voice_enrollment import UNDEPLOYED
 from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
 from server.records.voices import NewVoice, Voice
@@ -213,9 +214,13 @@ class Enrollment:
         name, model = purchases.provider_name(self._wanted.id), self._parts.settings.qwen_vc_target_model
         try:
             async with asyncio.timeout(FIND_SECONDS):
-                found = await self._parts.providers.customization.find("vc", name)
+                found = await self._parts.providers.maker(model).find("vc", name)
         except (ProviderError, TimeoutError) as exc:
             if doubt.code in ("refused", "gateway") and isinstance(exc, ProviderError):
+                raise
+            if isinstance(exc, ProviderRejected) and exc.diagnostics.get("code") == UNDEPLOYED:
+                raise
+            if isinstance(exc, ProviderTimeout) and exc.diagnostics.get("code") == "deploying":
                 raise
             facts = exc.diagnostics if isinstance(exc, ProviderError) else {}
             raise ProviderTimeout(_UNANSWERED, diagnostics={**facts, "code": "not_listed"}) from exc
@@ -224,18 +229,19 @@ class Enrollment:
         return CreatedVoice(voice_id=found.voice_id, target_model=speaking_model(found.target_model, model))
 
     async def _create(self, recording: bytes | str, mime: str) -> CreatedVoice:
-        wanted = self._wanted
+        wanted, model = self._wanted, self._parts.settings.qwen_vc_target_model
         try:
-            return await self._parts.providers.customization.clone(
+            return await self._parts.providers.maker(model).clone(
                 preferred_name=purchases.provider_name(wanted.id),
                 recording=recording,
                 mime=mime,
-                target_model=self._parts.settings.qwen_vc_target_model,
+                target_model=model,
                 transcript=wanted.reference_transcript,
                 language=wanted.language,
             )
         except ProviderTimeout as exc:
-            raise ProviderTimeout(_UNANSWERED, diagnostics=exc.diagnostics) from exc
+            detail = exc.detail if exc.diagnostics.get("code") == "deploying" else _UNANSWERED
+            raise ProviderTimeout(detail, diagnostics=exc.diagnostics) from exc
 
     async def _for_the_provider(self) -> tuple[bytes | str, ReferenceKind]:
         """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""

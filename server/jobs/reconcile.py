@@ -15,6 +15,7 @@ import msgspec
 from server.errors import ProviderError, StorageUnavailable
 from server.jobs.finalize import store_speech
 from server.parts import Parts
+from server.providers.qwen.voice_enrollment import prefix_of
 from server.records import leftovers, purchases, removals, runs
 from server.records.purchases import Purchase
 from server.storage import Bucket
@@ -22,7 +23,7 @@ from server.storage import Bucket
 logger = logging.getLogger(__name__)
 
 # Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
-_OURS = re.compile(r"(^|-)(u[0-9a-f]{15})(-|$)")
+_OURS = re.compile(r"(?:^|-)(u[0-9a-f]{15}|u[0-9a-f]{9})(?=-|$)")
 
 
 class Leftovers(msgspec.Struct, kw_only=True):
@@ -92,13 +93,15 @@ async def _provider_voices(parts: Parts, found: Leftovers) -> None:
     async with parts.database.connection() as connection:
         known = await leftovers.provider_voice_ids(connection)
         awaited = await leftovers.awaited_voices(connection)
-    for kind in ("vc", "vd"):
+    # The family that speaks in tasks keeps only the beginning of a name.
+    awaited |= {prefix_of(name): subject for name, subject in awaited.items()}
+    for kind, kept in parts.providers.voices_kept().items():
         try:
-            async for voice in parts.providers.customization.voices(kind):
+            async for voice in kept:
                 ours = _OURS.search(voice.voice_id)
                 if ours and voice.voice_id not in known:
                     entry = {"kind": kind, "voice": voice.voice_id, "target_model": voice.target_model}
-                    awaited_by = {"awaited_by": awaited[ours[2]]} if ours[2] in awaited else {}
+                    awaited_by = {"awaited_by": awaited[ours[1]]} if ours[1] in awaited else {}
                     found.provider_voices.append({**entry, "created_at": voice.created_at, **awaited_by})
         except ProviderError as exc:
             found.problems.append(f"The provider's {kind} voices could not be listed: {exc.detail}")

@@ -4,6 +4,7 @@ New work follows the mode; work that is under way follows its own row, so ``sour
 lane that is stands in ``lanes``.
 """
 
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Protocol
 
@@ -14,10 +15,13 @@ from server.providers.lanes import Lane, Variable, lane_of
 from server.providers.languages import AUTO, LANGUAGES
 from server.providers.modal.api import Modal
 from server.providers.modal.speech import ModalSpeech
-from server.providers.qwen.customization import QwenCustomization
+from server.providers.qwen.customization import CreatedVoice, Kind, ListedVoice, QwenCustomization
 from server.providers.qwen.pieces import QwenHttp
+from server.providers.qwen.voice_enrollment import VoiceEnrollment
 from server.providers.speech import SpeechProvider
-from server.settings import ProviderMode, Settings, suits_kind
+from server.settings import ProviderMode, Settings, speaks_by_tasks, suits_kind
+
+_LEAST_SPOKEN_CHARACTERS = 120
 
 
 class VoiceFacts(Protocol):
@@ -58,6 +62,23 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     languages: tuple[str, ...] = (AUTO, *LANGUAGES)
 
 
+class VoiceMaker(Protocol):
+    """Who clones voices and finds them again by the name that they were made under."""
+
+    async def clone(
+        self,
+        *,
+        preferred_name: str,
+        recording: bytes | str,
+        mime: str,
+        target_model: str,
+        transcript: str = "",
+        language: str = "Auto",
+    ) -> CreatedVoice: ...
+
+    async def find(self, kind: Kind, preferred_name: str) -> ListedVoice | None: ...
+
+
 class DesignedPreview(msgspec.Struct, frozen=True, kw_only=True):
     """A preview as a WAV file, and what the provider keeps of the voice, if anything."""
 
@@ -74,7 +95,8 @@ class Providers:
         abilities: Those of the active mode, for new work.
         account: Names the provider's account without telling its key. A key of another account knows none of the
             voices; what it says of them must not outlive it.
-        customization: Where Qwen's voices are made and found.
+        customization: Where voices of the qwen-tts models are made and found.
+        enrollment: Where those of the family that speaks in tasks are.
         pieces: Qwen's non-streaming lane, a piece of text at a time.
     """
 
@@ -86,6 +108,7 @@ class Providers:
         inference: SpeechProvider,
         modal: Modal,
         customization: QwenCustomization,
+        enrollment: VoiceEnrollment,
         pieces: QwenHttp,
     ) -> None:
         self._settings = settings
@@ -94,6 +117,7 @@ class Providers:
         self._spoken = {"realtime": realtime, "inference": inference}
         self.modal = modal
         self.customization = customization
+        self.enrollment = enrollment
         self.pieces = pieces
         self._abilities = {
             "qwen": Abilities(provider="qwen", streams=True, takes_jobs=False, enrolls=True),
@@ -122,6 +146,24 @@ class Providers:
             return ModalSpeech(self.modal)
         self._require_key()
         return in_pieces if lane.begins == "bought" else self._spoken[lane.name]
+
+    def maker(self, model: str) -> VoiceMaker:
+        """Who makes and finds the voices that speak with this model."""
+        return self.enrollment if speaks_by_tasks(model) else self.customization
+
+    def voices_kept(self) -> dict[str, AsyncIterator[ListedVoice]]:
+        """What each of Qwen's services keeps for this account, by what the service makes; read them to ask.
+
+        The services of the two families are asked alike, but the newer one only where its models are used.
+        """
+        kept: dict[str, AsyncIterator[ListedVoice]] = {
+            "vc": self.customization.voices("vc"),
+            "vd": self.customization.voices("vd"),
+        }
+        models = (self._settings.qwen_vc_target_model, self._settings.qwen_vd_target_model)
+        if any(map(speaks_by_tasks, models)):
+            kept["enrolled"] = self.enrollment.voices()
+        return kept
 
     def _require_key(self) -> None:
         """A server in the other mode may lack Qwen's key; what is under way there must say so, not fail by chance."""
@@ -154,18 +196,40 @@ class Providers:
         if not self.abilities_of(provider).enrolls:
             return DesignedPreview(audio=await self.modal.design(text=text, language=language, instruct=instruct))
         self._require_key()
-        created = await self.customization.design(
-            preferred_name=name,
-            instruct=instruct,
-            preview_text=text,
-            target_model=self._settings.qwen_vd_target_model,
-            language=language,
+        model = self._settings.qwen_vd_target_model
+        if speaks_by_tasks(model) and self._settings.dashscope_region != "cn":
+            return await self._designed_elsewhere(model, name=name, text=text, language=language, instruct=instruct)
+        designer = self.enrollment if speaks_by_tasks(model) else self.customization
+        created = await designer.design(
+            preferred_name=name, instruct=instruct, preview_text=text, target_model=model, language=language
         )
         return DesignedPreview(
             audio=created.preview,
             voice_id=created.voice_id,
             target_model=created.target_model,
             request_id=created.request_id,
+        )
+
+    async def _designed_elsewhere(
+        self, model: str, *, name: str, text: str, language: str, instruct: str
+    ) -> DesignedPreview:
+        """The region designs no voices for this model: the other provider speaks the preview, which is then cloned."""
+        spoken = text
+        while len(spoken) < _LEAST_SPOKEN_CHARACTERS:  # a clone needs five seconds of speech
+            spoken = f"{spoken} {text}"
+        audio = await self.modal.design(text=spoken, language=language, instruct=instruct)
+        created = await self.enrollment.clone(
+            preferred_name=name,
+            recording=audio,
+            mime="audio/wav",
+            target_model=model,
+            transcript=spoken,
+            language=language,
+            # A preview that was given up while its voice was being prepared could not be had again.
+            ready_within_seconds=self._settings.deadlines.design_deploying_seconds,
+        )
+        return DesignedPreview(
+            audio=audio, voice_id=created.voice_id, target_model=created.target_model, request_id=created.request_id
         )
 
     def objection(self, voice: VoiceFacts) -> str | None:

@@ -1,16 +1,22 @@
 """The simulated run-task family against both surfaces of the provider's official Python SDK."""
 
 import asyncio
+import base64
 import gc
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from server.audio import mp3_duration_seconds
 from server.dev.simulator import API_KEY, Simulator
+from server.dev.simulator.serving import serving
+from tests.voices import recording
 
 from .realtime_client import TEXT
 
@@ -46,6 +52,14 @@ def client(simulator: Simulator, sdk: Any) -> Iterator[Any]:
         made = sdk.Client(api_key=API_KEY, base_url=f"{simulator.base_url}/api/v1", max_retries=0, timeout=20)
     yield made
     made.close()
+
+
+@pytest.fixture
+async def recording_url() -> AsyncIterator[str]:
+    """Where the provider may fetch a recording from."""
+    app = Starlette(routes=[Route("/ada.wav", lambda _: Response(recording(6.0), media_type="audio/wav"))])
+    async with serving(app, "127.0.0.1", 0) as port:
+        yield f"http://127.0.0.1:{port}/ada.wav"
 
 
 def address(simulator: Simulator) -> str:
@@ -176,3 +190,55 @@ async def test_the_newer_surface_cancels_by_directive(simulator: Simulator, clie
     assert await asyncio.to_thread(speak) == 2
     assert simulator.calls[0]["ended"] == "cancelled"
     plan.release()
+
+
+async def test_the_older_surface_enrolls_queries_lists_and_deletes(
+    simulator: Simulator, sdk: Any, recording_url: str
+) -> None:
+    from dashscope.audio.tts_v2 import SpeechSynthesizer, VoiceEnrollmentException, VoiceEnrollmentService
+
+    simulator.behave("customization", {"deploying": 1}, action="create")
+
+    def enroll() -> None:
+        service: Any = VoiceEnrollmentService()
+        voice = service.create_voice(MODEL, "k3n9x0q7ab", recording_url, language_hints=["en"])
+        assert voice.startswith(f"{MODEL}-k3n9x0q7ab-")
+        assert service.query_voice(voice)["status"] == "DEPLOYING"
+        assert service.query_voice(voice)["status"] == "OK"
+        assert [one["voice_id"] for one in service.list_voices("k3n9x0q7ab")] == [voice]
+        assert SpeechSynthesizer(model=MODEL, voice=voice).call("Hello there.", timeout_millis=20_000)
+        service.update_voice(voice, recording_url)
+        service.delete_voice(voice)
+        assert service.list_voices() == []
+        for prefix in ("k3n9x0q7abc", "with-hyphen"):
+            with pytest.raises(VoiceEnrollmentException, match="prefix"):
+                service.create_voice(MODEL, prefix, recording_url)
+        with pytest.raises(VoiceEnrollmentException, match="exactly one"):
+            service.create_voice(MODEL, "two", recording_url, language_hints=["en", "zh"])
+
+    await asyncio.to_thread(enroll)
+
+
+async def test_the_newer_surface_enrolls_by_data_url_and_designs(simulator: Simulator, client: Any) -> None:
+    link = f"data:audio/wav;base64,{base64.b64encode(recording(6.0)).decode()}"
+
+    def enroll() -> None:
+        voices = client.audio.voices
+        cloned = voices.create(target_model=MODEL, prefix="ada", url=link, extra_input={"language_hints": ["en"]})
+        assert voices.get(cloned.voice_id).status == "OK"
+        designed = voices.create(
+            target_model=MODEL,
+            prefix="max",
+            url="",
+            extra_input={
+                "voice_prompt": "A calm older man.",
+                "preview_text": "Welcome back. Here is the news.",
+                "language_hints": ["en"],
+            },
+        )
+        assert base64.b64decode(designed.preview_audio["data"])[:4] == b"RIFF"
+        assert len(voices.list().voices) == 2
+        voices.delete(cloned.voice_id)
+        assert len(voices.list().voices) == 1
+
+    await asyncio.to_thread(enroll)

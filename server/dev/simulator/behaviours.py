@@ -188,6 +188,8 @@ class RestBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         effect: Whether the work is done although the answer says otherwise or never comes. Without a word: yes for
             ``hang`` and ``abort``, no for ``error``, ``empty``, ``html`` and ``answer``.
         seconds: How late ``late`` is; for a download, how long the body takes.
+        deploying: How often a voice that is created says ``DEPLOYING`` before it says ``OK``, or ``voice_status``.
+        preview_audio: False: a designed voice's answer holds an empty preview.
         pending: How often whoever has followed all redirects is told "not yet" before the answer.
     """
 
@@ -209,6 +211,10 @@ class RestBehaviour(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     audio: bool = True
     # customization
     total_count: bool | None = None
+    # voice-enrollment
+    deploying: int = 0
+    voice_status: str | None = None
+    preview_audio: bool = True
     # download
     truncate_bytes: int | None = None
     minimum_bytes: int = 0

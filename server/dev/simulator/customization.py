@@ -1,16 +1,15 @@
 """The simulated customization REST (docs/providers.md, "Voices at Qwen"): create, list, query, delete."""
 
 import base64
-import binascii
 import re
-from datetime import datetime
 from typing import Any, Literal, cast
 
-import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .behaviours import RestBehaviour
+from .enrolling import Enrolling
+from .fetching import audio_bytes, moment_of
 from .ledger import Call
 from .reference_audio import checked
 from .refusals import Refusal
@@ -22,9 +21,6 @@ from .voices import Kind, Voice, model_of
 _FEATURES: dict[str, Kind] = {"qwen-voice-enrollment": "vc", "qwen-voice-design": "vd"}
 _ACTIONS = {"vc": ("create", "list", "delete"), "vd": ("create", "list", "query", "delete")}
 _NAME = re.compile(r"[A-Za-z0-9_]{1,16}")
-_DATA_URL = re.compile(r"data:(audio/[a-z0-9.+-]+);base64,(.*)", re.IGNORECASE | re.DOTALL)
-_MOST_AUDIO_BYTES = 10 * 1024 * 1024
-_FETCH_SECONDS = 10.0
 
 
 async def customize(simulator: Simulator, request: Request) -> Response:
@@ -36,6 +32,8 @@ async def customize(simulator: Simulator, request: Request) -> Response:
     async def work(behaviour: RestBehaviour) -> Response:
         if refusal is not None:
             raise refusal
+        if asked.get("model") == "voice-enrollment":
+            return await Enrolling(simulator, call, asked, given, behaviour).answered()
         kind = _FEATURES.get(str(asked.get("model")))
         if kind is None:
             raise Refusal("ModelNotFound")
@@ -49,13 +47,16 @@ async def customize(simulator: Simulator, request: Request) -> Response:
 def _noted(simulator: Simulator, call: Call, asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Write into the call what was asked, and return what behaviours may ask for."""
     text = given.get("preview_text") or given.get("text") or ""
+    action = given.get("action")
+    if asked.get("model") == "voice-enrollment" and isinstance(action, str):
+        action = action.removesuffix("_voice")  # the same words as of the older service, for whoever counts calls
     notes = {
-        "action": given.get("action") if isinstance(given.get("action"), str) else "unknown",
+        "action": action if isinstance(action, str) else "unknown",
         "model": given.get("target_model") or asked.get("model"),
-        "voice": given.get("voice"),
+        "voice": given.get("voice") or given.get("voice_id"),
         "text": text,
         "feature": asked.get("model"),
-        "preferred_name": given.get("preferred_name"),
+        "preferred_name": given.get("preferred_name") or given.get("prefix"),
         "language": given.get("language"),
         "voice_prompt": given.get("voice_prompt"),
     }
@@ -99,7 +100,7 @@ class _Feature:
         where = audio.get("data") if isinstance(audio, dict) else None
         if not isinstance(where, str) or not where:
             raise Refusal("InvalidParameter", "audio.data is required.")
-        checked(await _audio_bytes(where))
+        checked(await audio_bytes(where))
         voice = self._simulator.voices.create("vc", name, target, language)
         self._simulator.ledger.note(self._call, voice=voice.id, billed=1)
         return self._answer({"voice": voice.id, "target_model": target}, {"count": 1})
@@ -178,7 +179,7 @@ class _Feature:
         return voice_id
 
     def _shown(self, voice: Voice) -> dict[str, Any]:
-        moment = _moment(voice.created_at)
+        moment = moment_of(voice.created_at)
         if self._kind == "vc":
             return {"voice": voice.id, "gmt_create": moment, "target_model": voice.target_model}
         return {
@@ -196,34 +197,3 @@ class _Feature:
         if self._behaviour.status_code:
             body["status_code"] = 200
         return JSONResponse(body if output is None else {"output": output, **body})
-
-
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
-
-
-async def _audio_bytes(where: str) -> bytes:
-    """The recording in a data URL or at a web address."""
-    if match := _DATA_URL.fullmatch(where):
-        if len(where) > _MOST_AUDIO_BYTES:
-            raise Refusal("InvalidParameter", "audio.data must stay under 10 MB.")
-        try:
-            return base64.b64decode(match[2], validate=True)
-        except binascii.Error:
-            raise Refusal("Audio.DecoderError", "audio.data is not valid Base64.") from None
-    if not where.startswith(("https://", "http://")):
-        raise Refusal("InvalidParameter", "audio.data must be a data URL of audio, or a web address.")
-    try:
-        async with (
-            httpx.AsyncClient(timeout=_FETCH_SECONDS, follow_redirects=True, trust_env=False) as client,
-            client.stream("GET", where) as response,
-        ):
-            response.raise_for_status()
-            data = bytearray()
-            async for chunk in response.aiter_bytes():
-                data += chunk
-                if len(data) > _MOST_AUDIO_BYTES:
-                    raise Refusal("InvalidParameter", "The audio must stay under 10 MB.")
-            return bytes(data)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        raise Refusal("InvalidParameter", "The audio could not be fetched.") from None

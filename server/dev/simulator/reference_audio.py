@@ -31,8 +31,8 @@ class Recording:
     peak: int | None = None
 
 
-def checked(data: bytes) -> Recording:
-    """A recording that can be enrolled: 24 kHz or more, mono (known of WAV alone), 3 to 60 s long, not silent.
+def checked(data: bytes, *, least_seconds: float = 3, least_rate_hz: int = 24_000) -> Recording:
+    """A recording that can be enrolled: of that rate or more, mono (known of WAV alone), up to 60 s long, not silent.
 
     Raises:
         Refusal: With the code that tells what is wrong.
@@ -40,13 +40,13 @@ def checked(data: bytes) -> Recording:
     recording = parsed(data)
     if recording is None:
         raise Refusal("Audio.DecoderError")
-    if recording.sample_rate_hz < 24_000:
+    if recording.sample_rate_hz < least_rate_hz:
         raise Refusal("Audio.AudioRateError")
     if recording.format == "wav" and recording.channels != 1:
         raise Refusal("Audio.PreprocessError", "The audio must have one channel.")
     if recording.seconds > 60 + (0 if recording.format == "wav" else _PADDING_SECONDS):
         raise Refusal("Audio.DurationLimitError")
-    if recording.seconds < 3 or (recording.peak is not None and recording.peak < _SILENCE):
+    if recording.seconds < least_seconds or (recording.peak is not None and recording.peak < _SILENCE):
         raise Refusal("Audio.PreprocessError")
     return recording
 

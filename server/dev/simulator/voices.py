@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -52,6 +52,8 @@ class Voice:
     created_at: datetime
     prompt: str = ""
     preview_text: str = ""
+    deploying: int = 0
+    status: str = "OK"
 
 
 class VoiceBook:
@@ -81,7 +83,7 @@ class VoiceBook:
         Raises:
             Refusal: When the account has as many voices of this kind as it may have.
         """
-        if sum(voice.kind == kind for voice in self._voices.values()) >= self.limit:
+        if len(self.newest_first(kind)) >= self.limit:
             raise Refusal("Throttling.AllocationQuota", VOICE_LIMIT_EXCEEDED)
         self._created += 1
         now = datetime.now(UTC)
@@ -99,18 +101,75 @@ class VoiceBook:
         self._voices[voice.id] = voice
         return voice
 
+    def enroll(
+        self,
+        kind: Kind,
+        prefix: str,
+        target_model: str,
+        language: str,
+        *,
+        prompt: str = "",
+        preview_text: str = "",
+        deploying: int = 0,
+        status: str = "OK",
+    ) -> Voice:
+        """Add a voice of the run-task family, whose id begins with its model.
+
+        Raises:
+            Refusal: When the account has as many voices of the family as it may have.
+        """
+        if len(self.enrolled()) >= self.limit:
+            raise Refusal("Throttling.AllocationQuota", VOICE_LIMIT_EXCEEDED)
+        self._created += 1
+        tail = hashlib.sha256(f"{self._created} {prefix}".encode()).hexdigest()[:32]
+        voice = Voice(
+            id=f"{target_model}{'-vd' if kind == 'vd' else ''}-{prefix}-{tail}",
+            kind=kind,
+            target_model=target_model,
+            language=language,
+            created_at=datetime.now(UTC),
+            prompt=prompt,
+            preview_text=preview_text,
+            deploying=deploying,
+            status=status,
+        )
+        self._voices[voice.id] = voice
+        return voice
+
+    def enrolled(self) -> list[Voice]:
+        """All voices of the run-task family, newest first."""
+        return [voice for voice in reversed(self._voices.values()) if _TASK_MODEL.match(voice.id)]
+
+    def look(self, voice_id: str) -> Voice | None:
+        """A voice of the run-task family; each look brings one that is being prepared nearer to its end."""
+        voice = self._voices.get(voice_id)
+        if voice is None or not _TASK_MODEL.match(voice_id):
+            return None
+        if voice.deploying:
+            self._voices[voice_id] = replace(voice, deploying=voice.deploying - 1)
+        return voice
+
     def find(self, voice_id: str, kind: Kind) -> Voice | None:
         """The voice of this id and kind that was created here, if it is still there."""
         voice = self._voices.get(voice_id)
-        return voice if voice is not None and voice.kind == kind else None
+        return voice if voice is not None and voice.kind == kind and not _TASK_MODEL.match(voice_id) else None
 
     def newest_first(self, kind: Kind) -> list[Voice]:
         """All voices of a kind."""
-        return [voice for voice in reversed(self._voices.values()) if voice.kind == kind]
+        ours = [voice for voice in reversed(self._voices.values()) if not _TASK_MODEL.match(voice.id)]
+        return [voice for voice in ours if voice.kind == kind]
 
     def delete(self, voice_id: str, kind: Kind) -> bool:
         """Remove a voice; False where there was none."""
         if self.find(voice_id, kind) is None:
+            return False
+        del self._voices[voice_id]
+        self._deleted.add(voice_id)
+        return True
+
+    def dismiss(self, voice_id: str) -> bool:
+        """Remove a voice of the run-task family; False where there was none."""
+        if self.look(voice_id) is None:
             return False
         del self._voices[voice_id]
         self._deleted.add(voice_id)
@@ -135,7 +194,9 @@ class VoiceBook:
     def _speaks_in_tasks(self, voice_id: str, model: Model) -> Literal["yes", "mismatch", "unknown"]:
         """An id of this family begins with the model that it was enrolled for."""
         if voice_id in self._voices:
-            return "yes" if self._voices[voice_id].target_model == model.name else "mismatch"
+            voice = self._voices[voice_id]
+            usable = voice.target_model == model.name and not voice.deploying and voice.status == "OK"
+            return "yes" if usable else "mismatch"
         if voice_id in self._deleted or self.strict or not voice_id.startswith(f"{model.name}-"):
             return "unknown"
         return "yes"

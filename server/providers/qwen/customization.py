@@ -23,10 +23,10 @@ from server.providers.qwen.errors import OperatorAlarm, operator_alarm, storable
 from server.providers.qwen.rest import QwenRest, unknown_outcome
 from server.settings import Settings, model_family
 
-_PATH = "/api/v1/services/audio/tts/customization"
+CUSTOMIZATION_PATH = "/api/v1/services/audio/tts/customization"
 _CLONE, _DESIGN = "qwen-voice-enrollment", "qwen-voice-design"
 # "must stay under 10 MB after base64"; read as the smaller of the two megabytes.
-_MOST_DATA_URL_BYTES = 10_000_000
+MOST_BODY_BYTES = 10_020_000
 _PAGE_SIZE = 100
 # An account holds 1000 voices of each kind; an unpaged or endless list ends here.
 _MOST_PAGES = 120
@@ -114,13 +114,9 @@ class QwenCustomization:
         body = await asyncio.to_thread(
             _clone_body, preferred_name, recording, mime, target_model, transcript, language_iso(language)
         )
-        if len(body) > _MOST_DATA_URL_BYTES + 20_000:
-            raise ProviderRejected(
-                "The recording is too large for the speech provider. Please use a smaller file.",
-                status=400,
-                diagnostics={"code": "too_large", "text_sent": False},
-            )
-        created = await self._rest.post(_PATH, body, _Created, within_seconds=self._within_seconds)
+        if len(body) > MOST_BODY_BYTES:
+            raise too_large()
+        created = await self._rest.post(CUSTOMIZATION_PATH, body, _Created, within_seconds=self._within_seconds)
         return _created(created, target_model)
 
     async def design(
@@ -148,7 +144,9 @@ class QwenCustomization:
             },
             "parameters": {"sample_rate": 24_000, "response_format": "wav"},
         }
-        created = await self._rest.post(_PATH, msgspec.json.encode(body), _Created, within_seconds=self._within_seconds)
+        created = await self._rest.post(
+            CUSTOMIZATION_PATH, msgspec.json.encode(body), _Created, within_seconds=self._within_seconds
+        )
         voice = _created(created, target_model)
         if not await asyncio.to_thread(has_sound, voice.preview):
             code = "unreadable_preview" if voice.preview else "no_preview"
@@ -190,7 +188,9 @@ class QwenCustomization:
             "model": _CLONE if kind == "vc" else _DESIGN,
             "input": {"action": "list", "page_index": page_index, "page_size": _PAGE_SIZE},
         }
-        listed = await self._rest.post(_PATH, msgspec.json.encode(body), _Listed, within_seconds=self._within_seconds)
+        listed = await self._rest.post(
+            CUSTOMIZATION_PATH, msgspec.json.encode(body), _Listed, within_seconds=self._within_seconds
+        )
         return listed.output
 
 
@@ -211,6 +211,15 @@ def _clone_body(
     return msgspec.json.encode({"model": _CLONE, "input": given})
 
 
+def too_large() -> ProviderRejected:
+    """A recording that the provider would not take: said before it is sent."""
+    return ProviderRejected(
+        "The recording is too large for the speech provider. Please use a smaller file.",
+        status=400,
+        diagnostics={"code": "too_large", "text_sent": False},
+    )
+
+
 def data_url(recording: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(recording).decode()}"
 
@@ -221,7 +230,7 @@ def _created(created: _Created, wanted_model: str) -> CreatedVoice:
         voice_id=storable(voice.voice),
         target_model=speaking_model(voice.target_model, wanted_model),
         request_id=storable(created.request_id),
-        preview=_preview(voice.preview_audio),
+        preview=preview_of(voice.preview_audio),
     )
 
 
@@ -231,7 +240,7 @@ def speaking_model(said: object, wanted: str) -> str:
     return str(said) if fits else wanted
 
 
-def _preview(sample: Any) -> bytes:
+def preview_of(sample: Any) -> bytes:
     """The bytes of ``{"data": "<Base64>"}``, also as a data URL; empty where there are none."""
     data = sample.get("data") if isinstance(sample, dict) else None
     if not isinstance(data, str):
