@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_argument("--store", action="store_true", help="complete speech that could not be stored")
     reconcile.add_argument("--delete", action="store_true", help="remove objects that no row shows")
     reconcile.set_defaults(run=_reconcile)
+    renew = commands.add_parser("renew", help="make voices again whose model is gone, from what was kept of them")
+    renew.add_argument("--all", action="store_true", help="also those that can speak, but with an older model")
+    renew.add_argument("--model", metavar="M", help="only those that were made for this model")
+    renew.add_argument("--dry-run", action="store_true", help="say how many and what it may cost, and stop")
+    renew.set_defaults(run=_renew)
     return parser
 
 
@@ -139,6 +144,13 @@ def _reconcile(options: argparse.Namespace) -> int:
 
     settings = Settings.from_environ(os.environ)
     return run(settings, as_json=options.json, store=options.store, delete=options.delete)
+
+
+def _renew(options: argparse.Namespace) -> int:
+    from server.renew import run
+
+    settings = Settings.from_environ(os.environ)
+    return run(settings, everything=options.all, model=options.model, dry_run=options.dry_run)
 
 
 if __name__ == "__main__":

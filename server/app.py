@@ -73,6 +73,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/voices/design/preview", design.preview, methods=["POST"]),
             Route("/api/voices/{voice_id}", voices.change_voice, methods=["PATCH"]),
             Route("/api/voices/{voice_id}", voices.delete_voice, methods=["DELETE"]),
+            Route("/api/voices/{voice_id}/renew", voices.renew_voice, methods=["POST"]),
             Route("/api/voices/{voice_id}/preview", voices.get_preview, methods=["GET"]),
             Route("/api/clone/upload-url", clone.upload_url, methods=["POST"]),
             Route("/api/clone/finalize", clone.finalize, methods=["POST"]),

@@ -200,6 +200,11 @@ class DesignPreviewRequest(Struct, frozen=True, kw_only=True):
     instruct: DesignText
 
 
+class RenewAnswer(Struct, frozen=True):
+    task_id: UUID
+    status: TaskStatus = "processing"
+
+
 class DesignPreviewAnswer(Struct, frozen=True):
     task_id: UUID
     status: TaskStatus = "pending"

@@ -12,6 +12,7 @@ from server.jobs.design import make_preview
 from server.jobs.finalize import finalize
 from server.jobs.modal import cancel_modal, watch_modal
 from server.jobs.remove import remove
+from server.jobs.renew import renew
 from server.jobs.synthesize import synthesize
 from server.parts import Parts
 from server.queue import (
@@ -27,6 +28,7 @@ from server.records.runs import (
     FINALIZE_JOB,
     PREVIEW_JOB,
     REMOVE_JOB,
+    RENEW_JOB,
     SYNTHESIZE_JOB,
     WATCH_MODAL_JOB,
 )
@@ -44,6 +46,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))
     queue.register(PREVIEW_JOB, partial(make_preview, parts))
+    queue.register(RENEW_JOB, partial(renew, parts))
     queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
     queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))

@@ -124,7 +124,14 @@ RULES = [
 KNOWN_ONLY_BY = {
     "server.providers": {"server.providers", "server.jobs", "server.parts", "server.app", "server.__main__"},
     "server.dev": {"server.dev", "server.__main__"},
-    "server.app": {"server.serve", "server.reconcile", "server.dev", "server.__main__"},
+    "server.app": {
+        "server.serve",
+        "server.reconcile",
+        "server.renew",
+        "server.doctor",
+        "server.dev",
+        "server.__main__",
+    },
     "server.lifecycle": {"server.app", "server.serve"},
 }
 

@@ -174,6 +174,13 @@ OPERATIONS = (
         problems=(400, 401, 404, 413),
     ),
     Operation(
+        "post",
+        "/api/voices/{voice_id}/renew",
+        "Make a voice again whose model is gone; a task of type `clone` tells when it can speak",
+        {200: contract.RenewAnswer},
+        problems=(400, 401, 404, 409),
+    ),
+    Operation(
         "delete",
         "/api/voices/{voice_id}",
         "Hide a voice; its history stays",

@@ -4,7 +4,7 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.contract import Ok, Pagination, VoiceChange, VoicesAnswer
+from server.contract import Ok, Pagination, RenewAnswer, VoiceChange, VoicesAnswer
 from server.errors import NotFound
 from server.handlers.links import LINK_SECONDS
 from server.handlers.present import voice_entry
@@ -19,6 +19,7 @@ from server.handlers.requests import (
     read_json,
     redirect,
 )
+from server.jobs.renew import submit
 from server.jobs.requirements import require_name
 from server.records import voices
 from server.storage import Bucket
@@ -83,6 +84,14 @@ async def change_voice(request: Request) -> Response:
     if voice is None:
         raise NotFound("This voice does not exist.")
     return json_response(voice_entry(parts, voice))
+
+
+async def renew_voice(request: Request) -> Response:
+    """Make a voice again that its provider has no model for any more; its task tells when it can speak."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    task_id = await submit(parts, user_id, path_uuid(request, "voice_id"))
+    return json_response(RenewAnswer(task_id))
 
 
 async def delete_voice(request: Request) -> Response:

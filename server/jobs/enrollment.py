@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -26,7 +27,7 @@ from server.errors import (
     StorageUnavailable,
 )
 from server.jobs.buying import record_failure, refusal_of, say_not_called, say_unknown, written
-from server.jobs.own import keep_voice, require_voice
+from server.jobs.own import require_voice
 from server.parts import Parts
 from server.providers.qwen.customization import CreatedVoice, speaking_model
 from server.providers.qwen.voice_enrollment import UNDEPLOYED
@@ -80,10 +81,19 @@ class Enrollment:
 
     Args:
         fetch: Reads the recording and checks it; raises Invalid for one that cannot be used. Only the buyer calls it.
+        subject: What the purchase is for, where it is not the first making of the voice.
     """
 
-    def __init__(self, parts: Parts, wanted: NewVoice, fetch: Callable[[], Awaitable[tuple[bytes, Recording]]]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        wanted: NewVoice,
+        fetch: Callable[[], Awaitable[tuple[bytes, Recording]]],
+        *,
+        subject: UUID | None = None,
+    ) -> None:
         self._parts = parts
+        self._subject = subject or wanted.id
         self._wanted = wanted
         self._fetch = fetch
 
@@ -101,7 +111,7 @@ class Enrollment:
                 raise NotFound("This voice does not exist.")
             if purchase is not None and purchase.state == "done":
                 # Its row is there, unless it was deleted in the database: then it comes back with what was paid for.
-                return await keep_voice(self._parts, self._bought(purchase.outcome or {}))
+                return await self._again(self._bought(purchase.outcome or {}))
             if turned_away and purchase is not None and purchase.state in ("refused", "unknown"):
                 raise refusal_of(purchase)
             if purchase is None or not purchase.leased:
@@ -114,9 +124,17 @@ class Enrollment:
                 raise ProviderUnavailable("This voice is still being created. Please try again in a moment.")
             await asyncio.sleep(READ_EVERY_SECONDS)
 
+    async def _put(self, connection: Connection, voice: NewVoice) -> Voice | None:
+        """Write the voice that was bought."""
+        return await voices.insert(connection, voice)
+
+    async def _again(self, voice: NewVoice) -> Voice:
+        async with self._parts.database.transaction() as connection:
+            return require_voice(await self._put(connection, voice))
+
     async def _read(self) -> Purchase | None:
         async with self._parts.database.connection() as connection:
-            return await purchases.find(connection, self._wanted.id)
+            return await purchases.find(connection, self._subject)
 
     def _bought(self, facts: dict[str, Any]) -> NewVoice:
         """The voice with what the provider said of it, as ``outcome`` keeps it."""
@@ -124,12 +142,12 @@ class Enrollment:
 
     async def _claim(self) -> tuple[int, Purchase | None] | None:
         """The attempt that is ours to make, and what became of the one before; None where somebody else is buying."""
-        voice_id, user_id = self._wanted.id, self._wanted.user_id
+        subject, user_id = self._subject, self._wanted.user_id
         while True:
             try:
                 async with self._parts.database.transaction() as connection:
-                    before = await purchases.find(connection, voice_id, locked=True)
-                    attempt = await purchases.claim(connection, voice_id, kind="clone", user_id=user_id)
+                    before = await purchases.find(connection, subject, locked=True)
+                    attempt = await purchases.claim(connection, subject, kind="clone", user_id=user_id)
                     if attempt is None:
                         return None
                     if before is None and attempt > 1:
@@ -139,7 +157,7 @@ class Enrollment:
                 continue
 
     async def _buy(self, attempt: int, before: Purchase | None) -> Voice:
-        parts, voice_id = self._parts, self._wanted.id
+        parts, subject = self._parts, self._subject
         doubt, called = purchases.doubt_of(before), False
         try:
             created = await self._created_before(doubt) if doubt else None
@@ -149,21 +167,21 @@ class Enrollment:
                 called = True
                 created = await self._create(recording, REFERENCE_MIME_TYPES[kind])
         except ProviderError as exc:
-            await record_failure(parts, voice_id, attempt, exc, doubt=doubt)
+            await record_failure(parts, subject, attempt, exc, doubt=doubt)
             raise
         except (AudioError, Invalid) as exc:
             await self._unusable(attempt, exc)
             raise Invalid(str(exc)) from exc
         except StorageUnavailable as exc:
             await record_failure(
-                parts, voice_id, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False})
+                parts, subject, attempt, ProviderUnavailable(exc.detail, diagnostics={"text_sent": False})
             )
             raise
         except asyncio.CancelledError:
             if called or doubt:
-                await say_unknown(parts, voice_id, attempt, doubt=doubt)
+                await say_unknown(parts, subject, attempt, doubt=doubt)
             else:
-                await say_not_called(parts, voice_id, attempt)
+                await say_not_called(parts, subject, attempt)
             raise
         return await self._keep(attempt, created)
 
@@ -171,13 +189,13 @@ class Enrollment:
         """Nothing can be bought with this recording: nothing is kept of a first attempt, and of a later one why."""
         if attempt > 1:
             refused = ProviderRejected(str(exc), status=400, diagnostics={"text_sent": False})
-            await record_failure(self._parts, self._wanted.id, attempt, refused)
+            await record_failure(self._parts, self._subject, attempt, refused)
             return
         try:
             async with self._parts.database.transaction() as connection:
-                await purchases.take_back(connection, self._wanted.id, attempt=attempt)
+                await purchases.take_back(connection, self._subject, attempt=attempt)
         except REFUSED:
-            logger.warning("a claim could not be taken back; it lapses", extra={"voice_id": str(self._wanted.id)})
+            logger.warning("a claim could not be taken back; it lapses", extra={"subject": str(self._subject)})
 
     async def _created_before(self, doubt: Doubt) -> CreatedVoice | None:
         """The voice that a doubtful call has created; None where certainly none will come of it any more.
@@ -211,7 +229,7 @@ class Enrollment:
         return deadlines.customization_settles_seconds
 
     async def _find(self, doubt: Doubt) -> CreatedVoice | None:
-        name, model = purchases.provider_name(self._wanted.id), self._parts.settings.qwen_vc_target_model
+        name, model = purchases.provider_name(self._subject), self._parts.settings.qwen_vc_target_model
         try:
             async with asyncio.timeout(FIND_SECONDS):
                 found = await self._parts.providers.maker(model).find("vc", name)
@@ -232,7 +250,7 @@ class Enrollment:
         wanted, model = self._wanted, self._parts.settings.qwen_vc_target_model
         try:
             return await self._parts.providers.maker(model).clone(
-                preferred_name=purchases.provider_name(wanted.id),
+                preferred_name=purchases.provider_name(self._subject),
                 recording=recording,
                 mime=mime,
                 target_model=model,
@@ -271,9 +289,9 @@ class Enrollment:
         voice = self._bought(facts)
 
         async def keep(connection: Connection) -> Voice | None:
-            stored = await voices.insert(connection, voice)
+            stored = await self._put(connection, voice)
             await purchases.decide(
-                connection, voice.id, "done", attempt=attempt, request_id=created.request_id or None, outcome=facts
+                connection, self._subject, "done", attempt=attempt, request_id=created.request_id or None, outcome=facts
             )
             return stored
 

@@ -17,9 +17,12 @@ async def unstored(connection: Connection) -> list[dict[str, Any]]:
 
 
 async def provider_voice_ids(connection: Connection) -> set[str]:
-    """Every provider voice that a row or a finished purchase knows; those of deleted voices, too."""
+    """Every provider voice that a row or a finished purchase knows; those of deleted and renewed voices, too."""
     rows = await connection.fetch(
         """SELECT provider_voice_id AS voice FROM public.voices WHERE provider_voice_id IS NOT NULL
+           UNION SELECT earlier ->> 'voice' FROM public.voices, jsonb_array_elements(
+               CASE WHEN jsonb_typeof(provider_metadata -> 'previous') = 'array'
+                    THEN provider_metadata -> 'previous' ELSE '[]' END) AS earlier
            UNION SELECT outcome ->> 'voice' FROM internal.purchases WHERE state = 'done' AND outcome ? 'voice'"""
     )
     return {row["voice"] for row in rows}

@@ -17,7 +17,8 @@ from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
 
 State = Literal["queued", "speaking", "spoken", "unstored"]
 
-SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB, PREVIEW_JOB = "synthesize", "finalize", "remove", "preview"
+SYNTHESIZE_JOB, FINALIZE_JOB, REMOVE_JOB = "synthesize", "finalize", "remove"
+PREVIEW_JOB, RENEW_JOB = "preview", "renew"
 # A speech that a job API makes is watched until it is there, and then collected like any other is spoken.
 WATCH_MODAL_JOB, COLLECT_MODAL_JOB, CANCEL_MODAL_JOB = "watch_modal", "collect_modal", "cancel_modal"
 # What waits on a provider has queues of its own, so that storing never waits for it.
@@ -25,6 +26,7 @@ _QUEUES = {
     SYNTHESIZE_JOB: SYNTHESIS,
     COLLECT_MODAL_JOB: SYNTHESIS,
     PREVIEW_JOB: SYNTHESIS,
+    RENEW_JOB: SYNTHESIS,
     WATCH_MODAL_JOB: WATCHING,
 }
 
@@ -452,7 +454,7 @@ async def overdue(connection: Connection, older_than_seconds: float) -> list[tup
         """SELECT task_id, attempt FROM internal.runs
             WHERE state = 'queued' AND job_name = ANY($2) AND created_at < now() - make_interval(secs => $1)""",
         older_than_seconds,
-        [SYNTHESIZE_JOB, PREVIEW_JOB],
+        [SYNTHESIZE_JOB, PREVIEW_JOB, RENEW_JOB],
     )
     return [(row["task_id"], row["attempt"]) for row in rows]
 

@@ -150,6 +150,51 @@ async def insert(connection: Connection, voice: NewVoice) -> Voice | None:
     return _voice(row) if row else None
 
 
+async def put_renewed(connection: Connection, voice: NewVoice) -> Voice | None:
+    """Put what the provider made in the place of what it knew the voice by, which is remembered. May be repeated.
+
+    Returns:
+        The voice; None where it belongs to somebody else.
+    """
+    await connection.execute(
+        """UPDATE public.voices
+              SET tts_provider = $3, provider_voice_id = $4, provider_target_model = $5, provider_voice_kind = $6,
+                  provider_region = $7, provider_request_id = $8,
+                  provider_metadata = (coalesce(provider_metadata, '{}') - 'gone_from') || jsonb_build_object(
+                      'previous', coalesce(provider_metadata -> 'previous', '[]') || jsonb_build_object(
+                          'voice', provider_voice_id, 'model', provider_target_model, 'kind', provider_voice_kind,
+                          'provider', tts_provider, 'until', now()))
+            WHERE id = $1 AND user_id = $2 AND provider_voice_id IS DISTINCT FROM $4""",
+        voice.id,
+        voice.user_id,
+        voice.tts_provider,
+        voice.provider_voice_id,
+        voice.provider_target_model,
+        voice.provider_voice_kind,
+        voice.provider_region,
+        voice.provider_request_id,
+    )
+    row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2", voice.id, voice.user_id)
+    return _voice(row) if row else None
+
+
+async def after(
+    connection: Connection, place: tuple[datetime, UUID] | None, *, provider: str, limit: int
+) -> list[Voice]:
+    """Everybody's voices of a provider that are not deleted, oldest first, from behind ``place`` (creation and id)."""
+    created_at, voice_id = place or (None, None)
+    rows = await connection.fetch(
+        f"""{_VOICE} WHERE v.deleted_at IS NULL AND v.tts_provider = $3
+                AND ($1::timestamptz IS NULL OR (v.created_at, v.id) > ($1, $2::uuid))
+            ORDER BY v.created_at, v.id LIMIT $4""",
+        created_at,
+        voice_id,
+        provider,
+        limit,
+    )
+    return [_voice(row) for row in rows]
+
+
 async def find_any(connection: Connection, voice_id: UUID) -> Voice | None:
     """A voice, deleted or not, whoever it belongs to."""
     row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1", voice_id)
