@@ -240,6 +240,14 @@ def test_the_addresses_are_those_of_the_application() -> None:
     assert listed == described
 
 
+def test_every_parameter_is_explained() -> None:
+    """What a query or a header may say stands in one of the two documents for clients."""
+    told = API + (DOCS / "streaming.md").read_text()
+    operations = [operation for methods in document()["paths"].values() for operation in methods.values()]
+    named = {p["name"] for operation in operations for p in operation["parameters"] if p["in"] != "path"}
+    assert {name for name in named if not re.search(rf"[`&?]{name}\b", told)} == set()
+
+
 def members() -> dict[str, dict[str, str]]:
     """Every table of members: by the name of its schema, the members and what it says of their type."""
     tables = re.findall(r"^\| `(\w+)` \| type \| meaning \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", API, re.MULTILINE)

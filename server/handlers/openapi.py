@@ -86,6 +86,7 @@ OPERATIONS = (
             "ticket": {"type": "string"},
             **_AS,
             "offset": {"type": "integer", "minimum": 0},
+            "lastEventId": {"type": "string"},
         },
         problems=(400, 401, 404, 406, 409),
         headers=("Last-Event-ID",),
