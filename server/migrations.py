@@ -1,6 +1,8 @@
 """Brings a database to the shape this release needs, and back.
 
-Plain SQL files under ``sql/``, one transaction each, then the queue library's own schema. Two runners at once are safe,
+Plain SQL files under ``sql/``, one transaction each, then the queue library's own schema. A file that begins with
+``-- without a transaction`` builds indexes beside those who write: one statement each, with progress instead of a time
+limit, and what was broken off is begun again. Two runners at once are safe,
 and so is the same one twice. Every file says in its first lines why it is there; what it found is written down by
 0001, so that going back takes away only what came from us.
 """
@@ -46,11 +48,35 @@ _NEEDED_COLUMNS: Final = {
 }
 _PROVIDER_CHECKS: Final = ("voices_tts_provider_check", "generations_tts_provider_check", "tasks_provider_check")
 
+# A file whose indexes are built like that before it is applied, and finds them then.
+_BUILT_BEFOREHAND: Final = frozenset({4})
+_WITHOUT_TRANSACTION: Final = "-- without a transaction\n"
+_INDEX: Final = re.compile(
+    r"CREATE (?P<unique>UNIQUE )?INDEX (?P<beside>CONCURRENTLY )?IF NOT EXISTS (?P<name>\w+)\s+"
+    r"ON (?P<schema>public|internal)\.(?P<rest>[^;]+);"
+)
+PROGRESS_SECONDS: Final = 5.0
+
 Say = Callable[[str], None]
 
 
 class MigrationError(Exception):
     """A migration could not be done. The message is a sentence for the operator."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index that is built beside those who write; ``what`` is its table and all that follows."""
+
+    name: str
+    schema: str
+    what: str
+    unique: bool
+
+    @property
+    def sql(self) -> str:
+        unique = "UNIQUE " if self.unique else ""
+        return f"CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS {self.name} ON {self.schema}.{self.what}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,17 @@ class Migration:
     name: str
     up: str = field(repr=False)
     down: str | None = field(repr=False)
+
+    @property
+    def beside_writers(self) -> bool:
+        """Whether it consists of indexes that are built without a transaction around them."""
+        return self.up.startswith(_WITHOUT_TRANSACTION)
+
+    @property
+    def indexes(self) -> list["Index"]:
+        """The indexes that it makes, in order."""
+        found = _INDEX.finditer(re.sub(r"--.*", "", self.up))
+        return [Index(match["name"], match["schema"], match["rest"].strip(), bool(match["unique"])) for match in found]
 
     @property
     def checksum(self) -> str:
@@ -233,6 +270,9 @@ class Runner:
             applied = await _applied(connection)
             done: list[str] = []
             for migration in _unapplied(migrations, applied):
+                if migration.beside_writers or migration.version in _BUILT_BEFOREHAND:
+                    for index in migration.indexes:
+                        await self._build(migration.name, connection, index)
                 await self._attempt(migration.name, connection, partial(self._apply, connection, migration))
                 done.append(migration.name)
             done += await self._repair(connection, migrations)
@@ -380,13 +420,48 @@ class Runner:
         await self._attempt("schema internal", connection, create)
 
     async def _apply(self, connection: Connection, migration: Migration) -> None:
-        await connection.execute(migration.up)
+        if not migration.beside_writers:
+            await connection.execute(migration.up)
         await connection.execute(
             "INSERT INTO internal.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
             migration.version,
             migration.name,
             migration.checksum,
         )
+
+    async def _build(self, what: str, connection: Connection, index: Index) -> None:
+        """Build an index while others write. It waits for whoever is at work, and holds nobody up.
+
+        One that was broken off is still there, of no use and kept up to date by every writer: it goes first.
+        """
+        broken_off = (
+            "SELECT NOT i.indisvalid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
+            " WHERE c.relnamespace = $1::text::regnamespace AND c.relname = $2"
+        )
+        try:
+            if await connection.fetchval(broken_off, index.schema, index.name):
+                self.say(f"{what}: {index.name} was broken off; beginning again.")
+                await connection.execute(f"DROP INDEX CONCURRENTLY {index.schema}.{index.name}")
+            building = asyncio.create_task(connection.execute(index.sql))
+            try:
+                while not (await asyncio.wait({building}, timeout=PROGRESS_SECONDS))[0]:
+                    await self._say_how_far(what, index)
+            finally:
+                building.cancel()
+            await building
+        except asyncpg.PostgresError as exc:
+            raise MigrationError(
+                f"{what}: {index.name}: {exc.args[0]} ({exc.sqlstate}). Run it again: what is built stays."
+            ) from exc
+
+    async def _say_how_far(self, what: str, index: Index) -> None:
+        async with self._connection(statement_seconds=CHECK_SECONDS) as other:
+            row = await other.fetchrow(
+                "SELECT phase, CASE WHEN blocks_total > 0 THEN 100 * blocks_done / blocks_total END AS percent"
+                " FROM pg_catalog.pg_stat_progress_create_index WHERE datname = current_database()"
+            )
+        percent = f", {row['percent']} %" if row and row["percent"] is not None else ""
+        self.say(f"{what}: {index.name}: {row['phase'] if row else 'waiting'}{percent}.")
 
     async def _repair(self, connection: Connection, migrations: list[Migration]) -> list[str]:
         damage = await _damage(connection)

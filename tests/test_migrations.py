@@ -890,7 +890,7 @@ def test_every_name_in_sql_says_its_schema(path: Path) -> None:
     made = rf"\b(?:CREATE|ALTER|DROP)\s+(?:TABLE|FUNCTION|VIEW|TYPE|SEQUENCE)\s+{maybe}(\S+)"
     dropped = rf"\bDROP\s+INDEX\s+{maybe}(\S+)"
     pointed_at = r"\b(?:REFERENCES|INSERT\s+INTO|BEFORE\s+UPDATE\s+ON)\s+(\S+)"
-    indexed = rf"\bINDEX\s+{maybe}\w+\s+ON\s+(\S+)"
+    indexed = rf"\bINDEX\s+(?:CONCURRENTLY\s+)?{maybe}\w+\s+ON\s+(\S+)"
     for pattern in (made, dropped, pointed_at, indexed):
         for name in re.findall(pattern, text):
             assert re.match(r"(public|internal)\.", name), f"{name} in {path.name}"
@@ -904,6 +904,12 @@ def test_every_name_in_sql_says_its_schema(path: Path) -> None:
 def test_every_file_says_why_and_waits_three_seconds_for_a_lock_at_most(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("-- ")
+    if text.startswith("-- without a transaction\n"):
+        statements = [statement for statement in without_comments(path).split(";") if statement.strip()]
+        migration = next(migration for migration in read_migrations() if path.name.startswith(migration.name))
+        assert len(migration.indexes) == len(statements), "what is no index would be passed over"
+        assert all("INDEX CONCURRENTLY IF NOT EXISTS" in statement for statement in statements)
+        return
     assert "SET LOCAL lock_timeout = '3s';" in text
     assert "CONCURRENTLY" not in without_comments(path)
 
@@ -912,3 +918,77 @@ def test_every_way_up_has_its_way_down() -> None:
     assert all(migration.down for migration in read_migrations())
     assert [migration.version for migration in read_migrations()] == list(range(1, len(EVERYTHING) + 1))
     assert len(sql_files()) == 2 * len(EVERYTHING)
+
+
+# --- beside those who write -------------------------------------------------------------------------------------------
+
+
+def files_up_to(version: int, folder: Path) -> Path:
+    """Our migrations as a release knew them that ended there."""
+    folder.mkdir()
+    for path in sql_files():
+        if int(path.name[:4]) <= version:
+            shutil.copy(path, folder)
+    return folder
+
+
+async def index_is_valid(url: str, name: str) -> bool | None:
+    async with session(url) as connection:
+        found: bool | None = await connection.fetchval(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", name
+        )
+        return found
+
+
+@only("oldest")
+@pytest.mark.parametrize("known", [3, 9])
+async def test_whoever_writes_meanwhile_is_not_held_up_by_an_index(live_url: str, tmp_path: Path, known: int) -> None:
+    """An index waits for a transaction that has written, and nobody waits for the index."""
+    await Runner(database_url=live_url, directory=files_up_to(known, tmp_path / "sql")).migrate()
+    async with session(live_url) as busy, session(live_url) as other:
+        transaction = busy.transaction()
+        await transaction.start()
+        await busy.execute("UPDATE public.generations SET language = language")
+        migrating = asyncio.create_task(migrate(live_url))
+
+        async def building() -> bool:
+            return bool(await other.fetchval("SELECT count(*) FROM pg_stat_progress_create_index"))
+
+        await wait_for(building)
+        async with asyncio.timeout(1.0):
+            await other.execute(
+                "INSERT INTO public.generations (user_id, text, status) SELECT user_id, text, 'failed'"
+                " FROM public.generations LIMIT 1"
+            )
+        assert not migrating.done()
+        await transaction.rollback()
+        await migrating
+    assert await pending(live_url) == []
+    assert await index_is_valid(live_url, "public.idx_generations_user_provider_created")
+    assert await index_is_valid(live_url, "public.idx_generations_audio_object_key")
+
+
+@only("oldest")
+async def test_an_index_that_was_broken_off_is_begun_again(live_url: str, tmp_path: Path) -> None:
+    await Runner(database_url=live_url, directory=files_up_to(9, tmp_path / "sql")).migrate()
+    name = "public.idx_generations_audio_object_key"
+    async with session(live_url) as connection:
+        await connection.execute("CREATE INDEX idx_generations_audio_object_key ON public.generations (id)")
+        await connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass($1)", name)
+    said: list[str] = []
+    await Runner(database_url=live_url, say=said.append).migrate()
+    assert await index_is_valid(live_url, name)
+    assert any("was broken off" in line for line in said)
+
+
+@only("oldest")
+async def test_a_long_build_says_how_far_it_is(live_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.migrations.PROGRESS_SECONDS", 0.02)
+    await Runner(database_url=live_url, directory=files_up_to(9, tmp_path / "sql")).migrate()
+    said: list[str] = []
+    async with session(live_url) as busy, busy.transaction():
+        await busy.execute("UPDATE public.generations SET language = language")
+        migrating = asyncio.create_task(Runner(database_url=live_url, say=said.append).migrate())
+        await wait_for(lambda: said)
+    await migrating
+    assert said[0].startswith("0010_looks_at_live_size: idx_generations_audio_object_key: waiting")
