@@ -143,3 +143,30 @@ async def test_growth_that_this_process_announces_makes_it_look_at_nothing(world
             assert world.database.asked - before <= told + by_clock, "one connection each to announce, none to look"
     finally:
         await listening.close()
+
+
+async def test_who_comes_late_at_another_process_is_level_at_once(world: World) -> None:
+    """What is behind is read again at once: by the clock alone, 500 rows would take half a minute."""
+    task_id, generation_id = await world.new_task(), uuid4()
+    await world.rows.execute(
+        """INSERT INTO public.generations (id, user_id, text, status, tts_provider, output_format)
+           SELECT $1, user_id, 'Long.', 'processing', 'qwen', 'mp3' FROM public.tasks WHERE id = $2""",
+        generation_id,
+        task_id,
+    )
+    await world.rows.execute("UPDATE public.tasks SET generation_id = $2 WHERE id = $1", task_id, generation_id)
+    await world.rows.execute(
+        """INSERT INTO internal.runs (task_id, generation_id, job_name, state, attempt, byte_length)
+           VALUES ($1, $2, 'synthesize', 'speaking', 1, 5000)""",
+        task_id,
+        generation_id,
+    )
+    await world.rows.execute(
+        """INSERT INTO internal.spool (task_id, attempt, byte_offset, bytes)
+           SELECT $1, 1, n * 10, convert_to(lpad(n::text, 10, '0'), 'UTF8') FROM generate_series(0, 499) AS n""",
+        task_id,
+    )
+    async with world.followed(task_id) as feed:
+        await wait_for(lambda: feed.log and feed.log.length == 5000, timeout=READ_EVERY_SECONDS * 5)
+        assert feed.log
+        assert feed.log.read(0, 5000) == b"".join(b"%010d" % number for number in range(500))

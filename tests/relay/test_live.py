@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import re
+from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
@@ -152,3 +153,24 @@ async def test_waiting_for_a_commit_means_the_next_one() -> None:
     assert not waiting.done()
     log.committed(3)
     await asyncio.wait_for(waiting, 1.0)
+
+
+def test_who_reads_a_long_speech_from_its_start_leaves_no_more_events_than_those_who_follow_closely() -> None:
+    log = spoken(*[bytes([number % 256]) for number in range(RECENT_EVENTS * 4)])
+    for start in (0, 1, 0):
+        assert b"".join(audio for _, audio in heard(log, start)) == log.read(start, log.length)
+    assert len(log._events) <= RECENT_EVENTS
+
+
+def test_an_attempt_that_closes_does_not_take_the_next_ones_log_away() -> None:
+    """A process may take its own run again while the first attempt is still closing."""
+    live, first = LiveAudio(), make_log()
+    second = AudioLog(task_id=first.task_id, attempt=2, audio_format=MP3, sample_rate_hz=24_000)
+    with ExitStack() as closing:
+        closing.enter_context(live.speaking(first))
+        with live.speaking(second):
+            closing.close()
+            assert live.get(first.task_id) is second
+            assert first.ended
+            assert not second.ended
+    assert live.get(first.task_id) is None

@@ -5,18 +5,18 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
-from uuid import UUID, uuid4
+from typing import ClassVar, TypeAlias
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from server.announce import LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
+from server.announce import LIVE_CHANNEL, Announcer, names
 from server.audio import MP3
 from server.database import Database
 from server.metrics import Metrics
 from server.relay.live import AudioLog
-from server.relay.spool import SpoolWriter, read_spool
+from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, read_spool
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
 
@@ -41,7 +41,7 @@ class World:
     rows: Rows
     speeches: contextlib.ExitStack
 
-    async def speech(self, state: str = "speaking", attempt: int = 1) -> Speech:
+    async def speech(self, state: str = "speaking", attempt: int = 1, log: type[AudioLog] = AudioLog) -> Speech:
         """A run that speaks, and its log under this writer's care."""
         task_id = uuid4()
         await self.rows.execute(
@@ -52,7 +52,7 @@ class World:
             attempt,
             uuid4(),
         )
-        speech = Speech(AudioLog(task_id=task_id, attempt=1, audio_format=MP3, sample_rate_hz=24_000))
+        speech = Speech(log(task_id=task_id, attempt=1, audio_format=MP3, sample_rate_hz=24_000))
         self.speeches.enter_context(self.writer.writing(speech.log, speech.lost.set))
         return speech
 
@@ -113,6 +113,28 @@ async def test_a_speech_larger_than_a_statement_is_kept_whole(world: World) -> N
     speech = await world.speech()
     world.say(speech, *[os.urandom(1024 * 1024) for _ in range(6)])
     await world.writer.flush(speech.log)
+    assert await world.kept(speech) == speech.log.read(0, speech.log.length)
+
+
+class StepsNoted(AudioLog):
+    """A log that knows how much each statement made durable."""
+
+    steps: ClassVar[list[int]] = []
+
+    def committed(self, offset: int) -> None:
+        self.steps.append(offset - self.durable)
+        super().committed(offset)
+
+
+async def test_however_much_has_waited_no_statement_is_larger_than_its_share(world: World) -> None:
+    """One that holds all of a long outage could run into its own time limit, again and again."""
+    speech = await world.speech(log=StepsNoted)
+    world.proxy.shut()
+    world.say(speech, *[os.urandom(1024 * 1024) for _ in range(20)])
+    world.proxy.open()
+    await within(30.0, world.writer.flush(speech.log))
+    assert sum(StepsNoted.steps) == 20 * 1024 * 1024
+    assert max(StepsNoted.steps) <= STATEMENT_BYTES + ROW_BYTES
     assert await world.kept(speech) == speech.log.read(0, speech.log.length)
 
 
@@ -307,24 +329,4 @@ async def test_other_processes_are_told_which_speeches_grew(world: World, databa
         await wait_for(lambda: payloads)
         assert names(payloads[0]) == {speech.log.task_id}
     finally:
-        await connection.close()
-
-
-@pytest.mark.parametrize(("count", "named"), [(NAMES_AT_MOST, True), (NAMES_AT_MOST + 1, False), (1000, False)])
-async def test_more_names_than_a_notification_holds_become_none(
-    world: World, database_url: str, count: int, named: bool
-) -> None:
-    """An empty payload means: look at everything. 243 names would be refused altogether."""
-    payloads: list[str] = []
-    connection = await listen(database_url, payloads.append)
-    task_ids: set[UUID] = {uuid4() for _ in range(count)}
-    announcer = Announcer(world.database)
-    announcing = asyncio.create_task(announcer.run())
-    try:
-        announcer.changed(*task_ids)
-        await wait_for(lambda: payloads)
-        assert names(payloads[0]) == (task_ids if named else None)
-    finally:
-        announcing.cancel()
-        await asyncio.gather(announcing, return_exceptions=True)
         await connection.close()
