@@ -1,5 +1,5 @@
 # An image that serves: `docker build -t utter .`, then `docker run --env-file … utter` (and `… utter utter migrate` first).
-# Its steps were not run by Docker here.
+# Where there is no Docker, `make more` runs these steps in a clean root of Debian.
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends python3-venv ca-certificates && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt README.md LICENSE /src/

@@ -42,6 +42,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "README.md": ("tests/test_readme.py",),
     "docs/operations.md": ("tests/test_operations.py",),
     "docs/*": ("tests/test_readme.py",),
+    "Dockerfile": ("tests/more/test_dockerfile.py",),
     "docs/deploy/*": ("tests/more/test_deploy.py", "tests/more/test_proxies.py"),
     "bench/*": ("tests/test_bench.py",),
     "Makefile": ("tests/test_foundation.py",),
