@@ -243,10 +243,12 @@ class EmbeddedPostgres:
             shutil.rmtree(partial)
         partial.mkdir(mode=0o700)
         account.give(partial)
+        # Independent of the machine's own locales, and yet ILIKE folds every letter; before 17 that needs the system's.
+        builtin = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
         command = [
             *(str(programs / "initdb"), "-D", str(partial), "-U", USER, "--auth=trust", "--encoding=UTF8"),
-            # Independent of the machine's own locales, and yet ILIKE folds every letter.
-            *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-instructions"),
+            *(builtin if _major(_program_version(programs)) >= 17 else ("--locale=C.UTF-8",)),
+            "--no-instructions",
             *(() if self._durable else ("--no-sync",)),
         ]
         initdb = account.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -417,7 +419,7 @@ def _lock(home: Path) -> IO[str]:
 
 def _check_major_version(cluster: Path, programs: Path) -> None:
     made_by = (cluster / "PG_VERSION").read_text().strip()
-    installed = _program_version(programs).partition(".")[0]
+    installed = str(_major(_program_version(programs)))
     if made_by != installed:
         raise PostgresError(
             f"The database in {cluster} was made by PostgreSQL {made_by}, and PostgreSQL {installed} is installed. "
@@ -476,12 +478,16 @@ def _package_dir() -> Path:
 
 
 def _program_version(programs: Path) -> str:
-    """E.g. ``18.6``."""
+    """E.g. ``18.6``; what a packager adds in brackets is left out."""
     command = [str(programs / "postgres"), "--version"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[2]
     except subprocess.CalledProcessError as exc:
         raise PostgresError(f"The embedded PostgreSQL does not run on this system: {exc.stderr.strip()}") from exc
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
 
 
 def _catalog(package: Path) -> Path:

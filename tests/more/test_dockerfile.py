@@ -71,7 +71,7 @@ class Image:
 
     def enter(self) -> list[str]:
         """The words in front of a command that is to run inside."""
-        return ["chroot", f"--userspec={self.user}", str(self.root), "env", f"--chdir={self.folder}"]
+        return ["/usr/sbin/chroot", f"--userspec={self.user}", str(self.root), "env", f"--chdir={self.folder}"]
 
     def _begin(self, base: str) -> None:
         name, _, release = base.removesuffix("-slim").partition(":")
