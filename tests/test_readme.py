@@ -63,3 +63,12 @@ def test_it_lists_every_address() -> None:
         for method in methods
     }
     assert set(re.findall(r"`([A-Z]+ /\S+)`", table)) == described
+
+
+def test_the_other_documents_at_the_top_name_what_is_there() -> None:
+    """Links, and files by their path; those with a pattern or a blank to fill in are none."""
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text()
+        paths = re.findall(r"\]\(([^)#]+)\)", text)
+        paths += re.findall(r"`((?:\.ci|docs|server|sql|tests)/[\w./-]+)`", text)
+        assert [path for path in paths if not (ROOT / path).exists()] == [], name
