@@ -12,7 +12,7 @@ from server.admission import Streams, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
-from server.handlers import clone, design, generate, generations, keys, openapi, service, stream, tasks, voices
+from server.handlers import clone, design, generate, generations, keys, openai, openapi, service, stream, tasks, voices
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
@@ -80,6 +80,10 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/keys", keys.create, methods=["POST"]),
             Route("/api/keys", keys.list_keys, methods=["GET"]),
             Route("/api/keys/{key_id}", keys.delete_key, methods=["DELETE"]),
+            Route("/v1/audio/speech", openai.speech, methods=["POST"]),
+            Route("/v1/audio/voices", openai.list_voices, methods=["GET"]),
+            Route("/v1/models", openai.list_models, methods=["GET"]),
+            Route("/v1/models/{model}", openai.get_model, methods=["GET"]),
             Route("/api/health", service.health, methods=["GET"]),
             Route("/api/ready", service.ready, methods=["GET"]),
             Route("/api/languages", service.languages, methods=["GET"]),

@@ -262,6 +262,71 @@ class VoicesAnswer(Struct, frozen=True):
     pagination: Pagination
 
 
+# --- the OpenAI-shaped door -------------------------------------------------------------------------------------------
+
+
+class VoiceById(Struct, frozen=True):
+    id: str
+
+
+class SpeechWanted(Struct, frozen=True, kw_only=True):
+    """What OpenAI's speech endpoint takes. ``model`` and whatever else a client sends is ignored."""
+
+    input: str
+    voice: str | VoiceById | None = None
+    response_format: str | None = None
+    speed: Annotated[float, Meta(ge=0.25, le=4.0)] | None = None
+    instructions: str | None = None
+    stream_format: Literal["audio", "sse"] | None = None
+
+    @property
+    def voice_name(self) -> str:
+        """The voice as it was named, by its name or its id; empty where none was."""
+        return (self.voice.id if isinstance(self.voice, VoiceById) else self.voice or "").strip()
+
+
+OpenAIErrorType = Literal[
+    "invalid_request_error", "authentication_error", "not_found_error", "rate_limit_error", "server_error"
+]
+
+
+class OpenAIError(Struct, frozen=True, kw_only=True):
+    message: str
+    type: OpenAIErrorType
+    param: str | None
+    code: str | None
+
+
+class OpenAIProblem(Struct, frozen=True):
+    """Every error under ``/v1``."""
+
+    error: OpenAIError
+
+
+class SpeakingVoice(Struct, frozen=True, kw_only=True):
+    id: UUID
+    name: str
+    object: Literal["voice"] = "voice"
+    language: str
+    default: bool
+
+
+class SpeakingVoices(Struct, frozen=True):
+    voices: list[SpeakingVoice]
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "utter"
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 

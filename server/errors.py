@@ -31,6 +31,8 @@ class UtterError(Exception):
         detail: What a person reads. Never a provider's payload, a path or a stack trace.
         status: The HTTP status where the failure ends a request.
         headers: Extra response headers, e.g. ``Retry-After``.
+        param: The member of the request that it is about, where that is one.
+        code: A word that says more than the category, where there is one.
     """
 
     category: ClassVar[Category] = "internal"
@@ -38,11 +40,18 @@ class UtterError(Exception):
     default_detail: ClassVar[str] = "Something went wrong on our side. Please try again."
 
     def __init__(
-        self, detail: str | None = None, *, status: int | None = None, headers: dict[str, str] | None = None
+        self,
+        detail: str | None = None,
+        *,
+        status: int | None = None,
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         self.detail = detail or self.default_detail
         self.status = status or self.default_status
         self.headers = headers or {}
+        self.param = param
+        self.code: str | None = None
         super().__init__(self.detail)
 
 

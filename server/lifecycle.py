@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from server.database import REFUSED
+from server.jobs.attended import attend
 from server.jobs.design import make_preview
 from server.jobs.finalize import finalize
 from server.jobs.modal import cancel_modal, watch_modal
@@ -52,7 +53,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
     async with (
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
-        background(sweeper.run, parts.keyring.run),
+        background(sweeper.run, parts.keyring.run, partial(attend, parts)),
         asyncio.TaskGroup() as group,
     ):
         synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))

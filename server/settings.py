@@ -59,6 +59,8 @@ class Deadlines:
     idle_run_seconds: float = 20.0  # for the job of a run that waits for one
     follower_stalled_seconds: float = 30.0  # for a client to read on
     head_seconds: float = 10.0  # for the head of a request
+    unfollowed_seconds: float = 10.0  # for somebody to follow a speech that lasts only as long as it is followed
+    door_wait_seconds: float = 15.0  # for a speech to begin whose client gives up soon
     # While leaving
     drain_seconds: float = 5.0  # for what is spoken to be stored, once nothing is being spoken any more
     leaving_database_seconds: float = 3.0  # for the database to take back what was being spoken

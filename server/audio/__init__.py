@@ -1,9 +1,9 @@
 """The arithmetic of sound: pure functions on bytes and integers, no I/O.
 
-``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``encoding`` makes MP3 of samples, ``mp4``
-reads what an M4A holds, ``tags`` steps over what stands in front, ``codecs`` has the names of what we do not take, and
-``references`` judges the recordings that people upload. What takes longer than a few milliseconds says so; call that
-in a thread.
+``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``encoding`` makes MP3 of samples,
+``resampling`` changes their rate, ``mp4`` reads what an M4A holds, ``tags`` steps over what stands in front, ``codecs``
+has the names of what we do not take, and ``references`` judges the recordings that people upload. What takes longer
+than a few milliseconds says so; call that in a thread.
 """
 
 from server.audio.encoding import Mp3Encoder
@@ -31,6 +31,7 @@ from server.audio.references import (
     read_recording,
     to_reference_wav,
 )
+from server.audio.resampling import Resampler
 from server.audio.wav import WAV_HEADER_BYTES, Wav, has_sound, parse_wav, to_mono_pcm16, wav_header
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "PcmClock",
     "Recording",
     "ReferenceKind",
+    "Resampler",
     "Wav",
     "WholeFrames",
     "duration_seconds",

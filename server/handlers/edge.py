@@ -10,15 +10,14 @@ from collections.abc import Iterable
 from typing import Final
 from uuid import uuid4
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.connections import CROWDED
-from server.contract import Problem
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, Overloaded, UtterError
+from server.handlers.problems import is_openai_shaped, openai_problem, own_problem
 from server.refusals import will_pass
 from server.settings import Settings
 from server.storage.links import PREFIX
@@ -153,9 +152,13 @@ class _Exchange:
             _log.warning("database not available", extra={"reason": logs.reason(exc)})
         elif problem.status >= 500 and not isinstance(exc, UtterError):
             _log.error("request failed", exc_info=exc)
-        body = msgspec.json.encode(Problem(problem.detail, problem.category, self._request_id))
+        if is_openai_shaped(self._scope["path"]):
+            body, more = openai_problem(problem)
+        else:
+            body, more = own_problem(problem, self._request_id), {}
         headers = [
-            (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in problem.headers.items()
+            (name.lower().encode(), value.encode("latin-1", "replace"))
+            for name, value in {**more, **problem.headers}.items()
         ]
         headers += [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
         if problem.status == 401:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import contract
+from server.handlers.problems import is_openai_shaped
 from server.handlers.requests import json_response
 
 REFERENCE = "#/components/schemas/{name}"
@@ -243,6 +244,22 @@ OPERATIONS = (
         {200: contract.Ok},
         problems=(400, 401, 403, 404),
     ),
+    Operation(
+        "post",
+        "/v1/audio/speech",
+        "Speak as OpenAI's speech endpoint does: audio while it is spoken, or (stream_format: sse) events with it",
+        {200: Media(("audio/mpeg", "audio/wav", "audio/pcm", "text/event-stream"), "The audio")},
+        body=contract.SpeechWanted,
+        problems=(400, 401, 409, 413, 429, 502, 503, 504),
+        headers=("Idempotency-Key",),
+    ),
+    Operation(
+        "get", "/v1/audio/voices", "The voices that can speak", {200: contract.SpeakingVoices}, problems=(401, 429)
+    ),
+    Operation(
+        "get", "/v1/models", "Names that clients know; any will do", {200: contract.ModelList}, problems=(401, 429)
+    ),
+    Operation("get", "/v1/models/{model}", "One of them", {200: contract.Model}, problems=(401, 404, 429)),
     Operation("get", "/api/health", "Whether this process answers", {200: contract.Ok}, signed_in=False),
     Operation(
         "get",
@@ -271,7 +288,7 @@ async def describe(_request: Request) -> Response:
 @cache
 def document() -> dict[str, Any]:
     """The whole OpenAPI 3.1 document."""
-    types = [contract.Problem, contract.DeltaEvent, *_types()]
+    types = [contract.Problem, contract.OpenAIProblem, contract.DeltaEvent, *_types()]
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
@@ -303,8 +320,8 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": list(_parameters(operation)),
         "responses": {
             **{str(status): _success(answer) for status, answer in operation.answers.items()},
-            **{str(status): _problem(f"A problem ({status})") for status in operation.problems},
-            "default": _problem("Any other problem"),
+            **{str(status): _problem(operation, f"A problem ({status})") for status in operation.problems},
+            "default": _problem(operation, "Any other problem"),
         },
     }
     if operation.body is not None:
@@ -317,7 +334,7 @@ def _described(operation: Operation) -> dict[str, Any]:
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:
     for part in operation.path.split("/"):
         if part.startswith("{"):
-            schema = {"type": "string", "format": "uuid"}
+            schema = {"type": "string"} if part == "{model}" else {"type": "string", "format": "uuid"}
             yield {"name": part.strip("{}"), "in": "path", "required": True, "schema": schema}
     for name, schema in operation.query.items():
         yield {"name": name, "in": "query", "required": False, "schema": schema}
@@ -337,8 +354,9 @@ def _success(answer: Any) -> dict[str, Any]:
     return described
 
 
-def _problem(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": _ref(contract.Problem)}}}
+def _problem(operation: Operation, description: str) -> dict[str, Any]:
+    shape = contract.OpenAIProblem if is_openai_shaped(operation.path) else contract.Problem
+    return {"description": description, "content": {"application/json": {"schema": _ref(shape)}}}
 
 
 def _ref(type_: Any) -> dict[str, str]:

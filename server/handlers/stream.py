@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -53,7 +53,7 @@ async def post_stream(request: Request) -> Response:
         parts.streams.require_room(user_id)
     task = await submit(parts, user_id, await read_json(request, GenerateRequest), key)
     if kind == "json":
-        return json_response(generate_answer(parts, task), status=201, headers=_about(task))
+        return json_response(generate_answer(parts, task), status=201, headers=about(task))
     return await _stream(parts, request, task, kind, 0)
 
 
@@ -154,7 +154,7 @@ def _media_ranges(accept: str) -> list[str]:
     return [media_range for _, media_range in weighted] or (["*/*"] if not accept.strip() else [])
 
 
-def _about(task: SpeechTask) -> dict[str, str]:
+def about(task: SpeechTask) -> dict[str, str]:
     return {
         "X-Utter-Provider": task.provider,
         "X-Utter-Generation-Id": str(task.generation_id),
@@ -173,8 +173,8 @@ async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, 
         return await redirect_to_audio(parts, task.object_key, task.generation_id)
     if request.method == "HEAD":
         media_type = "text/event-stream" if kind == "events" else _mime(task)
-        return Response(media_type=media_type, headers={**_about(task), **_UNCHANGED})
-    walk = _Walk(parts, task, offset)
+        return Response(media_type=media_type, headers={**about(task), **_UNCHANGED})
+    walk = Walk(parts, task, offset)
     return Events(parts, walk) if kind == "events" else RawAudio(parts, walk)
 
 
@@ -200,13 +200,14 @@ def _header_bytes(task: SpeechTask) -> int:
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
 
-class _Walk:
+class Walk:
     """One follower's way along a speech, from its offset to the end."""
 
     def __init__(self, parts: Parts, task: SpeechTask, offset: int) -> None:
         self.parts = parts
         self.task = task
         self.offset = offset
+        self.sample_rate_hz = task.sample_rate_hz
 
     async def stored(self) -> AsyncGenerator[bytes, None]:
         """The stored object from this follower's offset on, in slices as large as one delta may be."""
@@ -235,10 +236,10 @@ class Events(EventSourceResponse):
     The events come as ready bytes: a delta is serialised once, for however many follow it.
     """
 
-    def __init__(self, parts: Parts, walk: _Walk) -> None:
+    def __init__(self, parts: Parts, walk: Walk) -> None:
         super().__init__(
             _events(walk),
-            headers={**_about(walk.task), **_UNCHANGED},
+            headers={**about(walk.task), **_UNCHANGED},
             sep="\n",
             ping=parts.settings.intervals.heartbeat_seconds,
             ping_message_factory=_heartbeat,
@@ -255,7 +256,7 @@ def _heartbeat() -> ServerSentEvent:
     return ServerSentEvent(comment="still here", sep="\n")
 
 
-async def _events(walk: _Walk) -> AsyncGenerator[bytes, None]:
+async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
     """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
     parts = walk.parts
     wake = asyncio.Event()
@@ -305,10 +306,10 @@ def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:
 class RawAudio(Response):
     """The audio itself, chunked. Its body ends properly only when the task completed and every byte was sent."""
 
-    def __init__(self, parts: Parts, walk: _Walk) -> None:
+    def __init__(self, parts: Parts, walk: Walk) -> None:
         super().__init__(
             media_type=_mime(walk.task),
-            headers={**_about(walk.task), **_UNCHANGED, "X-Accel-Buffering": "no"},
+            headers={**about(walk.task), **_UNCHANGED, "X-Accel-Buffering": "no"},
         )
         del self.headers["content-length"]
         self._parts = parts
@@ -319,7 +320,7 @@ class RawAudio(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send(send))
-                watcher = group.create_task(_until_gone(receive, sender))
+                watcher = group.create_task(until_gone(receive, sender))
                 await asyncio.wait({sender})
                 watcher.cancel()
         if not sender.cancelled() and sender.result():
@@ -329,7 +330,7 @@ class RawAudio(Response):
     async def _send(self, send: Send) -> bool:
         """Whether everything was sent."""
         try:
-            async with aclosing(_raw(self._walk)) as slices:
+            async with aclosing(raw(self._walk)) as slices:
                 async for audio in slices:
                     await send({"type": "http.response.body", "body": audio, "more_body": True})
         except (OSError, NotFound, StorageUnavailable):
@@ -337,7 +338,8 @@ class RawAudio(Response):
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
 
 
-async def _until_gone(receive: Receive, sender: asyncio.Task[bool]) -> None:
+async def until_gone(receive: Receive, sender: asyncio.Task[Any]) -> None:
+    """Cancel ``sender`` when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass
     sender.cancel()
@@ -349,10 +351,15 @@ def _whole_bytes(task: SpeechTask) -> int | None:
     return task.byte_length or None if settled else None
 
 
-async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
+async def raw(walk: Walk, *, with_header: bool = True) -> AsyncGenerator[bytes, None]:
+    """The audio from the walk's offset to its end; a file's header comes first and by itself.
+
+    Args:
+        with_header: False leaves it out: samples as they are.
+    """
     parts = walk.parts
     wake = asyncio.Event()
-    started = walk.offset > 0
+    started = walk.offset > 0 or not with_header
     async with parts.following.follow(walk.task) as feed:
         with feed.followed_by(wake):
             while not parts.stopping.is_set() and not feed.gone:
@@ -360,6 +367,7 @@ async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
                 known = _whole_bytes(walk.task) or _whole_bytes(feed.task)
                 walk.task = feed.task
                 if log := feed.log:
+                    walk.sample_rate_hz = log.sample_rate_hz
                     visible = min(log.visible, walk.offset + BATCH_BYTES)
                     if walk.offset < visible:
                         if not started:
@@ -373,6 +381,7 @@ async def _raw(walk: _Walk) -> AsyncGenerator[bytes, None]:
                     break
                 await wake.wait()
     if walk.task.status == "completed":
+        walk.sample_rate_hz = walk.task.sample_rate_hz
         if not started and walk.task.audio_format:
             yield walk.task.audio_format.file_header(_whole_bytes(walk.task), walk.task.sample_rate_hz)
         async with aclosing(walk.stored()) as slices:

@@ -3,6 +3,7 @@
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 from msgspec import UNSET
 
 from server.audio import format_named
@@ -13,7 +14,7 @@ from server.jobs.repeats import Repeatable
 from server.jobs.requirements import count_characters, require_language, require_text
 from server.objects import audio_key
 from server.parts import Parts
-from server.records import purchases, runs, speech, tasks, voices
+from server.records import attended, purchases, runs, speech, tasks, voices
 from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
 from server.records.speech import Asked, NewSpeech
 from server.records.tasks import SpeechTask
@@ -21,7 +22,34 @@ from server.records.tasks import SpeechTask
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
 
 
-async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str | None) -> SpeechTask:
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request comes from, and what follows from that.
+
+    Attributes:
+        key_id: The key that it was signed in with; None for a sign-in token.
+        client: Which program it is, for the history.
+        instruction: How to say it, in free words, for a lane that can be told.
+        max_text_chars: How long its text may be, where that is not what the settings say.
+        body: What tells it from other requests with the same ``Idempotency-Key``; None for the request itself.
+        attended_hash: The speech lasts only as long as somebody follows it; this names the request that it answers.
+        asks_again: The client has sent the same request a moment ago.
+    """
+
+    key_id: UUID | None = None
+    client: str | None = None
+    instruction: str | None = None
+    max_text_chars: int | None = None
+    body: msgspec.Struct | None = None
+    attended_hash: bytes | None = None
+    asks_again: bool = False
+
+
+ON_THE_PAGE = Origin()
+
+
+async def submit(
+    parts: Parts, user_id: UUID, request: GenerateRequest, key: str | None, origin: Origin = ON_THE_PAGE
+) -> SpeechTask:
     """Start a generation, or find the one that the same request has started before.
 
     Args:
@@ -31,13 +59,13 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         Invalid, NotFound, Conflict, Overloaded: Refused (docs/api.md, "Speaking a text"); nothing was created then.
         ProviderError: Where the provider takes jobs, and did not take this one; what was created has failed.
     """
-    repeatable = Repeatable(user_id, key, request)
+    repeatable = Repeatable(user_id, key, origin.body or request)
     async with parts.database.connection() as connection:
         first = await repeatable.first_task(connection)
     if first:
         return await _decided(parts, first)
     language = require_language(parts, request.language)
-    text = require_text(parts, request.text)
+    text = require_text(parts, request.text, cap=origin.max_text_chars)
     async with parts.database.connection() as connection:
         voice = await voices.find(connection, request.voice_id, user_id)
     if voice is None:
@@ -45,7 +73,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     if parts.providers.abilities.takes_jobs and voice.reference_is_foreign:
         raise NotFound("This voice does not exist.")  # such a provider is sent the recording with every text
     lane = parts.providers.require_lane(voice)
-    asked = asked_for(request)
+    asked = asked_for(request, origin)
     for name in ("speed", "pitch", "volume"):
         if getattr(asked, name) is not None and name not in lane.varies:
             raise Invalid(f"This voice cannot vary its {name}. Please leave `{name}` out.")
@@ -71,7 +99,7 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
         in_seconds=parts.settings.intervals.modal_watch_seconds if submits else 0.0,
     )
     try:
-        task = await _create(parts, wanted, repeatable)
+        task = await _create(parts, wanted, repeatable, origin)
     except asyncpg.UniqueViolationError as exc:
         # The older system allowed one active generation per user, by an index that may still be there.
         raise Conflict(IN_PROGRESS) from exc
@@ -84,13 +112,15 @@ async def submit(parts: Parts, user_id: UUID, request: GenerateRequest, key: str
     return task
 
 
-def asked_for(request: GenerateRequest) -> Asked:
+def asked_for(request: GenerateRequest, origin: Origin) -> Asked:
     """What the request says beyond its text, to be kept with it."""
     return Asked(
         format=request.format or None,
         speed=None if request.speed is UNSET else request.speed,
         pitch=None if request.pitch is UNSET else request.pitch,
         volume=None if request.volume is UNSET else request.volume,
+        instruction=origin.instruction,
+        client=origin.client,
     )
 
 
@@ -99,14 +129,20 @@ async def _decided(parts: Parts, task: SpeechTask) -> SpeechTask:
     return await modal.submitted(parts, task) if parts.providers.abilities_of(task.provider).takes_jobs else task
 
 
-async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable) -> SpeechTask:
+async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origin: Origin) -> SpeechTask:
     async with parts.database.transaction() as connection:
         if first := await repeatable.claim(connection, wanted.task_id):
             return first
+        if origin.attended_hash and origin.asks_again:
+            joined = await attended.join(connection, wanted.user_id, origin.attended_hash)
+            if joined and (first := await tasks.find(connection, joined, wanted.user_id)):
+                return first
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, wanted.job_name, limit) >= limit:
             raise Overloaded
         await speech.create(connection, parts.queue, wanted)
+        if origin.attended_hash:
+            await attended.add(connection, wanted.task_id, wanted.user_id, origin.attended_hash)
         if wanted.job_name == WATCH_MODAL_JOB:
             await purchases.claim(
                 connection,

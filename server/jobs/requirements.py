@@ -18,14 +18,17 @@ def plain(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def require_text(parts: Parts, text: str) -> str:
+def require_text(parts: Parts, text: str, *, cap: int | None = None) -> str:
     """The text to speak, without blanks around it.
+
+    Args:
+        cap: How long it may be, where that is not what the settings say.
 
     Raises:
         Invalid: It is too long, or there is nothing in it to say.
     """
     trimmed = text.strip(_BLANKS)
-    cap = parts.settings.qwen_max_text_chars
+    cap = cap or parts.settings.qwen_max_text_chars
     if count_characters(trimmed) > cap:
         raise Invalid(f"Text cannot exceed {cap} characters")
     require_speakable(trimmed, if_empty="Please enter text to speak")

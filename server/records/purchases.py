@@ -133,6 +133,11 @@ async def claim(
     return attempt
 
 
+async def any_of(connection: Connection, subject: UUID) -> bool:
+    """Whether anything was ever about to be bought for this."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM internal.purchases WHERE subject = $1)", subject))
+
+
 async def decide(
     connection: Connection,
     subject: UUID,

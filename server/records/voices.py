@@ -220,6 +220,29 @@ async def delete(connection: Connection, voice_id: UUID, user_id: UUID) -> bool:
     return bool(deleted)
 
 
+async def named(connection: Connection, user_id: UUID, name: str, *, at_most: int = 20) -> list[Voice]:
+    """The user's voices of that name, however it is capitalised, newest first."""
+    rows = await connection.fetch(
+        f"""{_VOICE} WHERE v.user_id = $1 AND v.deleted_at IS NULL AND lower(v.name) = lower($2)
+            ORDER BY v.created_at DESC LIMIT $3""",
+        user_id,
+        name,
+        at_most,
+    )
+    return [_voice(row) for row in rows]
+
+
+async def newest(connection: Connection, user_id: UUID, *, at_most: int = 500) -> list[Voice]:
+    """The user's voices that are not deleted: the default one first, then the newest."""
+    rows = await connection.fetch(
+        f"""{_VOICE} WHERE v.user_id = $1 AND v.deleted_at IS NULL
+            ORDER BY is_default DESC, v.created_at DESC, v.id DESC LIMIT $2""",
+        user_id,
+        at_most,
+    )
+    return [_voice(row) for row in rows]
+
+
 async def change(
     connection: "Connection", voice_id: UUID, user_id: UUID, *, name: str | None, default: bool | None
 ) -> Voice | None:

@@ -103,6 +103,10 @@ class Following:
             self._dirty |= affected
             self._wake.set()
 
+    def followed(self) -> list[UUID]:
+        """The tasks that somebody follows here."""
+        return list(self._feeds)
+
     def wake_all(self) -> None:
         """Let every follower look around, e.g. because the server stops."""
         for feed in self._feeds.values():

@@ -52,7 +52,7 @@ async def test_every_route_is_described_and_nothing_else(gateway: Gateway) -> No
         (method.lower(), route.path)
         for route in app.routes  # type: ignore[union-attr]
         for method in set(route.methods or ()) - {"HEAD", "OPTIONS"}
-        if route.path.startswith("/api/") or route.path == "/metrics"
+        if route.path.startswith(("/api/", "/v1/")) or route.path == "/metrics"
     }
     described = {(method, path) for path, methods in document()["paths"].items() for method in methods}
     assert routes == described
@@ -133,6 +133,12 @@ async def test_live_answers_are_what_the_document_says(
     await follow(witness, tasks, {"voice_id": str(voice_id), "text": "another"})
     for change in ({"default": True}, {"name": ""}):
         await witness.ask("PATCH", "/api/voices/{voice_id}", given=str(voice_id), json=change)
+    for heard in ({"input": "Good evening."}, {"input": ""}, {"input": "fails"}):
+        await witness.ask("POST", "/v1/audio/speech", json=heard)
+    for path in ("/v1/audio/voices", "/v1/models"):
+        await witness.ask("GET", path)
+    for model in ("tts-1", "none"):
+        await witness.ask("GET", "/v1/models/{model}", given=model)
     key = await witness.ask("POST", "/api/keys", json={"name": "A program"})
     await witness.ask("POST", "/api/keys", json={"name": ""})
     for path in ("/api/keys", "/api/me"):
