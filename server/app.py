@@ -34,6 +34,7 @@ from server.queue import Queue
 from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
+from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
@@ -135,7 +136,19 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         announcer = Announcer(database)
         live = LiveAudio()
         pacer = Pacer(settings.qwen_starts_per_minute)
-        leases = Leases(database, listener, renew_every_seconds=settings.intervals.renew_every_seconds)
+        leases = Leases(
+            database,
+            listener,
+            renew_every_seconds=settings.intervals.renew_every_seconds,
+            lost_after_seconds=settings.deadlines.lost_after_seconds,
+        )
+        spool = SpoolWriter(
+            database.for_spool,
+            leases.owner,
+            announcer,
+            metrics,
+            every_seconds=settings.intervals.spool_every_seconds,
+        )
         yield Parts(
             settings=settings,
             database=database,
@@ -145,9 +158,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             endings=Endings(database, announcer, metrics),
             leases=leases,
             live=live,
-            spool=SpoolWriter(
-                database.for_spool, announcer, metrics, every_seconds=settings.intervals.spool_every_seconds
-            ),
+            spool=spool,
+            kept=KeptLogs(database, spool, leases.owner),
             following=Following(database, listener, live, announcer),
             storage=storage,
             providers=Providers(

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 async def working(parts: Parts) -> AsyncIterator[None]:
     """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
     queue, settings = parts.queue, parts.settings
-    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.metrics, settings)
+    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.leases, parts.metrics, settings)
     queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))
@@ -53,7 +53,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
     async with (
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
-        background(sweeper.run, parts.keyring.run, partial(attend, parts)),
+        background(sweeper.run, parts.kept.run, parts.keyring.run, partial(attend, parts)),
         asyncio.TaskGroup() as group,
     ):
         synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
@@ -82,6 +82,7 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
                 await asyncio.sleep(0.05)
     parts.queue.stop(DEFAULT)
     await asyncio.wait({default}, timeout=drain_seconds + 1.0)
+    await parts.leases.leave()
     parts.database.wait_no_more()
     default.cancel()
     logger.info("drained", extra={"seconds": round(time.monotonic() - started, 1)})

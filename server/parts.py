@@ -14,6 +14,7 @@ from server.queue import Queue
 from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
+from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
@@ -21,6 +22,7 @@ from server.settings import Settings
 from server.storage import ObjectStore
 
 RECORDINGS_AT_ONCE = 8
+STORED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Parts:
 
     Attributes:
         stopping: Set when the server has been told to stop: streams end, nothing new is taken.
+        storing: Held by whoever uploads spoken audio.
         recordings: Held by whoever has an uploaded recording in memory: at most 10 MB, and what is made of it.
     """
 
@@ -41,6 +44,7 @@ class Parts:
     leases: Leases
     live: LiveAudio
     spool: SpoolWriter
+    kept: KeptLogs
     following: Following
     storage: ObjectStore
     providers: Providers
@@ -52,6 +56,7 @@ class Parts:
     streams: Streams
     uploads: Uploads
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    storing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STORED_AT_ONCE))
     recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS_AT_ONCE))
 
     @property

@@ -198,9 +198,9 @@ class Queue:
         queue: str = DEFAULT,
         in_seconds: float = 0.0,
         **arguments: UUID | str | int,
-    ) -> None:
-        """Put a job in the queue, inside the caller's transaction: it exists exactly when the rows do."""
-        await self._app.configure_task(
+    ) -> int:
+        """Put a job in the queue, inside the caller's transaction: it exists exactly when the rows do. Its number."""
+        return await self._app.configure_task(
             name,
             allow_unknown=True,
             queue=queue,
@@ -256,6 +256,10 @@ class Queue:
             queue,
         )
         return count
+
+    async def withdraw(self, connection: Connection, job: int) -> None:
+        """Take a job back that nobody has begun, inside the caller's transaction."""
+        await connection.execute("DELETE FROM internal.procrastinate_jobs WHERE id = $1 AND status = 'todo'", job)
 
     async def abort_orphans(self, connection: Connection) -> None:
         """Jobs of processes that died hard an hour ago go; what they worked on has long moved on."""

@@ -57,6 +57,7 @@ class Deadlines:
     finalize_seconds: float = 86_400.0  # for the storage to take a speech
     lost_after_seconds: float = 15.0  # for a run's owner to say that it lives
     idle_run_seconds: float = 20.0  # for the job of a run that waits for one
+    store_elsewhere_seconds: float = 10.0  # for the process that spoke to have stored it, before any other tries
     follower_stalled_seconds: float = 30.0  # for a client to read on
     head_seconds: float = 10.0  # for the head of a request
     unfollowed_seconds: float = 10.0  # for somebody to follow a speech that lasts only as long as it is followed

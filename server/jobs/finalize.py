@@ -5,8 +5,11 @@ it leaves, and a finalizer that matched nothing asks the row whether its object 
 (docs/architecture.md, "When an object may be removed").
 """
 
+import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
 from server.audio import duration_seconds, format_named
@@ -15,7 +18,8 @@ from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import removals, runs, speech
 from server.records.runs import Storable
-from server.relay.spool import read_spool
+from server.relay.live import AudioLog
+from server.relay.spool import spooled
 from server.storage import Bucket
 
 logger = logging.getLogger(__name__)
@@ -35,40 +39,112 @@ async def finalize(parts: Parts, *, task_id: UUID, object_key: str) -> None:
         except StorageUnavailable as exc:
             await _later(parts, storable, object_key, exc)
             return
-    if published:
-        parts.metrics.task_ended(storable.provider, "completed", "")
-    else:
-        await _not_published(parts, task_id, object_key)
-    parts.announcer.changed(task_id)
+    await _told(parts, storable, object_key, published)
+
+
+async def store_spoken(parts: Parts, storable: Storable, object_key: str, log: AudioLog, job: int | None) -> None:
+    """Store a speech from the memory of the process that has just spoken it.
+
+    Args:
+        job: The one that would store it later; it has nothing left to do afterwards.
+
+    Raises:
+        StorageUnavailable, TimeoutError: Not now, for so many others wait to be stored or the store is away; the job
+            tries again, in whichever process is free.
+    """
+    async with asyncio.timeout(parts.settings.deadlines.store_elsewhere_seconds):
+        await parts.storing.acquire()
+    try:
+        uploaded = await _upload(parts, storable, object_key, lambda: log.read(0, log.length))
+    finally:
+        parts.storing.release()
+    published = uploaded is not None and await _publish(parts, storable, object_key, uploaded, job=job)
+    await _told(parts, storable, object_key, published)
 
 
 async def store_speech(parts: Parts, storable: Storable, object_key: str, *, late: bool = False) -> bool:
-    """Upload and publish. False when the state has moved on meanwhile; the object may be there all the same.
+    """Upload what the spool holds, and publish it. False when the state has moved on meanwhile.
 
     Raises:
         StorageUnavailable: Nothing was published.
     """
-    audio_format = format_named(storable.format_name)
-    payload = b"".join([part async for part in read_spool(parts.database, storable.task_id, storable.attempt)])
-    if len(payload) != storable.byte_length:  # cancelled or deleted between the two reads
-        return False
-    header = audio_format.file_header(len(payload), storable.sample_rate_hz)
+    pieces: list[bytes] = []
+    start = 0
+    while start < storable.byte_length:
+        fresh = await parts.database.patiently_say(spooled, storable.task_id, storable.attempt, start=start)
+        if not fresh:  # cancelled or deleted between the two reads
+            return False
+        pieces += fresh
+        start += sum(map(len, fresh))
+    async with parts.storing:
+        uploaded = await _upload(parts, storable, object_key, lambda: b"".join(pieces))
+    return uploaded is not None and await _publish(parts, storable, object_key, uploaded, late=late)
+
+
+class _Uploaded(NamedTuple):
+    payload_bytes: int
+    seconds: float
+
+
+class _File(NamedTuple):
+    content: bytes
+    uploaded: _Uploaded
+
+
+def _file(storable: Storable, payload: Callable[[], bytes]) -> _File:
+    audio_format, rate = format_named(storable.format_name), storable.sample_rate_hz
+    whole = payload()
+    seconds = duration_seconds(audio_format, whole, rate)
+    return _File(audio_format.file_header(len(whole), rate) + whole, _Uploaded(len(whole), seconds))
+
+
+async def _upload(parts: Parts, storable: Storable, object_key: str, payload: Callable[[], bytes]) -> _Uploaded | None:
+    """Put the file into the store; all that takes long in threads, for the streams beside it must not feel it.
+
+    Returns:
+        None where the audio is not as long as its run says: cancelled or deleted meanwhile.
+    """
+    file = await asyncio.to_thread(_file, storable, payload)
+    if file.uploaded.payload_bytes != storable.byte_length:
+        return None
     await parts.storage.put(
         Bucket.GENERATIONS,
         object_key,
-        header + payload,
-        content_type=audio_format.mime,
-        size=len(header) + len(payload),
+        file.content,
+        content_type=format_named(storable.format_name).mime,
+        size=len(file.content),
     )
-    seconds = duration_seconds(audio_format, payload, storable.sample_rate_hz)
+    return file.uploaded
+
+
+async def _publish(
+    parts: Parts,
+    storable: Storable,
+    object_key: str,
+    uploaded: _Uploaded,
+    *,
+    late: bool = False,
+    job: int | None = None,
+) -> bool:
+    """False when the state has moved on meanwhile; the object may be there all the same."""
     return await parts.database.patiently(
         speech.publish,
+        parts.queue,
         storable,
         object_key=object_key,
-        duration_seconds=seconds,
-        bits_per_second=round(len(payload) * 8 / seconds) if seconds else 0,
+        duration_seconds=uploaded.seconds,
+        bits_per_second=round(uploaded.payload_bytes * 8 / uploaded.seconds) if uploaded.seconds else 0,
         late=late,
+        job=job,
     )
+
+
+async def _told(parts: Parts, storable: Storable, object_key: str, published: bool) -> None:
+    if published:
+        parts.metrics.task_ended(storable.provider, "completed", "")
+    else:
+        await _not_published(parts, storable.task_id, object_key)
+    parts.announcer.changed(storable.task_id)
 
 
 async def _not_published(parts: Parts, task_id: UUID, object_key: str) -> None:

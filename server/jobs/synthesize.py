@@ -12,8 +12,9 @@ from uuid import UUID
 import anyio
 
 from server.audio import format_named
-from server.errors import ProviderError, UtterError, VoiceGone
+from server.errors import ProviderError, StorageUnavailable, UtterError, VoiceGone
 from server.jobs.encoding import AsMp3
+from server.jobs.finalize import store_spoken
 from server.jobs.pieces import InPieces
 from server.jobs.progress import show, unless_away
 from server.parts import Parts
@@ -29,8 +30,9 @@ from server.providers.speech import (
     pause_before_start,
 )
 from server.records import speech, voices
-from server.records.runs import Fenced
-from server.records.speech import RESTARTED, Assignment, Ending
+from server.records.runs import Fenced, Storable
+from server.records.speech import RESTARTED, Assignment, Ending, Marked
+from server.relay.leases import Hold
 from server.relay.live import AudioLog
 
 logger = logging.getLogger(__name__)
@@ -38,15 +40,20 @@ logger = logging.getLogger(__name__)
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Speak one attempt of a run, if it is still there to be spoken."""
-    assignment = await _claim(parts, task_id, attempt)
-    if assignment is None:
-        return
+    if parts.leases.holds(task_id, attempt):
+        return  # a job too many for what is being spoken here already
     scope = anyio.CancelScope()
-    with parts.leases.hold(task_id, attempt, scope.cancel), parts.metrics.session(assignment.provider):
-        with scope:
-            await _Synthesis(parts, assignment, scope).run()
-        if scope.cancelled_caught and parts.leases.released:
-            await _give_back(parts, assignment)
+    # Held before it is claimed: whoever claims again because an answer was lost must not find it a stranger's.
+    with parts.leases.hold(task_id, attempt, scope.cancel, claimed=False) as hold:
+        assignment = await _claim(parts, task_id, attempt)
+        if assignment is None:
+            return
+        hold.claimed = True
+        with parts.metrics.session(assignment.provider):
+            with scope:
+                await _Synthesis(parts, assignment, scope, hold).run()
+            if scope.cancelled_caught and parts.leases.released:
+                await _give_back(parts, assignment)
 
 
 async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
@@ -79,8 +86,9 @@ def seed_of(generation_id: UUID) -> int:
 class _Synthesis:
     """One attempt under way."""
 
-    def __init__(self, parts: Parts, assignment: Assignment, scope: anyio.CancelScope) -> None:
+    def __init__(self, parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
         self._parts = parts
+        self._hold = hold
         self._assignment = assignment
         self._scope = scope
         self._log = AudioLog(
@@ -99,7 +107,6 @@ class _Synthesis:
             parts.announcer.changed(assignment.task_id)
             try:
                 facts = await self._speak_until_it_works()
-                await parts.spool.flush(log)
             except VoiceGone as exc:
                 await self._mark_voice_gone()
                 await self._failed(exc)
@@ -204,24 +211,66 @@ class _Synthesis:
         await show(self._parts, self._assignment.task_id, self._assignment.attempt, provider_status)
 
     async def _spoken(self, facts: dict[str, object]) -> None:
-        parts, assignment, log = self._parts, self._assignment, self._log
+        parts, assignment = self._parts, self._assignment
         if self._starts:
             facts = {**facts, "attempts": self._starts}
         try:
-            if not await parts.database.patiently(
-                speech.mark_spoken,
-                parts.queue,
-                assignment,
-                provider_status=self._said,
-                byte_length=log.length,
-                sample_rate_hz=log.sample_rate_hz,
-                facts=facts,
-            ):
+            marked = await self._mark(facts)
+            if marked is None:
                 # Its row is gone (a browser may delete it in the database) or has ended: as good as cancelled.
                 await parts.endings.end(assignment.task_id, speech.CANCELLED, attempt=assignment.attempt)
         except Fenced:
+            marked = None
             logger.info("speech was taken over or cancelled", extra={"task_id": str(assignment.task_id)})
         parts.announcer.changed(assignment.task_id)
+        if marked:
+            self._hold.lost = None  # a cancel, or the end of the grace, finds its guards in the rows from now on
+            await self._store(marked, facts)
+
+    async def _mark(self, facts: dict[str, object]) -> Marked | None:
+        """Say in the rows that it is spoken, with every byte in the spool, whatever a failover lost meanwhile.
+
+        Raises:
+            Fenced: The run is no longer ours.
+        """
+        parts, log = self._parts, self._log
+        while True:
+            await parts.spool.flush(log)
+            try:
+                return await parts.database.patiently(
+                    speech.mark_spoken,
+                    parts.queue,
+                    self._assignment,
+                    parts.leases.owner,
+                    provider_status=self._said,
+                    byte_length=log.length,
+                    sample_rate_hz=log.sample_rate_hz,
+                    store_in_seconds=parts.settings.deadlines.store_elsewhere_seconds,
+                    facts=facts,
+                )
+            except Fenced:
+                if not await parts.spool.is_behind_us(log):
+                    raise
+
+    async def _store(self, marked: Marked, facts: dict[str, object]) -> None:
+        """Store it from memory, now; the job that was deferred does it where that fails."""
+        parts, assignment, log = self._parts, self._assignment, self._log
+        storable = Storable(
+            task_id=assignment.task_id,
+            generation_id=assignment.generation_id,
+            attempt=assignment.attempt,
+            byte_length=log.length,
+            sample_rate_hz=log.sample_rate_hz,
+            format_name=assignment.format_name,
+            provider=assignment.provider,
+            spoken_for_seconds=0.0,
+        )
+        try:
+            await store_spoken(parts, storable, assignment.object_key, log, marked.job)
+        except (StorageUnavailable, TimeoutError) as exc:
+            extra = {"task_id": str(assignment.task_id), "reason": repr(exc.__cause__ or exc)}
+            logger.warning("audio not stored at once, trying again later", extra=extra)
+            parts.kept.keep(log, lambda: self._mark(facts))
 
     async def _failed(self, exc: UtterError) -> None:
         facts: dict[str, object] = {"attempts": self._starts} if len(self._starts) > 1 else {}

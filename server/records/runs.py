@@ -14,6 +14,8 @@ import msgspec
 
 from server.database import Connection
 from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
+from server.records import processes
+from server.records.processes import OWNER_IS_DEAD
 
 State = Literal["queued", "speaking", "spoken", "unstored"]
 
@@ -113,10 +115,14 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Claimed | None:
-    """Take a queued run for ``owner``; None when it is gone, taken, or has moved on to another attempt."""
+    """Take a queued run for ``owner``; None when it is gone, taken, or has moved on to another attempt.
+
+    A claim whose answer was lost may be said again: the run is the owner's already, and silent.
+    """
     row = await connection.fetchrow(
         """UPDATE internal.runs SET owner = $3, state = 'speaking', beat_at = now()
-            WHERE task_id = $1 AND attempt = $2 AND state = 'queued'
+            WHERE task_id = $1 AND attempt = $2
+              AND (state = 'queued' OR (state = 'speaking' AND owner = $3 AND byte_length = 0))
         RETURNING generation_id, object_key, extract(epoch FROM now() - created_at)::float8 AS waited_seconds""",
         task_id,
         attempt,
@@ -154,15 +160,17 @@ class Standing(msgspec.Struct, frozen=True):
 
     attempt: int
     state: State
+    owner: UUID | None
     byte_length: int
 
 
 async def standings(connection: Connection, task_ids: list[UUID]) -> dict[UUID, Standing]:
     """How far these tasks' runs have come; a run that is gone is not in the answer."""
     rows = await connection.fetch(
-        "SELECT task_id, attempt, state, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])", task_ids
+        "SELECT task_id, attempt, state, owner, byte_length FROM internal.runs WHERE task_id = ANY($1::uuid[])",
+        task_ids,
     )
-    return {row["task_id"]: Standing(row["attempt"], row["state"], row["byte_length"]) for row in rows}
+    return {row["task_id"]: Standing(**{name: row[name] for name in Standing.__struct_fields__}) for row in rows}
 
 
 async def note_sample_rate(connection: Connection, task_id: UUID, attempt: int, sample_rate_hz: int) -> None:
@@ -188,14 +196,14 @@ async def requeue(
     What is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
 
     Args:
-        silent_for_seconds: Only if its owner still has not said for so long that it lives.
+        silent_for_seconds: Only if its owner is still silent for so long, as far as anybody can tell.
     """
     job_name: str | None = await connection.fetchval(
-        """UPDATE internal.runs
+        f"""UPDATE internal.runs r
               SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0
             WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
-              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
-        RETURNING job_name""",
+              AND ($4::float8 IS NULL OR {OWNER_IS_DEAD.format("$4")})
+        RETURNING job_name""",  # noqa: S608 - constants
         task_id,
         attempt,
         COLLECT_MODAL_JOB,
@@ -293,31 +301,55 @@ async def collect(connection: Connection, queue: Queue, task_id: UUID) -> bool:
 
 
 async def mark_spoken(
-    connection: Connection, queue: Queue, task_id: UUID, attempt: int, *, byte_length: int, sample_rate_hz: int
-) -> None:
-    """Every byte is in the spool: defer the job that stores it.
+    connection: Connection,
+    queue: Queue,
+    task_id: UUID,
+    attempt: int,
+    owner: UUID,
+    *,
+    byte_length: int,
+    sample_rate_hz: int,
+    store_in_seconds: float,
+) -> int:
+    """Every byte is in the spool: defer the job that stores it, should its owner not have done so by then.
+
+    Returns:
+        The number of that job.
 
     Raises:
         Fenced: The run is no longer this attempt's, or the spool holds another length.
     """
     object_key: str | None = await connection.fetchval(
-        """UPDATE internal.runs SET state = 'spoken', spoken_at = now(), beat_at = now(), sample_rate_hz = $4
-            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND byte_length = $3 RETURNING object_key""",
+        """UPDATE internal.runs SET state = 'spoken', spoken_at = now(), beat_at = now(), sample_rate_hz = $5
+            WHERE task_id = $1 AND attempt = $2 AND owner = $3 AND state = 'speaking' AND byte_length = $4
+        RETURNING object_key""",
         task_id,
         attempt,
+        owner,
         byte_length,
         sample_rate_hz,
     )
     if object_key is None:
         raise Fenced
-    await defer_finalize(connection, queue, task_id, object_key)
+    return await defer_finalize(connection, queue, task_id, object_key, in_seconds=store_in_seconds)
+
+
+async def is_spoken(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> bool:
+    """Whether this attempt has been marked as spoken already: the answer to that may have been lost."""
+    spoken = await connection.fetchval(
+        "SELECT true FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND owner = $3 AND state = 'spoken'",
+        task_id,
+        attempt,
+        owner,
+    )
+    return bool(spoken)
 
 
 async def defer_finalize(
     connection: Connection, queue: Queue, task_id: UUID, object_key: str, *, in_seconds: float = 0.0
-) -> None:
-    """The key travels with the job, since the row may be gone when it runs."""
-    await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
+) -> int:
+    """The key travels with the job, since the row may be gone when it runs. The job's number."""
+    return await queue.defer(connection, FINALIZE_JOB, task_id=task_id, object_key=object_key, in_seconds=in_seconds)
 
 
 class Storable(msgspec.Struct, frozen=True, kw_only=True):
@@ -393,13 +425,13 @@ async def stop(
 
     Args:
         attempt: Only if this attempt is still in ``state``; None for whoever may always end it (the user).
-        silent_for_seconds: Only if its owner still has not said for so long that it lives.
+        silent_for_seconds: Only if its owner is still silent for so long, as far as anybody can tell.
     """
     run = await connection.fetchrow(
-        """DELETE FROM internal.runs WHERE task_id = $1 AND state <> 'unstored'
+        f"""DELETE FROM internal.runs r WHERE task_id = $1 AND state <> 'unstored'
               AND ($2::int IS NULL OR (attempt = $2 AND state = $3))
-              AND ($4::float8 IS NULL OR beat_at < now() - make_interval(secs => $4))
-           RETURNING state, object_key""",
+              AND ($4::float8 IS NULL OR {OWNER_IS_DEAD.format("$4")})
+           RETURNING state, object_key""",  # noqa: S608 - constants
         task_id,
         attempt,
         state,
@@ -433,17 +465,56 @@ class Lost(msgspec.Struct, frozen=True):
     repeatable: bool
 
 
-async def lost(connection: Connection, silent_for_seconds: float) -> list[Lost]:
-    """Runs whose owner seems to be dead."""
+# The parameters are the same wherever this stands: $2 to $4.
+_REPEATABLE = """CASE WHEN r.job_name = $2 THEN r.attempt < $3 ELSE r.byte_length = 0 AND r.attempt < $4 END"""
+
+
+async def lost(connection: Connection, silent_for_seconds: float, judge: UUID) -> list[Lost]:
+    """Runs whose owner is dead, found by its name: however long they were spoken, and however many others live.
+
+    Args:
+        judge: The process that asks. It knows of its own runs without being told.
+    """
+    dead = await processes.dead(connection, silent_for_seconds)
+    if not dead - {judge}:
+        return []
     rows = await connection.fetch(
-        """SELECT task_id, attempt, CASE WHEN job_name = $2 THEN attempt < $3
-                                         ELSE byte_length = 0 AND attempt < $4 END AS repeatable
-             FROM internal.runs
-            WHERE state = 'speaking' AND beat_at < now() - make_interval(secs => $1)""",
+        f"""SELECT r.task_id, r.attempt, {_REPEATABLE} AS repeatable
+             FROM internal.runs r WHERE r.owner = ANY($1::uuid[]) AND r.state = 'speaking'""",  # noqa: S608 - constants
+        list(dead - {judge}),
+        COLLECT_MODAL_JOB,
+        COLLECT_ATTEMPTS,
+        ATTEMPTS,
+    )
+    return [Lost(**dict(row)) for row in rows]
+
+
+async def lost_unregistered(connection: Connection, silent_for_seconds: float) -> list[Lost]:
+    """Runs of processes that say that they live by their runs alone, as those of release 0.2 do. Reads every run."""
+    rows = await connection.fetch(
+        f"""SELECT r.task_id, r.attempt, {_REPEATABLE} AS repeatable
+             FROM internal.runs r
+            WHERE r.state = 'speaking' AND NOT EXISTS (SELECT 1 FROM internal.processes p WHERE p.owner = r.owner)
+              AND {OWNER_IS_DEAD.format("$1")}""",  # noqa: S608 - constants
         silent_for_seconds,
         COLLECT_MODAL_JOB,
         COLLECT_ATTEMPTS,
         ATTEMPTS,
+    )
+    return [Lost(**dict(row)) for row in rows]
+
+
+async def strays(connection: Connection, owner: UUID, held: list[UUID]) -> list[Lost]:
+    """Runs that are this process's by their rows, and that it knows nothing of: an answer to a claim was lost."""
+    rows = await connection.fetch(
+        f"""SELECT r.task_id, r.attempt, {_REPEATABLE} AS repeatable
+             FROM internal.runs r
+            WHERE r.owner = $1 AND r.state = 'speaking' AND r.task_id <> ALL($5::uuid[])""",  # noqa: S608 - constants
+        owner,
+        COLLECT_MODAL_JOB,
+        COLLECT_ATTEMPTS,
+        ATTEMPTS,
+        held,
     )
     return [Lost(**dict(row)) for row in rows]
 

@@ -220,24 +220,34 @@ async def note_audio(
     await runs.note_sample_rate(connection, assignment.task_id, assignment.attempt, sample_rate_hz)
 
 
+class Marked(msgspec.Struct, frozen=True):
+    """A speech is spoken. ``job``: what stores it later, should its owner not; None where that is not known."""
+
+    job: int | None
+
+
 async def mark_spoken(
     connection: Connection,
     queue: Queue,
     assignment: Assignment,
+    owner: UUID,
     *,
     provider_status: str,
     byte_length: int,
     sample_rate_hz: int,
+    store_in_seconds: float,
     facts: dict[str, Any],
-) -> bool:
+) -> Marked | None:
     """The provider has finished and every byte is in the spool: from here on only storing is left.
 
     Returns:
-        False when the speech has ended otherwise; nothing is changed then.
+        None when the speech has ended otherwise; nothing is changed then.
 
     Raises:
         Fenced: The run is no longer ours.
     """
+    if await runs.is_spoken(connection, assignment.task_id, assignment.attempt, owner):
+        return Marked(None)
     active = await connection.fetchval(
         f"""UPDATE public.generations SET provider_metadata = {_WITH_FACTS.format("$2")}
              WHERE id = $1 AND status IN ('pending', 'processing') RETURNING true""",  # noqa: S608 - constants
@@ -245,17 +255,19 @@ async def mark_spoken(
         facts,
     )
     if not active:
-        return False
+        return None
     await progress(connection, assignment.task_id, assignment.attempt, provider_status)
-    await runs.mark_spoken(
+    job = await runs.mark_spoken(
         connection,
         queue,
         assignment.task_id,
         assignment.attempt,
+        owner,
         byte_length=byte_length,
         sample_rate_hz=sample_rate_hz,
+        store_in_seconds=store_in_seconds,
     )
-    return True
+    return Marked(job)
 
 
 async def requeue(
@@ -290,16 +302,19 @@ async def requeue(
 
 async def publish(
     connection: Connection,
+    queue: Queue,
     storable: Storable,
     *,
     object_key: str,
     duration_seconds: float,
     bits_per_second: int,
     late: bool = False,
+    job: int | None = None,
 ) -> bool:
     """The object exists: complete the generation, and the task with it. False when the state has moved on.
 
     Args:
+        job: What would have stored it later.
         late: Complete one that failed only because storing it took too long (``reconcile --store``).
     """
     published = await connection.fetchval(
@@ -330,6 +345,8 @@ async def publish(
         late,
     )
     await runs.forget(connection, storable.task_id)
+    if job is not None:
+        await queue.withdraw(connection, job)
     return True
 
 

@@ -31,9 +31,10 @@ class AudioLog:
 
     Attributes:
         length: Payload bytes so far.
-        durable: Payload bytes that the spool has committed. As long as it is 0 followers see nothing, so that
-            "no durable byte" means that nobody heard anything and the text may be spoken again
+        durable: Payload bytes that the spool holds. Until the first of them are committed followers see nothing, so
+            that "no durable byte" means that nobody heard anything and the text may be spoken again
             (docs/architecture.md, "The first delta waits for its commit").
+        heard: Followers may have read it: some of it has been durable.
         ended: No byte will be added. The task may still be open: storing the audio comes after.
         wakes: Set at every change, one event per follower.
     """
@@ -45,6 +46,7 @@ class AudioLog:
         self.sample_rate_hz = sample_rate_hz
         self.length = 0
         self.durable = 0
+        self.heard = False
         self.ended = False
         self._starts: list[int] = []
         self._chunks: list[bytes] = []
@@ -56,7 +58,7 @@ class AudioLog:
     @property
     def visible(self) -> int:
         """How far a follower may read."""
-        return self.length if self.durable else 0
+        return self.length if self.heard else 0
 
     def append(self, audio: bytes, encoded: bytes | None = None) -> None:
         """Add one delta, cut where it is longer than an event may be.
@@ -69,7 +71,7 @@ class AudioLog:
                 self._add(audio[start : start + DELTA_BYTES], None)
         elif audio:
             self._add(audio, encoded)
-        if self.durable:
+        if self.heard:
             self._wake()
 
     def _add(self, audio: bytes, encoded: bytes | None) -> None:
@@ -84,10 +86,14 @@ class AudioLog:
 
     def committed(self, offset: int) -> None:
         """The spool holds everything before ``offset``."""
-        first, self.durable = not self.durable, offset
+        first, self.durable, self.heard = not self.heard, offset, True
         self._commits.set()
         if first:
             self._wake()
+
+    def rewound(self, offset: int) -> None:
+        """The database came back without commits that it had confirmed: only what is before ``offset`` is kept."""
+        self.durable = offset
 
     async def next_commit(self) -> None:
         """Return at the next ``committed`` after this call."""

@@ -7,16 +7,13 @@ statement waits for nobody, and a stream that was cancelled or taken over drops 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
-import asyncpg
-
 from server.announce import Announcer
 from server.database import REFUSED, Connection, Database
-from server.errors import DatabaseUnavailable
 from server.metrics import Metrics
 from server.records import runs
 from server.records.runs import Standing
@@ -26,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 ROW_BYTES = 256 * 1024
 STATEMENT_BYTES = 4 * 1024 * 1024
-FLUSH_SECONDS = 60.0
 
 # ``start = byte_length`` makes a gap, a repeat and a double commit impossible; SKIP LOCKED makes it wait for nobody;
 # the locked run row makes sure that no spool row appears after a cancel has deleted them.
@@ -40,7 +36,7 @@ WITH batch AS (
     SELECT r.task_id, s.stop
       FROM internal.runs r
       JOIN span s ON s.task_id = r.task_id AND s.attempt = r.attempt AND s.start = r.byte_length
-     WHERE r.state = 'speaking'
+     WHERE r.state = 'speaking' AND r.owner = $5
      ORDER BY r.task_id
        FOR NO KEY UPDATE OF r SKIP LOCKED
 ), moved AS (
@@ -62,10 +58,17 @@ class _Row(NamedTuple):
 
 
 class SpoolWriter:
-    """Makes the audio of this process's syntheses durable, all of them together."""
+    """Makes the audio of this process's syntheses durable, all of them together.
 
-    def __init__(self, database: Database, announcer: Announcer, metrics: Metrics, *, every_seconds: float) -> None:
+    Args:
+        owner: This process, as its runs name it. Nobody else's run is written or judged.
+    """
+
+    def __init__(
+        self, database: Database, owner: UUID, announcer: Announcer, metrics: Metrics, *, every_seconds: float
+    ) -> None:
         self._database = database
+        self._owner = owner
         self._announcer = announcer
         self._metrics = metrics
         self._every_seconds = every_seconds
@@ -92,19 +95,27 @@ class SpoolWriter:
             self._urgent.set()
 
     async def flush(self, log: AudioLog) -> None:
-        """Return when every byte of ``log`` is committed.
+        """Return when every byte of ``log`` is committed, however long the database is away.
 
-        Raises:
-            DatabaseUnavailable: After a minute of trying.
+        What was paid for and is in memory is not thrown away; whoever waits here is cancelled where the run is lost
+        or the process leaves.
         """
-        try:
-            async with asyncio.timeout(FLUSH_SECONDS):
-                while log.durable < log.length:
-                    self.grew(log)
-                    self._urgent.set()
-                    await log.next_commit()
-        except TimeoutError as exc:
-            raise DatabaseUnavailable("The audio could not be saved. Please try again.") from exc
+        while log.durable < log.length:
+            self.grew(log)
+            self._urgent.set()
+            await log.next_commit()
+
+    async def is_behind_us(self, log: AudioLog) -> bool:
+        """Whether the run of a flushed log is still ours and speaking: then what the database lost is written again.
+
+        For whoever found that the spool does not hold what was flushed. ``flush`` does the writing.
+        """
+        standings = await self._database.patiently_say(runs.standings, [log.task_id])
+        standing = standings.get(log.task_id)
+        if standing is None or not self._is_ours(log, standing):
+            return False
+        self._take_as_it_stands(log, standing)
+        return True
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -153,6 +164,7 @@ class SpoolWriter:
             [row.log.attempt for row in batch],
             [row.byte_offset for row in batch],
             [row.audio for row in batch],
+            self._owner,
         )
         ends = {row.log: row.byte_offset + len(row.audio) for row in batch}
         pause = 0.05
@@ -171,49 +183,46 @@ class SpoolWriter:
             if log.task_id in kept:
                 log.committed(stop)
             else:
-                self._not_kept(log, stop, standing.get(log.task_id))
+                self._recover(log, stop, standing.get(log.task_id))
         self._announcer.spread(kept)
 
-    def _not_kept(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
-        if standing is None or (standing.attempt, standing.state) != (log.attempt, "speaking"):
+    def _recover(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
+        if standing is None or not self._is_ours(log, standing):
             if lost := self._writing.get(log):
                 lost()
-        else:
-            if standing.byte_length > log.durable:
-                # A commit whose answer was lost had arrived. What it kept is ours: an attempt has one writer.
-                log.committed(standing.byte_length)
-            if log.durable < stop and log in self._writing:
-                # Somebody holds the row for a moment, or there is more than was kept; the next tick takes the rest.
-                self._grown[log] = None
-                self._wake.set()
-
-
-async def read_spool(database: Database, task_id: UUID, attempt: int, *, start: int = 0) -> AsyncIterator[bytes]:
-    """The durable payload of one attempt from byte ``start`` on, in order, a few rows at a time.
-
-    Waits for a lost database: whoever reads this holds what was paid for.
-    """
-
-    async def rows_from(connection: Connection) -> list[asyncpg.Record]:
-        return await connection.fetch(
-            """SELECT byte_offset, bytes FROM internal.spool
-                WHERE task_id = $1 AND attempt = $2
-                  AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
-                        WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
-                ORDER BY byte_offset LIMIT 16""",
-            task_id,
-            attempt,
-            start,
-        )
-
-    while True:
-        rows = await database.patiently_say(rows_from)
-        fresh = False
-        for row in rows:
-            part = row["bytes"][start - row["byte_offset"] :]
-            if part:
-                fresh = True
-                start += len(part)
-                yield part
-        if not fresh:
             return
+        self._take_as_it_stands(log, standing)
+        if log.durable < stop and log in self._writing:
+            # Somebody holds the row for a moment, or there is more than was kept; the next tick takes the rest.
+            self._grown[log] = None
+            self._wake.set()
+
+    def _is_ours(self, log: AudioLog, standing: Standing) -> bool:
+        return (standing.attempt, standing.state, standing.owner) == (log.attempt, "speaking", self._owner)
+
+    @staticmethod
+    def _take_as_it_stands(log: AudioLog, standing: Standing) -> None:
+        if standing.byte_length > log.durable:
+            # A commit whose answer was lost had arrived. What it kept is ours: an attempt has one writer.
+            log.committed(standing.byte_length)
+        elif standing.byte_length < log.durable:
+            # A standby took over that had not heard of our last commits: they are said again from memory.
+            extra = {"task_id": str(log.task_id), "bytes": log.durable - standing.byte_length}
+            logger.warning("the database lost audio, writing it again", extra=extra)
+            log.rewound(standing.byte_length)
+
+
+async def spooled(connection: Connection, task_id: UUID, attempt: int, *, start: int = 0) -> list[bytes]:
+    """The durable payload of one attempt from byte ``start`` on, in order: a few rows of it, none where it ends."""
+    rows = await connection.fetch(
+        """SELECT byte_offset, bytes FROM internal.spool
+            WHERE task_id = $1 AND attempt = $2
+              AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
+                    WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
+            ORDER BY byte_offset LIMIT 16""",
+        task_id,
+        attempt,
+        start,
+    )
+    parts = [row["bytes"][max(0, start - row["byte_offset"]) :] for row in rows]
+    return [part for part in parts if part]

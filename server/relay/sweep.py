@@ -19,10 +19,11 @@ from server.announce import Announcer
 from server.database import REFUSED, Connection, Database, wait_for_locks
 from server.metrics import Metrics
 from server.queue import Queue
-from server.records import idempotency, modal, purchases, removals, runs, speech, tasks
+from server.records import idempotency, modal, processes, purchases, removals, runs, speech, tasks
 from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Lost
 from server.records.speech import RESTARTED, Ended, Ending
 from server.relay.endings import Endings
+from server.relay.leases import Leases
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 NOBODY_FREE = Ending(
     detail="This text waited too long for its turn. Please try again.", category="provider_unavailable"
 )
-# After an outage of the database: within so many renewals a process that lives has certainly renewed once.
-BEATS_MISSED = 5
+# How long after its start a process looks for runs of an older release; once a minute it does so for ever.
+DEPLOY_SECONDS = 600.0
 HOUSEKEEPING_EVERY = 12
 # For one run. A process that is paused inside a transaction must not keep us from all the others.
 LOCK_SECONDS = 1.0
@@ -56,6 +57,7 @@ class Sweeper:
         queue: Queue,
         announcer: Announcer,
         endings: Endings,
+        leases: Leases,
         metrics: Metrics,
         settings: Settings,
     ) -> None:
@@ -63,10 +65,11 @@ class Sweeper:
         self._queue = queue
         self._announcer = announcer
         self._endings = endings
+        self._leases = leases
         self._metrics = metrics
         self._settings = settings
         self._deadlines = settings.deadlines
-        self._trusts_beats_at = 0.0
+        self._started_at = time.monotonic()
 
     async def run(self) -> None:
         rounds = 0
@@ -78,18 +81,16 @@ class Sweeper:
                 rounds += 1
             except REFUSED as exc:
                 logger.warning("sweep failed", extra={"reason": repr(exc)})
-                self._trusts_beats_at = time.monotonic() + BEATS_MISSED * self._settings.intervals.renew_every_seconds
             await asyncio.sleep(self._settings.intervals.sweep_every_seconds * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def sweep(self) -> None:
         """One look at every run that should have moved."""
-        # An outage ages everybody's beat; first let those who live say so.
-        if time.monotonic() >= self._trusts_beats_at:
-            async with self._database.connection() as connection:
-                lost = await runs.lost(connection, self._deadlines.lost_after_seconds)
-            for run in lost:
-                with _somebody_holds_it(run.task_id):
-                    await self._take_from_the_dead(run)
+        for run in await self._lost():
+            with _somebody_holds_it(run.task_id):
+                await self._take_from_the_dead(run, silent_for_seconds=self._deadlines.lost_after_seconds)
+        for run in await self._strays():
+            with _somebody_holds_it(run.task_id):
+                await self._take_from_the_dead(run, silent_for_seconds=None)
         async with self._database.connection() as connection:
             overdue = await runs.overdue(connection, self._deadlines.queue_seconds)
         for task_id, attempt in overdue:
@@ -103,8 +104,23 @@ class Sweeper:
             for bucket, object_key in await removals.overdue(connection, REMOVAL_OVERDUE_SECONDS):
                 await self._queue.defer(connection, REMOVE_JOB, bucket=bucket, object_key=object_key)
 
-    async def _take_from_the_dead(self, run: Lost) -> None:
-        silent_for_seconds = self._deadlines.lost_after_seconds
+    async def _lost(self) -> list[Lost]:
+        patience = self._deadlines.lost_after_seconds
+        async with self._database.connection() as connection:
+            lost = await runs.lost(connection, patience, self._leases.owner)
+            # Processes of an older release are there only for a while after a deploy.
+            if time.monotonic() - self._started_at < DEPLOY_SECONDS:
+                lost += await runs.lost_unregistered(connection, patience)
+        return lost
+
+    async def _strays(self) -> list[Lost]:
+        """What is this process's own by the rows, though nobody here works on it."""
+        async with self._database.connection() as connection:
+            strays = await runs.strays(connection, self._leases.owner, self._leases.held)
+        # A hold is taken before the rows say so; one that has come since is no stray.
+        return [run for run in strays if not self._leases.holds(run.task_id, run.attempt)]
+
+    async def _take_from_the_dead(self, run: Lost, *, silent_for_seconds: float | None) -> None:
         if run.repeatable:
             async with self._database.transaction() as connection:
                 await wait_for_locks(connection, at_most_seconds=LOCK_SECONDS)
@@ -157,6 +173,11 @@ class Sweeper:
             kept_since_spoken = self._deadlines.finalize_seconds + retentions.keep_unstored_seconds
             await runs.forget_unstored(connection, kept_since_spoken)
             await self._queue.abort_orphans(connection)
+            await processes.forget_old(connection)
+            orphans = await runs.lost_unregistered(connection, self._deadlines.lost_after_seconds)
+        for run in orphans:
+            with _somebody_holds_it(run.task_id):
+                await self._take_from_the_dead(run, silent_for_seconds=self._deadlines.lost_after_seconds)
         await self._adopt()
 
     async def _adopt(self) -> None:

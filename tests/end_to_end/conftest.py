@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.queue import SYNTHESIS
+from server.parts import STORED_AT_ONCE
+from server.queue import DEFAULT, SYNTHESIS
 from server.settings import VC_REALTIME, Settings
 from tests.end_to_end.hearing import Ears
 from tests.gateway import Gateway, running_gateway
@@ -23,6 +24,26 @@ async def take_no_jobs(gateway: Gateway, queue: str = SYNTHESIS) -> None:
     """Let a server leave the jobs of one queue to others, so that a test knows who does them."""
     gateway.parts.queue.stop(queue)
     await wait_for(lambda: not gateway.parts.queue.up([queue]))
+
+
+@asynccontextmanager
+async def storing_by_job(gateway: Gateway) -> AsyncIterator[None]:
+    """Keep a server from storing from memory what it has spoken, until the block is left."""
+    for _ in range(STORED_AT_ONCE):
+        await gateway.parts.storing.acquire()
+    try:
+        yield
+    finally:
+        for _ in range(STORED_AT_ONCE):
+            gateway.parts.storing.release()
+
+
+@asynccontextmanager
+async def storing_nothing(gateway: Gateway) -> AsyncIterator[None]:
+    """Let a server leave what it has spoken to others to store, until the block is left."""
+    await take_no_jobs(gateway, DEFAULT)
+    async with storing_by_job(gateway):
+        yield
 
 
 @asynccontextmanager

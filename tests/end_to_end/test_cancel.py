@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -12,11 +13,10 @@ import httpx
 import pytest
 
 from server.dev.simulator import Planned, Simulator
-from server.queue import DEFAULT
 from server.records.runs import FINALIZE_JOB
 from server.settings import Settings
 from server.storage import Bucket
-from tests.end_to_end.conftest import gateway_behind, take_no_jobs
+from tests.end_to_end.conftest import gateway_behind, storing_nothing, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Client, Gateway, insert_voice
 from tests.postgres_proxy import PostgresProxy
@@ -35,8 +35,9 @@ async def voice_id(database_url: str, client: Client, spoken_model: str) -> UUID
 
 @pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
-    """Settings of a server that waits for its speeches as long as a test lasts."""
-    return make_settings(database_url, simulator, tmp_path, shutdown_grace_seconds=15.0, qwen_starts_per_minute=100_000)
+    """Settings of a server that waits for its speeches as long as a test lasts, but not for who stores them."""
+    made = make_settings(database_url, simulator, tmp_path, shutdown_grace_seconds=15.0, qwen_starts_per_minute=100_000)
+    return replace(made, deadlines=replace(made.deadlines, store_elsewhere_seconds=0.2))
 
 
 @pytest.fixture
@@ -216,43 +217,43 @@ async def test_user_and_finalizer_meet_at_the_row_and_one_of_them_wins(
     first: str,
 ) -> None:
     """The audio is uploaded and about to be published when the user ends the speech; both orders, made to happen."""
-    await take_no_jobs(gateway, DEFAULT)
-    task = await client.generate(voice_id)
+    async with storing_nothing(gateway):
+        task = await client.generate(voice_id)
 
-    async def spoken() -> bool:
-        return bool(await rows.fetchval("SELECT state = 'spoken' FROM internal.runs"))
+        async def spoken() -> bool:
+            return bool(await rows.fetchval("SELECT state = 'spoken' FROM internal.runs"))
 
-    await wait_for(spoken)
-    holder = await asyncpg.connect(database_url)
-    try:
-        transaction = holder.transaction()
-        await transaction.start()
-        await holder.execute("SELECT 1 FROM public.generations FOR UPDATE")
-        if first == "the user":
-            acting = asyncio.create_task(ACTS[act](client, task))
-            await waiting_for_locks(rows, 1)
-        async with gateway_behind(door, settings):
-            await waiting_for_locks(rows, 2 if first == "the user" else 1)
-            assert await stored_keys(gateway), "the finalizer has uploaded"
-            if first == "the finalizer":
+        await wait_for(spoken)
+        holder = await asyncpg.connect(database_url)
+        try:
+            transaction = holder.transaction()
+            await transaction.start()
+            await holder.execute("SELECT 1 FROM public.generations FOR UPDATE")
+            if first == "the user":
                 acting = asyncio.create_task(ACTS[act](client, task))
-                await waiting_for_locks(rows, 2)
-            await transaction.rollback()
-            response = await acting
-            assert response.status_code == 200, response.text
-            await nothing_left(rows)
-    finally:
-        await holder.close()
-    generations = await rows.fetch("SELECT status, audio_object_key FROM public.generations")
-    if first == "the finalizer" and act != "delete the generation":
-        assert [row["status"] for row in generations] == ["completed"]
-        assert await stored_keys(gateway) == {generations[0]["audio_object_key"]}
-    else:
-        assert [row["status"] for row in generations] == (["cancelled"] if act != "delete the generation" else [])
-        assert await stored_keys(gateway) == set()
-    if act == "cancel":
-        assert response.json()["cancelled"] == (first == "the user")
-        assert response.json().get("status") == (None if first == "the user" else "completed")
+                await waiting_for_locks(rows, 1)
+            async with gateway_behind(door, settings):
+                await waiting_for_locks(rows, 2 if first == "the user" else 1)
+                assert await stored_keys(gateway), "the finalizer has uploaded"
+                if first == "the finalizer":
+                    acting = asyncio.create_task(ACTS[act](client, task))
+                    await waiting_for_locks(rows, 2)
+                await transaction.rollback()
+                response = await acting
+                assert response.status_code == 200, response.text
+                await nothing_left(rows)
+        finally:
+            await holder.close()
+        generations = await rows.fetch("SELECT status, audio_object_key FROM public.generations")
+        if first == "the finalizer" and act != "delete the generation":
+            assert [row["status"] for row in generations] == ["completed"]
+            assert await stored_keys(gateway) == {generations[0]["audio_object_key"]}
+        else:
+            assert [row["status"] for row in generations] == (["cancelled"] if act != "delete the generation" else [])
+            assert await stored_keys(gateway) == set()
+        if act == "cancel":
+            assert response.json()["cancelled"] == (first == "the user")
+            assert response.json().get("status") == (None if first == "the user" else "completed")
 
 
 async def test_ending_a_speech_in_every_way_at_once_leaves_nothing_half_done(
@@ -331,18 +332,18 @@ async def test_rows_deleted_past_us_leave_no_object(
 async def test_a_generation_deleted_past_us_before_it_is_stored_leaves_no_object(
     client: Client, voice_id: UUID, rows: Rows, gateway: Gateway, settings: Settings, door: PostgresProxy
 ) -> None:
-    await take_no_jobs(gateway, DEFAULT)
-    task = await client.generate(voice_id)
+    async with storing_nothing(gateway):
+        task = await client.generate(voice_id)
 
-    async def spoken() -> bool:
-        return bool(await rows.fetchval("SELECT state = 'spoken' FROM internal.runs"))
+        async def spoken() -> bool:
+            return bool(await rows.fetchval("SELECT state = 'spoken' FROM internal.runs"))
 
-    await wait_for(spoken)
-    await rows.execute("DELETE FROM public.generations")
-    async with gateway_behind(door, settings):
-        await nothing_left(rows)
-    assert (await client.task(task["task_id"]))["status"] == "cancelled"
-    assert await stored_keys(gateway) == set()
+        await wait_for(spoken)
+        await rows.execute("DELETE FROM public.generations")
+        async with gateway_behind(door, settings):
+            await nothing_left(rows)
+        assert (await client.task(task["task_id"]))["status"] == "cancelled"
+        assert await stored_keys(gateway) == set()
 
 
 # --- terminal tasks --------------------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ import asyncpg
 import pytest
 
 from server.dev.simulator import Simulator
-from server.queue import DEFAULT
 from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Intervals, Settings
 from server.storage import Bucket
-from tests.end_to_end.conftest import followers, gateway_behind, take_no_jobs
+from tests.end_to_end.conftest import followers, gateway_behind, storing_by_job, storing_nothing, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Gateway, Process, insert_voice, process, running_gateway
 from tests.postgres_proxy import PostgresProxy
@@ -26,7 +25,13 @@ Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 DELTAS = 5
 HELD_BYTES = DELTAS * DELTA_BYTES
 # The victim is a process of its own with the usual deadlines: it says that it lives once a second.
-IMPATIENT = {"renew_every_seconds": 0.3, "lost_after_seconds": 2.0, "sweep_every_seconds": 0.1, "idle_run_seconds": 0.5}
+IMPATIENT = {
+    "renew_every_seconds": 0.3,
+    "lost_after_seconds": 2.0,
+    "sweep_every_seconds": 0.1,
+    "idle_run_seconds": 0.5,
+    "store_elsewhere_seconds": 0.5,
+}
 
 
 @pytest.fixture
@@ -409,8 +414,7 @@ async def test_a_job_that_was_lost_is_deferred_again(
     gateway: Gateway, settings: Settings, door: PostgresProxy, user_id: UUID, voice_id: UUID, rows: Rows
 ) -> None:
     """However it came to be lost: of a run that waits to be spoken, and of one that waits to be stored."""
-    await take_no_jobs(gateway, DEFAULT)
-    async with gateway.client(user_id) as client:
+    async with storing_nothing(gateway), gateway.client(user_id) as client:
         spoken = await client.generate(voice_id, "To be stored.")
 
         async def is_spoken() -> bool:
@@ -438,7 +442,14 @@ async def test_a_speech_that_nobody_was_free_for_fails_with_words(
 
 
 async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(
-    gateway: Gateway, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows, database_url: str
+    gateway: Gateway,
+    simulator: Simulator,
+    settings: Settings,
+    door: PostgresProxy,
+    user_id: UUID,
+    voice_id: UUID,
+    rows: Rows,
+    database_url: str,
 ) -> None:
     """Between the sweep's look and its deed a process may come back; the deed looks again, with the row locked."""
     plan = hold_after(simulator, DELTAS)
@@ -446,23 +457,29 @@ async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(
         task = await client.generate(voice_id)
         await plan.held()
         await durable(rows, task)
+        owner = await rows.fetchval("SELECT owner FROM internal.runs")
         holder = await asyncpg.connect(database_url)
         try:
             async with holder.transaction():
                 await holder.execute("SELECT 1 FROM public.generations FOR UPDATE")
+                async with gateway_behind(door, settings) as neighbour:
+                    await take_no_jobs(neighbour)
 
-                async def sweep_waits() -> bool:
-                    # Again each time: the owner says that it lives, and may do so before the sweep has looked.
-                    await rows.execute("UPDATE internal.runs SET beat_at = now() - interval '1 minute'")
-                    return bool(
-                        await rows.fetchval(
-                            """SELECT EXISTS (SELECT 1 FROM pg_stat_activity
-                                WHERE datname = current_database() AND wait_event_type = 'Lock')"""
+                    async def sweep_waits() -> bool:
+                        # Again each time: the owner says that it lives, and may do so before the sweep has looked.
+                        await rows.execute(
+                            "UPDATE internal.processes SET beat_at = now() - interval '1 minute' WHERE owner = $1",
+                            owner,
                         )
-                    )
+                        return bool(
+                            await rows.fetchval(
+                                """SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+                                    WHERE datname = current_database() AND wait_event_type = 'Lock')"""
+                            )
+                        )
 
-                await wait_for(sweep_waits)
-                await rows.execute("UPDATE internal.runs SET beat_at = now()")
+                    await wait_for(sweep_waits, 20.0)
+                    await rows.execute("UPDATE internal.processes SET beat_at = now()")
         finally:
             await holder.close()
         plan.release()
@@ -519,8 +536,9 @@ async def test_a_finalizer_that_loses_the_database_while_it_reads_the_spool_wait
 ) -> None:
     async with gateway_behind(door, settings) as gateway, gateway.client(user_id) as client:
         with door.holding_back(b"max(byte_offset) FROM internal.spool") as held:
-            task = await client.generate(voice_id)
-            await held.wait()
+            async with storing_by_job(gateway):
+                task = await client.generate(voice_id)
+                await held.wait()
             door.shut()
         door.open()
 

@@ -39,7 +39,13 @@ from tests.voices import (
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 # The victim is a process of its own with the usual deadlines: it says that it lives once a second.
-IMPATIENT = {"renew_every_seconds": 0.3, "lost_after_seconds": 2.0, "sweep_every_seconds": 0.1, "idle_run_seconds": 0.5}
+IMPATIENT = {
+    "renew_every_seconds": 0.3,
+    "lost_after_seconds": 2.0,
+    "sweep_every_seconds": 0.1,
+    "idle_run_seconds": 0.5,
+    "store_elsewhere_seconds": 0.5,
+}
 
 
 @pytest.fixture

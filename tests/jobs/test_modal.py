@@ -41,7 +41,9 @@ def calls(simulator: Simulator, action: str) -> list[dict[str, Any]]:
 
 def sweeper(gateway: Gateway) -> Sweeper:
     parts = gateway.parts
-    return Sweeper(parts.database, parts.queue, parts.announcer, parts.endings, parts.metrics, parts.settings)
+    return Sweeper(
+        parts.database, parts.queue, parts.announcer, parts.endings, parts.leases, parts.metrics, parts.settings
+    )
 
 
 async def ended(rows: Rows, task_id: Any, timeout: float = 15.0) -> Any:

@@ -125,9 +125,11 @@ async def mark_spoken(world: World) -> object:
         world.connection,
         world.queue,
         world.assignment,
+        OWNER,
         provider_status="finalizing",
         byte_length=5,
         sample_rate_hz=24_000,
+        store_in_seconds=10.0,
         facts={"session_id": "mine"},
     )
 
@@ -155,6 +157,7 @@ async def begin_to_store(world: World) -> object:
 async def publish(world: World) -> object:
     return await speech.publish(
         world.connection,
+        world.queue,
         world.storable,
         object_key=world.assignment.object_key,
         duration_seconds=1.0,
@@ -168,7 +171,7 @@ async def cancel(world: World) -> object:
 
 #: Which run each actor may change; it leaves all others as they are.
 MAY: dict[Actor, set[Run]] = {
-    claim: {QUEUED},
+    claim: {QUEUED, SILENT},  # its own: the answer to a claim may have been lost
     show_progress: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
     note_audio: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
     mark_spoken: {HEARD},
@@ -195,9 +198,10 @@ async def act(world: World, actor: Actor) -> bool:
 async def find(world: World, run: Run) -> None:
     await world.connection.execute(
         """UPDATE internal.runs SET state = $2, attempt = $3, byte_length = $4, spoken_at = now(),
-                  owner = NULL WHERE task_id = $1""",
+                  owner = CASE WHEN $2 <> 'queued' THEN $5::uuid END WHERE task_id = $1""",
         world.task_id,
         *run,
+        OWNER,
     )
 
 
@@ -277,7 +281,7 @@ async def test_a_task_whose_generation_was_deleted_past_us_can_still_be_ended(wo
     with pytest.raises(SpeechGone):
         await claim(world)
     await find(world, HEARD)
-    assert await mark_spoken(world) is False
+    assert await mark_spoken(world) is None
     ended = await speech.end(world.connection, world.task_id, speech.CANCELLED, attempt=1)
     assert ended.here
     assert (await tasks.get(world.connection, world.task_id)).status == "cancelled"

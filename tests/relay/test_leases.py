@@ -65,7 +65,7 @@ class World:
 async def a_process(url: str) -> AsyncIterator[Leases]:
     listener = Listener(url)
     async with Database.open(url, size=4) as database:
-        leases = Leases(database, listener, renew_every_seconds=EVERY_SECONDS)
+        leases = Leases(database, listener, renew_every_seconds=EVERY_SECONDS, lost_after_seconds=15.0)
         loops = [asyncio.create_task(listener.run()), asyncio.create_task(leases.run())]
         await listener.connected.wait()
         try:

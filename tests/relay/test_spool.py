@@ -16,11 +16,12 @@ from server.audio import MP3
 from server.database import Database
 from server.metrics import Metrics
 from server.relay.live import AudioLog
-from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, read_spool
+from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, spooled
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+OWNER = uuid4()
 
 
 @dataclass
@@ -50,7 +51,7 @@ class World:
             task_id,
             state,
             attempt,
-            uuid4(),
+            OWNER,
         )
         speech = Speech(log(task_id=task_id, attempt=1, audio_format=MP3, sample_rate_hz=24_000))
         self.speeches.enter_context(self.writer.writing(speech.log, speech.lost.set))
@@ -82,7 +83,7 @@ async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
     """A spool without a row, and a writer that runs."""
     async with postgres_proxy(database_url) as proxy, Database.open(proxy.url, size=3) as database:
         announcer = Announcer(database)
-        writer = SpoolWriter(database, announcer, Metrics(), every_seconds=0.03)
+        writer = SpoolWriter(database, OWNER, announcer, Metrics(), every_seconds=0.03)
         tasks = [asyncio.create_task(writer.run()), asyncio.create_task(announcer.run())]
         with contextlib.ExitStack() as speeches:
             yield World(proxy, database, writer, rows, speeches)
@@ -298,7 +299,7 @@ async def test_the_spool_is_read_from_any_byte(world: World, start: int) -> None
     for delta in (b"abc", b"d", b"efgh"):
         world.say(speech, delta)
         await world.writer.flush(speech.log)
-    parts = [part async for part in read_spool(world.database, speech.log.task_id, 1, start=start)]
+    parts = await spooled(world.rows, speech.log.task_id, 1, start=start)
     assert b"".join(parts) == b"abcdefgh"[start:]
 
 
@@ -307,8 +308,11 @@ async def test_the_spool_is_read_over_many_rows(world: World) -> None:
     for number in range(40):
         world.say(speech, b"%04d" % number)
         await world.writer.flush(speech.log)
-    parts = [part async for part in read_spool(world.database, speech.log.task_id, 1)]
-    assert b"".join(parts) == b"".join(b"%04d" % number for number in range(40))
+    read = b""
+    while parts := await spooled(world.rows, speech.log.task_id, 1, start=len(read)):
+        assert len(parts) <= 16, "a few rows at a time"
+        read += b"".join(parts)
+    assert read == b"".join(b"%04d" % number for number in range(40))
 
 
 # --- telling others ---------------------------------------------------------------------------------------------------
@@ -330,3 +334,71 @@ async def test_other_processes_are_told_which_speeches_grew(world: World, databa
         assert names(payloads[0]) == {speech.log.task_id}
     finally:
         await connection.close()
+
+
+# --- a database that comes back behind us -----------------------------------------------------------------------------
+
+
+async def lose_commits(world: World, speech: Speech, *, after: int) -> None:
+    """As a standby that took over without the last commits would have it: whole rows of the spool are missing."""
+    task_id = speech.log.task_id
+    await world.rows.execute("DELETE FROM internal.spool WHERE task_id = $1 AND byte_offset >= $2", task_id, after)
+    await world.rows.execute("UPDATE internal.runs SET byte_length = $2 WHERE task_id = $1", task_id, after)
+
+
+@pytest.mark.parametrize("kept", [0, 100], ids=["nothing kept", "a part kept"])
+async def test_what_a_failover_lost_is_written_again_from_memory(world: World, kept: int) -> None:
+    speech = await world.speech()
+    world.say(speech, os.urandom(100))
+    await world.writer.flush(speech.log)
+    world.say(speech, os.urandom(200))
+    await world.writer.flush(speech.log)
+    await lose_commits(world, speech, after=kept)
+    world.say(speech, os.urandom(300))
+    assert speech.log.visible == 600, "whoever listens has heard it and goes on"
+    await within(10.0, world.writer.flush(speech.log))
+    assert await world.kept(speech) == speech.log.read(0, 600)
+    assert not speech.lost.is_set()
+
+
+async def test_a_flushed_speech_whose_end_was_lost_is_written_again(world: World) -> None:
+    speech = await world.speech()
+    for _ in range(2):
+        world.say(speech, os.urandom(100))
+        await world.writer.flush(speech.log)
+    await lose_commits(world, speech, after=100)
+    assert await world.writer.is_behind_us(speech.log)
+    await within(10.0, world.writer.flush(speech.log))
+    assert await world.kept(speech) == speech.log.read(0, 200)
+
+
+async def test_a_shorter_run_of_another_process_is_not_written_to(world: World) -> None:
+    """Task and attempt may be the same after a failover; whoever claimed the run again speaks it from its start."""
+    speech = await world.speech()
+    world.say(speech, b"heard already")
+    await world.writer.flush(speech.log)
+    await lose_commits(world, speech, after=0)
+    await world.rows.execute("UPDATE internal.runs SET owner = $1", uuid4())
+    world.say(speech, b"more")
+    await wait_for(speech.lost.is_set, 10.0)
+    assert await world.kept(speech) == b""
+    assert not await world.writer.is_behind_us(speech.log)
+
+
+async def test_what_each_tick_changes_stands_in_no_index(world: World) -> None:
+    """An update that stays within its page costs no index anything, however long a speech goes on."""
+    speeches = [await world.speech() for _ in range(10)]
+    for _ in range(40):
+        for speech in speeches:
+            world.say(speech, os.urandom(100))
+        await asyncio.gather(*[world.writer.flush(speech.log) for speech in speeches])
+    await world.rows.execute("SELECT pg_stat_clear_snapshot()")
+
+    async def counted() -> bool:
+        await world.rows.execute("SELECT pg_stat_force_next_flush()")
+        [(updated, hot)] = await world.rows.fetch(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'internal.runs'::regclass"
+        )
+        return bool(updated >= 350 and hot >= 0.9 * updated)
+
+    await wait_for(counted, 20.0)

@@ -1,7 +1,6 @@
 """What other processes left behind: runs of the dead, jobs that were lost, rows that have served their time."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,9 +13,11 @@ from server.announce import Announcer
 from server.database import Database, Listener
 from server.metrics import Metrics
 from server.queue import Queue
+from server.records import processes
 from server.records.runs import ATTEMPTS, COLLECT_ATTEMPTS, COLLECT_MODAL_JOB, PREVIEW_JOB, SYNTHESIZE_JOB
 from server.records.speech import RESTARTED
 from server.relay.endings import Endings
+from server.relay.leases import Leases
 from server.relay.sweep import NOBODY_FREE, Sweeper
 from server.settings import Settings
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
@@ -32,6 +33,7 @@ class World:
 
     door: PostgresProxy
     sweeper: Sweeper
+    leases: Leases
     metrics: Metrics
     rows: Rows
 
@@ -80,8 +82,9 @@ async def world(database_url: str, settings: Settings, rows: Rows) -> AsyncItera
     async with postgres_proxy(database_url) as door, Database.open(door.url, size=3) as database:
         queue, announcer, metrics = Queue(database, Listener(door.url)), Announcer(database), Metrics()
         endings = Endings(database, announcer, metrics)
-        sweeper = Sweeper(database, queue, announcer, endings, metrics, settings)
-        yield World(door, sweeper, metrics, rows)
+        leases = Leases(database, Listener(door.url), renew_every_seconds=1.0, lost_after_seconds=15.0)
+        sweeper = Sweeper(database, queue, announcer, endings, leases, metrics, settings)
+        yield World(door, sweeper, leases, metrics, rows)
 
 
 # --- runs of the dead -------------------------------------------------------------------------------------------------
@@ -181,19 +184,27 @@ async def test_a_row_that_somebody_holds_is_left_to_the_next_sweep(world: World,
 
 
 async def test_after_an_outage_nobody_is_dead_before_the_living_could_say_so(world: World) -> None:
-    """An outage ages everybody's beat alike."""
-    task_id = await world.speech(state="'speaking'", beat_at=LONG_AGO)
-    world.door.shut()
-    sweeping = asyncio.create_task(world.sweeper.run())
-    try:
-        await wait_for(lambda: world.sweeper._trusts_beats_at)
-        world.door.open()
+    """An outage makes everybody silent alike; the first one that comes back must not judge the others."""
+    owner = await world.rows.fetchval(
+        "INSERT INTO internal.processes VALUES (gen_random_uuid(), now() - interval '30 seconds') RETURNING owner"
+    )
+    task_id = await world.speech(state="'speaking'", owner=f"'{owner}'::uuid")
+    await processes.beat(world.rows, uuid4(), quiet_after_seconds=5.0, quiet_seconds=10.0)
+    await world.sweeper.sweep()
+    assert (await world.run_of(task_id))["attempt"] == 1
+    await world.rows.execute("UPDATE internal.processes SET quiet_until = now()")
+    await world.sweeper.sweep()
+    assert (await world.run_of(task_id))["attempt"] == 2
+
+
+async def test_a_run_of_our_own_that_nobody_here_works_on_is_taken_up_at_once(world: World) -> None:
+    """The answer to a claim was lost; no other process may judge a run whose owner lives."""
+    stray, held = [await world.speech(state="'speaking'", owner=f"'{world.leases.owner}'::uuid") for _ in range(2)]
+    await processes.beat(world.rows, world.leases.owner, quiet_after_seconds=5.0, quiet_seconds=10.0)
+    with world.leases.hold(held, 1):
         await world.sweeper.sweep()
-        assert (await world.run_of(task_id))["state"] == "speaking"
-    finally:
-        sweeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sweeping
+    assert (await world.run_of(stray))["attempt"] == 2
+    assert (await world.run_of(held))["attempt"] == 1
 
 
 # --- runs that wait ---------------------------------------------------------------------------------------------------
