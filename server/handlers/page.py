@@ -1,7 +1,8 @@
-"""The page and its helper: files read once and served as they are, under a policy that lets nothing else in."""
+"""The page, and its helper for other pages: files read once and served as they are, under a strict policy."""
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,31 +21,43 @@ CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".json": "application/json",
     ".svg": "image/svg+xml",
+    ".ts": "text/plain; charset=utf-8",
 }
+
+#: What `utter.js` needs, and its types: for pages of other origins, and for the npm package of the same files.
+HELPER = ("utter.js", "utter.d.ts", "speech.js", "playback.js", "requests.js", "keep.js")
+#: Where the helper keeps what its first version promised; `/static/` has the newest.
+VERSION_1 = "/static/v1"
 
 
 def page_routes(settings: Settings) -> list[Route]:
-    """`/` and everything under `/static/`; nothing where SERVE_PAGE is off.
+    """`/` and all under `/static/` where SERVE_PAGE is on; else the helper, where CORS_ALLOW_ORIGINS names a page.
 
     `/generate` shows the page too: that is where the ``redirect_url`` of a regeneration leads.
     """
-    if not settings.serve_page:
-        return []
     policy = content_security_policy(settings)
+    helps = settings.serve_page or bool(settings.cors_allow_origins)
     routes: list[Route] = []
     for path in sorted(FOLDER.iterdir()):
-        if path.suffix not in CONTENT_TYPES:
-            continue
-        file = _File(path.read_bytes(), CONTENT_TYPES[path.suffix], policy)
-        addresses = ["/", "/generate"] if path.name == "index.html" else [f"/static/{path.name}"]
-        routes += [Route(address, file, methods=["GET"]) for address in addresses]
+        addresses = list(_addresses(path.name, page=settings.serve_page, helper=helps))
+        if path.suffix in CONTENT_TYPES and addresses:
+            file = _File(path.read_bytes(), CONTENT_TYPES[path.suffix], policy, foreign=path.name in HELPER)
+            routes += [Route(address, file, methods=["GET"]) for address in addresses]
     return routes
+
+
+def _addresses(name: str, *, page: bool, helper: bool) -> Iterator[str]:
+    if name in HELPER and helper:
+        yield f"/static/{name}"
+        yield f"{VERSION_1}/{name}"
+    elif page:
+        yield from ["/", "/generate"] if name == "index.html" else [f"/static/{name}"]
 
 
 class _File:
     """One file, as an ASGI application: browsers keep it and ask each time whether it is still the same."""
 
-    def __init__(self, content: bytes, content_type: str, policy: str) -> None:
+    def __init__(self, content: bytes, content_type: str, policy: str, *, foreign: bool) -> None:
         self._content = content
         self._etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         self._headers = {
@@ -52,6 +65,8 @@ class _File:
             "Content-Security-Policy": policy,
             "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
             "Cross-Origin-Opener-Policy": "same-origin",
+            # Pages that isolate themselves load nothing from elsewhere that does not say so.
+            "Cross-Origin-Resource-Policy": "cross-origin" if foreign else "same-origin",
             "Cache-Control": "no-cache",
             "ETag": self._etag,
         }

@@ -29,7 +29,7 @@ export class Speech extends EventTarget {
 
   /**
    * `live: false` polls; `autoplay: false` waits for play(); `remember: false`: not for restore().
-   * @param {import("./utter.js").Utter} utter
+   * @param {import("./requests.js").Client & {player: string, rate: number, volume: number}} utter
    * @param {{begin?: () => Promise<any>, generation_id?: string, live?: boolean, autoplay?: boolean, from?: number,
    *          remember?: boolean, rate?: number, volume?: number}} options
    */

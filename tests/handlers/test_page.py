@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from server.dev.session import session_route
-from server.handlers.page import CONTENT_TYPES, FOLDER, content_security_policy, page_routes
+from server.handlers.page import CONTENT_TYPES, FOLDER, HELPER, content_security_policy, page_routes
 from server.settings import Settings, StorageSettings
 from tests.support import AUTH_JWT_SECRET
 
@@ -37,6 +37,29 @@ async def test_the_page_is_not_served_unless_the_operator_wants_it() -> None:
         assert (await http.get("/static/utter.js")).status_code == 404
 
 
+async def test_the_helper_is_served_wherever_other_pages_may_ask() -> None:
+    """All that it imports, at an address with its version too, and nothing of the page."""
+    async with served(settings_with(serve_page=False, cors_allow_origins=("https://app.example",))) as http:
+        for name in HELPER:
+            newest, versioned = await http.get(f"/static/{name}"), await http.get(f"/static/v1/{name}")
+            assert newest.status_code == versioned.status_code == 200
+            assert newest.content == versioned.content
+            assert versioned.headers["cross-origin-resource-policy"] == "cross-origin"
+        for address in ("/", "/static/page.js", "/static/session.json"):
+            assert (await http.get(address)).status_code == 404
+    imported = {"utter.js"}
+    for name in HELPER:
+        imported |= set(re.findall(r"""from "\./([\w.-]+)";""", (FOLDER / name).read_text()))
+    assert imported == {name for name in HELPER if name.endswith(".js")}
+
+
+def test_the_package_is_the_helper_and_says_its_version() -> None:
+    package = json.loads((FOLDER / "package.json").read_text())
+    assert sorted(package["files"]) == sorted(HELPER)
+    assert f'VERSION = "{package["version"]}"' in (FOLDER / "utter.js").read_text()
+    assert package["version"].startswith("1.")  # as the address says
+
+
 @pytest.mark.parametrize("address", ["/", "/generate"])
 async def test_the_page_is_html_that_lets_nothing_foreign_in(address: str) -> None:
     async with served(settings_with()) as http:
@@ -54,7 +77,7 @@ async def test_the_page_is_html_that_lets_nothing_foreign_in(address: str) -> No
 async def test_every_file_is_served_under_static_with_its_type() -> None:
     async with served(settings_with()) as http:
         for path in FOLDER.iterdir():
-            if path.name == "index.html":
+            if path.name in ("index.html", "README.md"):
                 continue
             response = await http.get(f"/static/{path.name}")
             assert response.status_code == 200, path.name
