@@ -4,11 +4,10 @@
 import { $, attempt, clock, relabel, toast } from "./dom.js";
 import { Mini } from "./mini.js";
 import { RATE, Recorder, loudness, wavFile } from "./recorder.js";
-import { passageFor } from "./words.js";
+import { CONSENT, passageFor } from "./words.js";
 
 const [SHORTEST, GOOD, ENOUGH, LONGEST] = [3, 10, 20, 60]; // seconds
 const LARGEST = 10 * 1024 * 1024;
-const TYPES = { wav: "audio/wav", mp3: "audio/mpeg", m4a: "audio/mp4" };
 
 export class CloneDialog {
   #app;
@@ -23,6 +22,7 @@ export class CloneDialog {
   constructor(app) {
     this.#app = app;
     $("open-clone").onclick = () => this.open();
+    $("consent-line").textContent = CONSENT;
     $("record").onclick = () => attempt($("record"), () => (this.#recorder ? this.#stop() : this.#start()), $("clone-problem"));
     for (const radio of this.#dialog.querySelectorAll("[name=origin]")) radio.onchange = () => this.#origin(radio.value);
     $("file").onchange = () => this.#choose($("file").files[0]);
@@ -96,7 +96,19 @@ export class CloneDialog {
       this.#renderRecorder(peak, loud);
       if (recorder.seconds >= LONGEST - 0.2) attempt(null, () => this.#stop(), $("clone-problem"));
     });
+    recorder.addEventListener("silenced", () => this.#say(recorder, "The microphone is muted: nothing is recorded."));
+    recorder.addEventListener("heard", () => this.#say(recorder, ""));
+    recorder.addEventListener("lost", async () => {
+      if (this.#recorder !== recorder) return;
+      await attempt(null, () => this.#stop(), $("clone-problem"));
+      $("clone-problem").textContent = "The microphone is gone. What was said until then is kept.";
+      $("record").focus();
+    });
     this.#renderRecorder();
+  }
+
+  #say(recorder, problem) {
+    if (this.#recorder === recorder) $("clone-problem").textContent = problem;
   }
 
   async #stop() {
@@ -131,7 +143,7 @@ export class CloneDialog {
     $("clone-problem").textContent = "";
     this.#recording = null;
     this.#mini.show(null);
-    const type = TYPES[file.name.split(".").pop().toLowerCase()];
+    const type = typeOf(new Uint8Array(await file.slice(0, 12).arrayBuffer()), file);
     if (!type) { $("clone-problem").textContent = "This is not a WAV, MP3 or M4A file. Please choose another one."; return; }
     if (file.size > LARGEST) { $("clone-problem").textContent = "This file is larger than 10 MB. Please choose a shorter one."; return; }
     // What this browser cannot read, the server may.
@@ -161,6 +173,10 @@ export class CloneDialog {
       $("clone-name").focus();
       throw new Error("Give the voice a name.");
     }
+    if (!$("consent").checked) {
+      $("consent").focus();
+      throw new Error("Please say that you may use this voice.");
+    }
     const fields = { name, language: $("clone-language").value, transcript: $("clone-transcript").value.trim() };
     if (this.#begun?.blob !== recording.blob) {
       $("clone-state").textContent = "Uploading…";
@@ -170,17 +186,30 @@ export class CloneDialog {
     }
     $("clone-state").textContent = "Learning the voice…";
     const { voice_id } = this.#begun;
-    const voice = await utter.call("POST", "/api/clone/finalize", { body: { voice_id, ...fields }, timeout: 120_000 });
+    const voice = await utter.call("POST", "/api/clone/finalize", { body: { voice_id, ...fields, consent: CONSENT }, timeout: 120_000 });
     this.#begun = null;
     this.#recording = null;
     this.#mini.show(null);
     $("clone-name").value = $("clone-transcript").value = $("file").value = "";
     $("file-hint").textContent = "";
+    $("consent").checked = false;
     this.#dialog.close();
     await voices.load(voice.id);
     toast(`${voice.name} is ready to speak.`);
     $("text").focus();
   }
+}
+
+/**
+ * What a file is, as far as its first bytes or its name tell; "" for what is no recording at all. The server looks at all
+ * of it: what is doubtful here is its to judge.
+ */
+function typeOf(start, { type, name }) {
+  const word = (at) => String.fromCharCode(...start.slice(at, at + 4));
+  if (["RIFF", "RIFX", "RF64", "BW64"].includes(word(0))) return "audio/wav";
+  if (word(4) === "ftyp") return "audio/mp4";
+  if (/^(audio|video)[/]/.test(type) || /[.](wav|mp3|m4a|mp4|aac|qta|mov|3gp)$/i.test(name)) return "audio/mpeg";
+  return word(0).startsWith("ID3") || (start[0] === 0xff && start[1] >= 0xe0) ? "audio/mpeg" : "";
 }
 
 /** PUT to the store: another server, which wants neither our token nor our errors. */

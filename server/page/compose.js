@@ -4,6 +4,7 @@
 import { $, h } from "./dom.js";
 import { keep, kept } from "./keep.js";
 import { APPLE, commandKey } from "./keyboard.js";
+import { Options } from "./options.js";
 import { expectedSeconds, partsOf } from "./words.js";
 
 const DRAFT = "utter.draft";
@@ -17,6 +18,7 @@ export class Compose {
   #app;
   #limit = 2000;
   #busy = false;
+  #options;
 
   /** @param app `{utter, stage, service, voices, queue, failed}` */
   constructor(app) {
@@ -34,7 +36,11 @@ export class Compose {
       event.preventDefault();
       this.submit({ after: event.shiftKey });
     });
-    app.voices.addEventListener("change", () => this.count());
+    this.#options = new Options(() => app.voices.chosen?.varies ?? []);
+    app.voices.addEventListener("change", () => {
+      this.count();
+      this.#options.show();
+    });
     this.count();
   }
 
@@ -88,7 +94,7 @@ export class Compose {
 
   #order(text) {
     const { id, name } = this.#app.voices.chosen;
-    return { voice: { id, name }, request: { voice_id: id, text, language: $("language").value } };
+    return { voice: { id, name }, request: { voice_id: id, text, language: $("language").value, ...this.#options.chosen } };
   }
 
   #speakParts(parts) {
@@ -121,8 +127,9 @@ export class Compose {
   }
 
   /** Fill the form with what was spoken before; false where its voice cannot speak. */
-  fill({ voice_id, text, language }) {
+  fill({ voice_id, text, language, redirect_url: _, ...options }) {
     $("text").value = text;
+    this.#options.set(options);
     if (Array.from($("language").options).some((option) => option.value === language)) $("language").value = language;
     const here = this.#app.voices.choose(voice_id);
     this.count();

@@ -3,6 +3,7 @@
  */
 import { CloneDialog } from "./clone.js";
 import { Compose } from "./compose.js";
+import { ConnectDialog } from "./connect.js";
 import { DesignDialog } from "./design.js";
 import { $, h, icon, relabel, toast } from "./dom.js";
 import { greet } from "./hello.js";
@@ -77,6 +78,7 @@ for (const dialog of /** @type {NodeListOf<HTMLDialogElement>} */ (document.quer
 }
 new CloneDialog(app);
 new DesignDialog(app);
+const connect = new ConnectDialog(app);
 
 // --- the beginning ---------------------------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ async function enter() {
   } else if (matchMedia("(hover: hover)").matches) $("text").focus({ preventScroll: true });
   await history.refresh();
   comeBack();
+  await connect.offer();
 }
 
 /** After a reload: go on with what was being spoken. */

@@ -4,16 +4,27 @@
 
 export const RATE = 24000;
 
+const WHY_NOT = {
+  NotFoundError: "No microphone was found. You can choose a file instead.",
+  NotReadableError: "Another program is using the microphone. Close it and try again, or choose a file instead.",
+  NotAllowedError: "The microphone was not allowed. Allow it in your browser's address bar, or choose a file instead.",
+};
+
 export class Recorder extends EventTarget {
   #context = null;
   #stream = null;
   #parts = [];
   #count = 0;
+  #begun = false;
 
   /** Seconds so far. */
   get seconds() { return this.#context ? this.#count / this.#context.sampleRate : 0; }
 
-  /** Begin. Events: `level` with detail {peak, rms} of the last moment. @throws Error with a sentence. */
+  /**
+   * Begin. Events: `level` with detail {peak, rms} of the last moment; `silenced` and `heard` when the system mutes the
+   * microphone, or takes it away for a while, and gives it back; `lost` when it is gone (pulled out, or no longer allowed).
+   * @throws Error with a sentence
+   */
   async start() {
     if (!navigator.mediaDevices?.getUserMedia || !globalThis.AudioWorkletNode) {
       throw new Error("Browsers give the microphone to pages on https or localhost alone. You can choose a file instead.");
@@ -24,11 +35,34 @@ export class Recorder extends EventTarget {
         audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
       });
     } catch (error) {
-      throw new Error(error.name === "NotFoundError"
-        ? "No microphone was found. You can choose a file instead."
-        : "The microphone was not allowed. Allow it in your browser's address bar, or choose a file instead.");
+      throw new Error(WHY_NOT[error.name] ?? WHY_NOT.NotAllowedError);
     }
-    this.#context = new AudioContext();
+    try {
+      await this.#listen();
+    } catch {
+      this.abandon();
+      throw new Error("This browser cannot record from that microphone. You can choose a file instead.");
+    }
+    this.#watch();
+  }
+
+  /** Let the samples in. Some browsers want the context to have the microphone's own rate. */
+  async #listen() {
+    const [track] = this.#stream.getAudioTracks();
+    try {
+      await this.#connect();
+    } catch (error) {
+      const { sampleRate } = track.getSettings?.() ?? {};
+      if (error.name !== "NotSupportedError" || !sampleRate) throw error;
+      await this.#context.close();
+      await this.#connect({ sampleRate });
+    }
+    await this.#context.resume();
+  }
+
+  async #connect(options = {}) {
+    this.#context = new AudioContext(options);
+    const source = this.#context.createMediaStreamSource(this.#stream);
     await this.#context.audioWorklet.addModule(new URL("recorder-worklet.js", import.meta.url));
     const tap = new AudioWorkletNode(this.#context, "tap", { numberOfOutputs: 0 });
     tap.port.onmessage = ({ data }) => {
@@ -36,7 +70,24 @@ export class Recorder extends EventTarget {
       this.#count += data.length;
       this.dispatchEvent(new CustomEvent("level", { detail: loudness(data) }));
     };
-    this.#context.createMediaStreamSource(this.#stream).connect(tap);
+    source.connect(tap);
+  }
+
+  #watch() {
+    const [track] = this.#stream.getAudioTracks();
+    const context = this.#context;
+    const tell = (name) => this.#begun && this.dispatchEvent(new Event(name));
+    this.#begun = true;
+    track.addEventListener("ended", () => tell("lost"));
+    track.addEventListener("mute", () => tell("silenced"));
+    track.addEventListener("unmute", () => tell("heard"));
+    context.addEventListener("statechange", () => {
+      if (context.state === "running") tell("heard");
+      else if (this.#begun && context.state !== "closed") {
+        tell("silenced");
+        context.resume().catch(() => {}); // where it was taken away for a moment only
+      }
+    });
   }
 
   /** End; the recording as samples at RATE. */
@@ -54,6 +105,7 @@ export class Recorder extends EventTarget {
 
   /** Let the microphone go. */
   abandon() {
+    this.#begun = false;
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     if (this.#context && this.#context.state !== "closed") this.#context.close();
   }

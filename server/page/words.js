@@ -43,6 +43,9 @@ export function expectedSeconds(text) {
   return Math.max(1.5, dense * 0.24 + (text.length - dense) * 0.068);
 }
 
+/** What somebody says who clones a voice; it is kept with the voice. */
+export const CONSENT = "This is my own voice, or its owner has agreed that I use it.";
+
 /** What to read aloud for a recording, about twelve seconds. */
 export const PASSAGES = {
   English: "The morning train was late again, so I walked along the river instead. The water was quiet, two swans drifted by, and for once nobody was in a hurry. I think I will do that more often.",

@@ -146,7 +146,7 @@ class Tab:
     @property
     async def ear(self) -> dict[str, Any]:
         """What was heard so far: ``loudest``, ``audibleSeconds``, ``longestSilence``, ``streams`` (addresses)."""
-        heard: dict[str, Any] = await self.js("({...ear})")
+        heard: dict[str, Any] = await self.js("({...ear, elements: [], contexts: []})")
         return heard
 
     @property

@@ -2,7 +2,7 @@
 (() => {
   const TICK_MS = 20;
   const AUDIBLE = 0.004; // effective value; full scale is 1
-  const ear = { loudest: 0, audibleSeconds: 0, longestSilence: 0, playing: false, violations: [], streams: [] };
+  const ear = { loudest: 0, audibleSeconds: 0, longestSilence: 0, playing: false, violations: [], streams: [], elements: [], contexts: [] };
   let silence = 0;
   const taps = [];
   const numbers = new Float32Array(1024);
@@ -36,6 +36,7 @@
   HTMLMediaElement.prototype.play = function (...rest) {
     if (!this.heard) {
       this.heard = true;
+      ear.elements.push(this);
       this.addEventListener("playing", () => {
         copies ??= new Context();
         listen(copies, copies.createMediaStreamSource(this.captureStream()));
@@ -49,6 +50,7 @@
   AudioNode.prototype.connect = function (target, ...rest) {
     if (target instanceof AudioDestinationNode && !(this.context instanceof OfflineAudioContext)) {
       if (!this.context.tap) {
+        ear.contexts.push(this.context);
         this.context.tap = new AnalyserNode(this.context, { fftSize: numbers.length });
         taps.push(this.context.tap);
       }

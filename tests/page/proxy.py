@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -15,6 +16,10 @@ class Proxy:
         refuse: Requests whose address contains this are answered 503 with HTML, ``times`` of them.
         refused: How many were.
         down: While true, nobody is answered at all.
+        keep_after: Of the next stream only so many deltas are passed on; whatever follows is kept, and so is the
+            connection.
+        drop: Of the next stream the delta of this number (from 0) is left out.
+        meddled: How many streams were treated so.
     """
 
     def __init__(self, target: str) -> None:
@@ -24,6 +29,9 @@ class Proxy:
         self.times = 0
         self.refused = 0
         self.down = False
+        self.keep_after: int | None = None
+        self.drop: int | None = None
+        self.meddled = 0
         self._open: set[asyncio.StreamWriter] = set()
 
     def refuse_next(self, containing: str, times: int) -> None:
@@ -61,13 +69,35 @@ class Proxy:
             upstream.write(b"\r\n".join([*lines, b"Connection: close", b"", b""]))
             sending = asyncio.create_task(_pipe(reader, upstream))
             try:
-                await _pipe(upstream_reader, writer)
+                if "/generate/stream" in address and (self.keep_after is not None or self.drop is not None):
+                    await self._meddle(upstream_reader, writer)
+                    await asyncio.wait({sending})  # until the client hangs up
+                else:
+                    await _pipe(upstream_reader, writer)
             finally:
                 sending.cancel()
                 await asyncio.wait({sending})
         finally:
             self._open.discard(upstream)
             upstream.close()
+
+    async def _meddle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        keep_after, drop = self.keep_after, self.drop
+        self.keep_after = self.drop = None
+        self.meddled += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"transfer-")))
+        rest, deltas = b"", 0
+        while size := int(await reader.readuntil(b"\r\n"), 16):  # RFC 9112 §7.1
+            rest += (await reader.readexactly(size + 2))[:-2]
+            *events, rest = re.split(rb"(?<=\n\r\n)|(?<=\n\n)", rest)
+            for event in events:
+                is_delta = b"event: response.audio.delta" in event
+                deltas += is_delta
+                swallowed = keep_after is not None and deltas > keep_after
+                if not swallowed and not (is_delta and deltas - 1 == drop):
+                    writer.write(event)
+            await writer.drain()
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -81,6 +81,47 @@ async def test_a_proxy_that_answers_503_does_not_end_the_speech(
         assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
 
 
+async def test_a_stream_that_falls_silent_is_left_for_another(
+    proxy: Proxy, simulator: Simulator, opened: Opener, client: Client, voice_id: UUID
+) -> None:
+    """A proxy keeps everything after the third delta, and the connection: after five seconds the page finds out that
+    the voice went on, and takes the rest from where it was."""
+    proxy.keep_after = 3
+    async with opened(proxy.url) as tab:
+        tab.expect_problems(*NETWORK)
+        await tab.ready()
+        await tab.generate(SENTENCE)
+        await tab.finished(30.0)
+        assert proxy.meddled == 1
+        first, second = await tab.offsets
+        assert first == 0
+        assert second > 0
+        assert await tab.js("document.querySelector('#stage').dataset.link") == "none"
+        await assert_every_byte_came_once(tab, client)
+
+
+async def test_an_event_that_is_lost_is_fetched_and_not_played_over(
+    proxy: Proxy, opened: Opener, client: Client, voice_id: UUID
+) -> None:
+    """The offset behind the next delta gives the gap away."""
+    proxy.drop = 2
+    async with opened(proxy.url) as tab:
+        tab.expect_problems(*NETWORK)
+        await tab.ready()
+        await tab.generate(SENTENCE)
+        await tab.finished(30.0)
+        assert proxy.meddled == 1
+        assert len(await tab.offsets) == 2
+        await assert_every_byte_came_once(tab, client)
+
+
+async def assert_every_byte_came_once(tab: Tab, client: Client) -> None:
+    """The frames that came are as long as what is stored: a delta is longer than the difference that is allowed."""
+    duration = await duration_of_newest(client)
+    assert await tab.seconds == pytest.approx(duration, abs=0.1)
+    assert (await tab.ear)["audibleSeconds"] > 0.5 * duration
+
+
 async def test_where_nothing_can_be_streamed_the_stored_audio_is_played(
     proxy: Proxy, opened: Opener, client: Client, voice_id: UUID
 ) -> None:

@@ -55,6 +55,7 @@ async def test_a_voice_is_cloned_and_a_speech_is_cancelled(
         await page.set_input_files("#file", recording)
         await page.fill("#clone-name", "Mine")
         await page.fill("#clone-transcript", "Something that was said in the recording.")
+        await page.check("#consent")
         await page.click("#clone-save")
         await tab.ready()
         await tab.generate("Never to be heard.")

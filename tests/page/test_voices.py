@@ -45,10 +45,14 @@ async def test_a_voice_is_cloned_from_a_file_and_speaks(
     await page.get_by_text("Give the voice a name.").wait_for()
     await page.fill("#clone-name", "My own voice")
     await page.fill("#clone-transcript", "Something that was said in the recording.")
+    await page.click("#clone-save")
+    await page.get_by_text("Please say that you may use this voice.").wait_for()
+    await page.check("#consent")
     await newcomer.shot("filled", full_page=True)
     await page.click("#clone-save")
     assert await chosen(newcomer) == "My own voice"
     assert [call["action"] for call in simulator.calls] == ["create"]
+    assert (await client.http.get("/api/voices")).json()["voices"][0]["consent"].startswith("This is my own voice")
     await page.get_by_role("button", name="Listen to My own voice").click()
     await newcomer.until("ear.loudest > 0.02")
     await newcomer.generate("This is my own voice.")
@@ -74,6 +78,7 @@ async def test_a_voice_is_cloned_with_the_microphone(opened: Opener, client: Cli
         await page.click("#clone-mini button")
         await tab.until("ear.loudest > 0.02")
         await page.fill("#clone-name", "Spoken just now")
+        await page.check("#consent")
         await page.click("#clone-save")
         assert await chosen(tab) == "Spoken just now"
         voice = (await client.http.get("/api/voices")).json()["voices"][0]
@@ -81,6 +86,48 @@ async def test_a_voice_is_cloned_with_the_microphone(opened: Opener, client: Cli
         stored = (await client.http.get(link)).content
         assert stored[:4] == b"RIFF"
         assert int((len(stored) - 44) / 48_000 + 0.05) == int(shown.removeprefix("0:"))  # 24 kHz, mono, 16 bit
+
+
+RATES_DIFFER = """{
+    const connect = AudioContext.prototype.createMediaStreamSource;
+    AudioContext.prototype.createMediaStreamSource = function (stream) {
+        const { sampleRate } = stream.getAudioTracks()[0].getSettings();
+        if (!globalThis.askedFor) {
+            globalThis.askedFor = sampleRate;
+            throw new DOMException("rates", "NotSupportedError");
+        }
+        return connect.call(this, stream);
+    };
+}"""
+NEVER_CONNECTS = (
+    """AudioContext.prototype.createMediaStreamSource = () => { throw new DOMException("No.", "DataError"); };"""
+)
+
+
+async def test_a_microphone_that_is_muted_lost_or_of_another_rate_is_handled(opened: Opener, client: Client) -> None:
+    """A context at the microphone's rate, words when nothing is heard, and what was said until it went is kept."""
+    script = RATES_DIFFER + (
+        "const get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        "navigator.mediaDevices.getUserMedia = async (...asked) => globalThis.microphone = await get(...asked);"
+    )
+    async with opened(permissions=["microphone"], scripts=[script]) as tab:
+        page = tab.page
+        await page.click("#open-clone")
+        await page.click("#record")
+        await tab.until("document.querySelector('#record-time').textContent >= '0:01'")
+        assert await tab.js("askedFor") > 0
+        await tab.js("microphone.getAudioTracks()[0].dispatchEvent(new Event('mute'))")
+        await page.get_by_text("The microphone is muted").wait_for()
+        await tab.js("microphone.getAudioTracks()[0].dispatchEvent(new Event('unmute'))")
+        await tab.until("document.querySelector('#clone-problem').textContent === ''")
+        await tab.js("microphone.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+        await page.get_by_text("The microphone is gone. What was said until then is kept.").wait_for()
+        await page.click("#clone-mini button")
+        await tab.until("ear.loudest > 0.02")
+    async with opened(permissions=["microphone"], scripts=[NEVER_CONNECTS]) as tab:
+        await tab.page.click("#open-clone")
+        await tab.page.click("#record")
+        await tab.page.get_by_text("This browser cannot record from that microphone.").wait_for()
 
 
 async def test_a_microphone_that_is_not_allowed_is_explained(newcomer: Tab) -> None:
@@ -124,6 +171,7 @@ async def test_a_refusal_of_the_provider_is_a_sentence_and_nothing_is_lost(
     await page.get_by_text("File", exact=True).click()
     await page.set_input_files("#file", recording)
     await page.fill("#clone-name", "Second time lucky")
+    await page.check("#consent")
     await page.click("#clone-save")
     await newcomer.until("document.querySelector('#clone-problem').textContent.length > 10", 30)
     assert await page.is_enabled("#clone-save")
