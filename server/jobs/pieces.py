@@ -159,7 +159,7 @@ class _Speech:
         attempt = await self._parts.database.patiently(claim)
         if attempt is None:
             raise ProviderTimeout(
-                "An earlier try to speak this did not come to an end. Please try again.",
+                "An earlier attempt to speak this did not finish. Please try again.",
                 diagnostics={"code": "piece_undecided", "part": part},
             )
         try:
