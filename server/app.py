@@ -16,6 +16,7 @@ from server.handlers import clone, design, generate, generations, keys, openai, 
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
+from server.handlers.proxies import TrustedProxies
 from server.handlers.requests import parts_of
 from server.handlers.resources import resources
 from server.keyring import KeyRing
@@ -95,7 +96,10 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             *extra_routes,
             *page_routes(settings),
         ],
-        middleware=[Middleware(Edge, settings=settings)],
+        middleware=[
+            Middleware(TrustedProxies, trusted_hosts=settings.forwarded_allow_ips),
+            Middleware(Edge, settings=settings),
+        ],
         lifespan=lifespan,
         exception_handlers=exception_handlers,
     )

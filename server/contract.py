@@ -145,6 +145,13 @@ class ZipRequest(Struct, frozen=True):
     ids: Annotated[list[UUID], Meta(min_length=1, max_length=50)]
 
 
+class LinkAnswer(Struct, frozen=True, kw_only=True):
+    """A link that needs no token, for whoever asks with ``Accept: application/json``; seconds until it ends."""
+
+    url: str
+    expires_in: int
+
+
 class RegenerateAnswer(Struct, frozen=True):
     voice_id: UUID
     text: str

@@ -53,8 +53,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=True,
-                forwarded_allow_ips=settings.forwarded_allow_ips,
+                proxy_headers=False,  # the application asks them itself: more is to be believed than uvicorn knows
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_SECONDS,
             )

@@ -168,6 +168,11 @@ class Settings:
         return KNOWN_MODELS | {self.qwen_vc_target_model, self.qwen_vd_target_model}
 
     @property
+    def public_path(self) -> str:
+        """What stands in front of every path as browsers see it; "" without a proxy that puts something there."""
+        return urlsplit(self.public_base_url or "").path.rstrip("/")
+
+    @property
     def weaknesses(self) -> list[str]:
         """What is allowed but unwise, one sentence each, for the log at start-up."""
         secrets = {"AUTH_JWT_SECRET": self.auth_jwt_secret, "STREAM_TICKET_SECRET": self.stream_ticket_secret}
@@ -632,6 +637,8 @@ class _Reader:
         value = self.url("PUBLIC_BASE_URL")
         if value and ("?" in value or "#" in value):
             self.wrong("PUBLIC_BASE_URL", "must not hold a query or a fragment")
+        elif value and urlsplit(value).path.strip("/") and self.flag("SERVE_PAGE"):
+            self.wrong("PUBLIC_BASE_URL", "must not have a path where SERVE_PAGE is on: the page lives at the top")
         return value and value.rstrip("/")
 
     def origins(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from server.handlers.requests import (
     convert,
     idempotency_key,
     json_response,
+    outward,
     parts_of,
     read_form,
     read_json,
@@ -41,7 +42,7 @@ async def save(request: Request) -> Response:
             description=voice.description,
             language=voice.language,
             source="designed",
-            preview_url=f"/api/voices/{voice.id}/preview",
+            preview_url=outward(request, f"/api/voices/{voice.id}/preview"),
         )
     )
 

@@ -14,11 +14,12 @@ from starlette.responses import Response, StreamingResponse
 
 from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus, ZipRequest
 from server.errors import Invalid, NotFound
-from server.handlers.links import redirect_to_audio
+from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import generation_entry
 from server.handlers.requests import (
     bearer,
     json_response,
+    outward,
     page_query,
     parts_of,
     path_uuid,
@@ -77,7 +78,7 @@ async def list_generations(request: Request) -> Response:
             )
             pagination = Pagination.of(page=asked.page, per_page=asked.per_page, total=total)
             more = asked.page < pagination.pages
-    return json_response(GenerationsAnswer([generation_entry(entry) for entry in entries], pagination, more))
+    return json_response(GenerationsAnswer([generation_entry(parts, entry) for entry in entries], pagination, more))
 
 
 def _cursor(request: Request, name: str) -> Cursor | None:
@@ -151,7 +152,8 @@ async def get_audio(request: Request) -> Response:
     entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
     if entry.status != "completed" or not entry.audio_object_key:
         raise NotFound(_WHY_SILENT.get(entry.status, "This generation has no audio."))
-    return await redirect_to_audio(parts, entry.audio_object_key, entry.id)
+    key = entry.audio_object_key
+    return await answer_with_link(request, Bucket.GENERATIONS, key, audio_filename(entry.id, key))
 
 
 async def delete_generation(request: Request) -> Response:
@@ -179,7 +181,7 @@ async def regenerate(request: Request) -> Response:
             voice_id=entry.voice_id,
             text=entry.text,
             language=entry.language,
-            redirect_url=f"/generate?{query}",
+            redirect_url=outward(request, f"/generate?{query}"),
             **repeated,
         )
     )

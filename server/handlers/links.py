@@ -1,20 +1,33 @@
-"""Links to stored audio that need no token."""
+"""Links to stored audio that need no token: as a redirect, or in a body for a page that cannot follow one."""
 
-from uuid import UUID
-
+from starlette.requests import Request
 from starlette.responses import Response
 
-from server.handlers.requests import redirect
-from server.parts import Parts
+from server.contract import LinkAnswer
+from server.handlers.requests import json_response, outward, parts_of, redirect
 from server.storage import Bucket
 
 LINK_SECONDS = 3600
 
 
-async def redirect_to_audio(parts: Parts, object_key: str, generation_id: UUID) -> Response:
-    """302 to a link that needs no token and works for an hour, as often as one likes."""
-    suffix = object_key.rpartition(".")[2]
-    link = await parts.storage.signed_get(
-        Bucket.GENERATIONS, object_key, expires_seconds=LINK_SECONDS, filename=f"utter-{generation_id}.{suffix}"
+async def answer_with_link(request: Request, bucket: Bucket, key: str, filename: str) -> Response:
+    """302 to a link that works for an hour, as often as one likes; the link itself for ``Accept: application/json``.
+
+    A browser that follows a redirect from one origin to another calls itself ``Origin: null`` there, and a program may
+    take its ``Authorization`` along: some stores refuse either.
+    """
+    link = await parts_of(request).storage.signed_get(
+        bucket,
+        key,
+        expires_seconds=LINK_SECONDS,
+        filename=filename,
+        base_url=outward(request, ""),
+        head=request.method == "HEAD",
     )
+    if request.headers.get("accept", "").partition(";")[0].strip().lower() == "application/json":
+        return json_response(LinkAnswer(url=link, expires_in=LINK_SECONDS))
     return redirect(link)
+
+
+def audio_filename(generation_id: object, object_key: str) -> str:
+    return f"utter-{generation_id}.{object_key.rpartition('.')[2]}"

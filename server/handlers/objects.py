@@ -6,12 +6,14 @@ their preflight for all, since a PUT link is a capability of its own.
 """
 
 import asyncio
+import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from email.utils import format_datetime
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +22,8 @@ from server.handlers.edge import allowed_headers
 from server.storage import Bucket, ObjectStore, content_disposition
 from server.storage.disk import DiskStore, OpenObject
 from server.storage.links import PREFIX
+
+_log = logging.getLogger(__name__)
 
 LARGEST_UPLOAD_BYTES = 50 * 1024 * 1024
 _STALLED_AFTER_SECONDS = 30.0
@@ -80,11 +84,10 @@ class _Objects:
             if request.method == "HEAD":
                 await Response(status_code=status, headers=headers)(request.scope, request.receive, send)
                 return
-            response = StreamingResponse(found.slices(start, stop), status_code=status, headers=headers)
-            try:
-                await response(request.scope, request.receive, send)
-            except ClientDisconnect:
-                return  # a broken-off download is normal: the page asks first only to learn the final address
+            slices = found.slices(start, stop)
+            if not await _sent(request, Response(status_code=status, headers=headers), slices, send):
+                # Normal: the page asks first only to learn the final address, and players stop where they like.
+                _log.debug("download broken off")
 
     async def _receive(self, request: Request) -> None:
         store, bucket, key = self._resolve(request, "PUT")
@@ -151,6 +154,32 @@ class _Objects:
         elif "Access-Control-Allow-Origin" in headers:
             headers["Access-Control-Expose-Headers"] = _EXPOSED
         return headers
+
+
+async def _sent(request: Request, head: Response, slices: AsyncGenerator[bytes, None], send: Send) -> bool:
+    """Send a body slice by slice; False where the client has gone before its end."""
+    gone = asyncio.Event()
+    watcher = asyncio.create_task(_until_gone(request, gone))
+    try:
+        await send({"type": "http.response.start", "status": head.status_code, "headers": head.raw_headers})
+        async with aclosing(slices):
+            async for piece in slices:
+                if gone.is_set():
+                    return False
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    except OSError:
+        return False
+    finally:
+        watcher.cancel()
+        await asyncio.wait({watcher})
+    return not gone.is_set()
+
+
+async def _until_gone(request: Request, gone: asyncio.Event) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 def _file_headers(found: OpenObject, filename: str) -> dict[str, str]:

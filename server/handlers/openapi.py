@@ -137,7 +137,7 @@ OPERATIONS = (
         "get",
         "/api/generations/{generation_id}/audio",
         "302 to a link that needs no token and works for an hour",
-        {302: REDIRECT},
+        {200: contract.LinkAnswer, 302: REDIRECT},
         problems=(400, 401, 404),
     ),
     Operation(
@@ -164,7 +164,7 @@ OPERATIONS = (
         "get",
         "/api/voices/{voice_id}/preview",
         "302 to the recording that a voice was made from",
-        {302: REDIRECT},
+        {200: contract.LinkAnswer, 302: REDIRECT},
         problems=(400, 401, 404),
     ),
     Operation(

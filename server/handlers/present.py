@@ -37,7 +37,7 @@ def _stream_address(parts: Parts, task: SpeechTask) -> str | UnsetType:
     if not can_be_streamed(parts, task) or task.generation_id is None:
         return UNSET
     ticket = parts.tickets.mint(user_id=task.user_id, task_id=task.id, generation_id=task.generation_id)
-    return f"/api/generate/stream?task_id={task.id}&ticket={quote(ticket, safe='')}"
+    return f"{parts.settings.public_path}/api/generate/stream?task_id={task.id}&ticket={quote(ticket, safe='')}"
 
 
 def generate_answer(parts: Parts, task: SpeechTask) -> GenerateAnswer:
@@ -59,7 +59,7 @@ def task_answer(parts: Parts, task: SpeechTask, seen: Seen | None = None) -> Tas
         id=task.id,
         type=task.type,
         status=task.status,
-        result=_result(task),
+        result=_result(parts, task),
         error=task.error,
         error_category=task.error_category,
         generation_id=task.generation_id,
@@ -77,18 +77,18 @@ def task_answer(parts: Parts, task: SpeechTask, seen: Seen | None = None) -> Tas
     )
 
 
-def audio_address(generation_id: object) -> str:
-    return f"/api/generations/{generation_id}/audio"
+def audio_address(parts: Parts, generation_id: object) -> str:
+    return f"{parts.settings.public_path}/api/generations/{generation_id}/audio"
 
 
-def _result(task: SpeechTask) -> dict[str, object] | UnsetType:
+def _result(parts: Parts, task: SpeechTask) -> dict[str, object] | UnsetType:
     if task.status != "completed":
         return UNSET
     # The column takes any JSON, and other systems have written it.
     result: object = task.result
     known: dict[str, object] = result if isinstance(result, dict) else {}
     if task.type == "generate" and task.generation_id:
-        return {**known, "audio_url": audio_address(task.generation_id)}
+        return {**known, "audio_url": audio_address(parts, task.generation_id)}
     return known or UNSET
 
 
@@ -112,13 +112,13 @@ def _audio(task: SpeechTask) -> TaskAudio | UnsetType:
     )
 
 
-def generation_entry(entry: Entry) -> GenerationEntry:
+def generation_entry(parts: Parts, entry: Entry) -> GenerationEntry:
     return GenerationEntry(
         id=entry.id,
         voice_id=entry.voice_id,
         voice_name=entry.voice_name,
         text=entry.text,
-        audio_path=audio_address(entry.id),
+        audio_path=audio_address(parts, entry.id),
         duration_seconds=entry.duration_seconds,
         language=entry.language,
         status=entry.status,

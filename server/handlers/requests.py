@@ -3,10 +3,11 @@
 The app keeps what this module needs in its state: ``app.state.settings``, ``authenticator`` and ``parts``.
 """
 
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from server.keyring import is_key
 from server.parts import Parts
 from server.settings import Settings
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JSON_LIMIT_BYTES: Final = 1024 * 1024
@@ -33,6 +35,11 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL stores neither NUL n
 _PAIR = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
+# One word, or a name that only a private network knows; what a proxy says that does not pass the browser's Host.
+_INTERNAL_HOST = re.compile(
+    r"(?!localhost\b)([A-Za-z0-9-]*[A-Za-z_][A-Za-z0-9_-]*|[A-Za-z0-9._-]+\.(local|internal|lan|svc|cluster|intranet)"
+    r"|[A-Za-z0-9.-]*_[A-Za-z0-9._-]*)(:[0-9]{1,5})?"
+)
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
@@ -296,6 +303,13 @@ def redirect(location: str, status: int = 302) -> Response:
     return Response(status_code=status, headers={"Location": location, "Cache-Control": "no-store"})
 
 
+def outward(request: Request, path: str) -> str:
+    """A path of ours (from its first slash on) as it is handed out, relative to the host: below what
+    ``PUBLIC_BASE_URL`` puts in front of every path. The one rule for each address in an answer."""
+    settings: Settings = request.app.state.settings
+    return settings.public_path + path
+
+
 def absolute_url(request: Request, path: str) -> str:
     """``path`` (from its first slash on, with its query) as browsers reach it.
 
@@ -305,10 +319,20 @@ def absolute_url(request: Request, path: str) -> str:
     if settings.public_base_url:
         return settings.public_base_url + path
     host = request.headers.get("host", "")
+    if _INTERNAL_HOST.fullmatch(host):
+        _warn_of_internal_host(host)
     if not _HOST.fullmatch(host):
         address, port = request.scope.get("server") or ("localhost", None)
         host = (f"[{address}]" if ":" in address else address) + (f":{port}" if port else "")
     return f"{request.scope['scheme']}://{host}{path}"
+
+
+@lru_cache(maxsize=8)
+def _warn_of_internal_host(host: str) -> None:
+    """Once for each name."""
+    _log.warning(
+        "links name the host %s, which browsers hardly know: set PUBLIC_BASE_URL, or let the proxy pass Host", host
+    )
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------

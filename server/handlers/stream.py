@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from server.audio import format_named
 from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
-from server.handlers.links import redirect_to_audio
+from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
 from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
 from server.jobs.generate import submit
@@ -28,10 +28,12 @@ from server.parts import Parts
 from server.records import tasks
 from server.records.tasks import SpeechTask
 from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
-from server.storage import Bucket
+from server.storage import Bucket, collect
 
 Kind = Literal["events", "audio", "json"]
 END = "end"
+# Of a stored speech this much is fetched at a time and held for a slow reader: half a minute of MP3.
+FETCH_BYTES = 32 * DELTA_BYTES
 # A proxy that compresses holds events back until it has enough of them.
 _UNCHANGED = {"Cache-Control": "no-store, no-transform"}
 
@@ -170,7 +172,8 @@ async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, 
     if kind == "audio" and task.status == "completed":
         if not task.object_key or task.generation_id is None:
             raise NotFound("This generation has no audio.")
-        return await redirect_to_audio(parts, task.object_key, task.generation_id)
+        name = audio_filename(task.generation_id, task.object_key)
+        return await answer_with_link(request, Bucket.GENERATIONS, task.object_key, name)
     if request.method == "HEAD":
         media_type = "text/event-stream" if kind == "events" else _mime(task)
         return Response(media_type=media_type, headers={**about(task), **_UNCHANGED})
@@ -213,18 +216,21 @@ class Walk:
         """The stored object from this follower's offset on, in slices as large as one delta may be."""
         if not self.task.object_key:
             raise NotFound("This generation was deleted.")
-        start = self.offset + _header_bytes(self.task)
-        held = bytearray()
-        async with self.parts.storage.open(Bucket.GENERATIONS, self.task.object_key, start=start) as slices:
-            async for part in slices:
-                held += part
-                while len(held) >= DELTA_BYTES:
-                    yield bytes(held[:DELTA_BYTES])
-                    del held[:DELTA_BYTES]
+        at = self.offset + _header_bytes(self.task)
+        while True:
+            held = await self._fetched(self.task.object_key, at)
+            for start in range(0, len(held), DELTA_BYTES):
                 if self.parts.stopping.is_set():
                     return
-        if held:
-            yield bytes(held)
+                yield held[start : start + DELTA_BYTES]
+            at += len(held)
+            if len(held) < FETCH_BYTES:
+                return
+
+    async def _fetched(self, key: str, at: int) -> bytes:
+        """The next part of the object. A reader may take as long over it as it likes: no connection waits with it."""
+        async with self.parts.storage.open(Bucket.GENERATIONS, key, start=at, stop=at + FETCH_BYTES) as slices:
+            return await collect(slices, limit=FETCH_BYTES)
 
 
 # --- as events --------------------------------------------------------------------------------------------------------
@@ -288,11 +294,21 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
                 async for audio in slices:
                     walk.offset += len(audio)
                     yield delta_event(audio, walk.offset)
-        except (NotFound, StorageUnavailable):
+        except NotFound:
+            # It will not come back: say so, or the browser asks again for ever.
+            yield _task_event(parts, _without_audio(walk.task), last=True)
+            return
+        except StorageUnavailable:
             return
         if parts.stopping.is_set():
             return
     yield _task_event(parts, walk.task, last=True)
+
+
+def _without_audio(task: SpeechTask) -> SpeechTask:
+    return msgspec.structs.replace(
+        task, status="failed", error="The audio of this speech is no longer there.", error_category="not_found"
+    )
 
 
 def _task_event(parts: Parts, task: SpeechTask, *, last: bool = False) -> bytes:

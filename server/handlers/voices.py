@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from server.contract import Ok, Pagination, RenewAnswer, VoiceChange, VoicesAnswer
 from server.errors import NotFound
-from server.handlers.links import LINK_SECONDS
+from server.handlers.links import answer_with_link
 from server.handlers.present import voice_entry
 from server.handlers.requests import (
     bearer,
@@ -17,7 +17,6 @@ from server.handlers.requests import (
     query_choice,
     query_text,
     read_json,
-    redirect,
 )
 from server.jobs.renew import submit
 from server.jobs.requirements import require_name
@@ -64,7 +63,7 @@ async def get_preview(request: Request) -> Response:
         raise NotFound("This voice has no recording.")
     # The key always ends in .wav; what was uploaded may be something else.
     name = f"utter-voice-{voice.id}{_SUFFIXES.get(stored.content_type or '', '.wav')}"
-    return redirect(await parts.storage.signed_get(Bucket.REFERENCES, key, expires_seconds=LINK_SECONDS, filename=name))
+    return await answer_with_link(request, Bucket.REFERENCES, key, name)
 
 
 async def change_voice(request: Request) -> Response:

@@ -86,12 +86,13 @@ class ObjectStore(Protocol):
         """Every object of a bucket, in no particular order."""
 
     async def signed_get(
-        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = ""
+        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False
     ) -> str:
         """A link that downloads the object as ``filename``, as often as one likes until it expires.
 
         Args:
             base_url: Where browsers reach this server, for a store whose links lead to it; "" makes those relative.
+            head: For a HEAD, which some stores want signed as such.
         """
 
     async def signed_put(

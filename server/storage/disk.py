@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar, TypeVarTuple
+from typing import Any, BinaryIO, TypeVar, TypeVarTuple
 
 from server.errors import NotFound, StorageUnavailable
 from server.objects import key_segments
@@ -134,8 +134,9 @@ class DiskStore:
                     yield _stored(key, facts, None)
 
     async def signed_get(
-        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = ""
+        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False
     ) -> str:
+        """As in `ObjectStore`; a link for GET answers HEAD, too."""
         key_segments(key)
         path = self.links.path("GET", bucket, key, expires_seconds=expires_seconds, filename=filename)
         return base_url.rstrip("/") + path
@@ -191,6 +192,7 @@ class DiskStore:
                 return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             call.add_done_callback(functools.partial(_abandon, undo))
+            waiting.add_done_callback(_heard)
             await asyncio.wait({waiting}, timeout=1.0)
             raise
         except OSError as exc:  # a TimeoutError is one, too
@@ -396,6 +398,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _heard(waiting: "asyncio.Future[Any]") -> None:
+    """Take note of a failure that came after its caller had gone, e.g. since the file was closed under it."""
+    if not waiting.cancelled():
+        waiting.exception()
 
 
 def _abandon(undo: Callable[[T], None] | None, call: "Future[T]") -> None:

@@ -1,4 +1,4 @@
-"""Signed links to objects that this server keeps itself: ``/storage/<bucket>/<key>?expires=…&signature=…``.
+"""Signed links to objects that this server keeps itself: ``/api/storage/<bucket>/<key>?expires=…&signature=…``.
 
 A link is a capability: whoever holds it may do the one thing it names until it expires. The signature covers the
 method, the bucket, the key, the expiry and the file name, so none of them can be exchanged.
@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from server.errors import Unauthorized
 from server.storage import Bucket
 
-PREFIX = "/storage"
+PREFIX = "/api/storage"
 
 
 class LinkSigner:

@@ -108,7 +108,7 @@ class S3Store:
             try:
                 answer = await self._call("head_object", Bucket=self._names[bucket], Key=key)
             except ClientError as exc:
-                if _code(exc) in ("404", "NoSuchKey", "NotFound"):
+                if _code(exc) in ("404", "NoSuchKey", "NotFound") or await self._hides(exc, bucket):
                     return None
                 raise
         return StoredObject(key, answer["ContentLength"], answer["LastModified"], answer.get("ContentType"))
@@ -136,12 +136,11 @@ class S3Store:
             further = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def signed_get(
-        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = ""
+        self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False
     ) -> str:
         """As in `ObjectStore`; the link leads to the service, so ``base_url`` does not matter."""
-        return await self._signed(
-            "get_object", bucket, key, expires_seconds, ResponseContentDisposition=content_disposition(filename)
-        )
+        operation, shown = "head_object" if head else "get_object", content_disposition(filename)
+        return await self._signed(operation, bucket, key, expires_seconds, ResponseContentDisposition=shown)
 
     async def signed_put(
         self, bucket: Bucket, key: str, *, expires_seconds: int, base_url: str = "", size: int | None = None
@@ -153,9 +152,7 @@ class S3Store:
 
     async def probe(self) -> None:
         for bucket in Bucket:
-            await self.put(
-                bucket, PROBE_KEY, PROBE_BYTES, content_type="application/octet-stream", size=len(PROBE_BYTES)
-            )
+            await self._put_probe(bucket)
             try:
                 found = await self.read(bucket, PROBE_KEY, limit=len(PROBE_BYTES))
             except NotFound as exc:
@@ -190,12 +187,39 @@ class S3Store:
             try:
                 answer = await self._call("get_object", Bucket=self._names[bucket], Key=key, **wanted)
             except ClientError as exc:
-                if _code(exc) == "NoSuchKey":
+                if _code(exc) == "NoSuchKey" or await self._hides(exc, bucket):
                     raise NotFound("This file does not exist.") from exc
                 if _code(exc) in ("InvalidRange", "416"):
                     return None
                 raise
         return answer["Body"]
+
+    async def _hides(self, exc: ClientError, bucket: Bucket) -> bool:
+        """Whether a refusal means that the object is not there.
+
+        Amazon answers 403 for an absent object to whoever may read objects and not list them. The same key may read
+        the probe's object then, once that is there; where it may not, the refusal is what it says.
+        """
+        if _code(exc) not in ("403", "AccessDenied", "Forbidden"):
+            return False
+        if await self._may_read_probe(bucket):
+            return True
+        try:
+            await self._put_probe(bucket)
+        except StorageUnavailable:
+            return False
+        return await self._may_read_probe(bucket)
+
+    async def _may_read_probe(self, bucket: Bucket) -> bool:
+        try:
+            await self._call("head_object", Bucket=self._names[bucket], Key=PROBE_KEY)
+        except ClientError:
+            return False
+        return True
+
+    async def _put_probe(self, bucket: Bucket) -> None:
+        size = len(PROBE_BYTES)
+        await self.put(bucket, PROBE_KEY, PROBE_BYTES, content_type="application/octet-stream", size=size)
 
     async def _slices(self, body: Any) -> AsyncGenerator[bytes, None]:
         while body is not None:
@@ -231,8 +255,10 @@ async def open_s3_store(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={
-            # A service of one's own rarely has a DNS name for each bucket.
-            "addressing_style": "path" if settings.endpoint else "auto",
+            # A service of one's own rarely has a DNS name for each bucket. Amazon's own hosts name the region, in links
+            # as in calls: "auto" signs links for a host that redirects, which no browser follows with a PUT.
+            "addressing_style": "path" if settings.endpoint else "virtual",
+            "us_east_1_regional_endpoint": "regional",
             # Hashing every body for the signature would stop the loop for tens of milliseconds.
             "payload_signing_enabled": False,
         },

@@ -108,7 +108,7 @@ async def test_the_upload_address_is_absolute_and_needs_no_token(client: Client)
     answer = (await client.http.post("/api/clone/upload-url", json=asked)).json()
     assert answer.keys() == {"voice_id", "upload_url", "object_key"}
     assert answer["object_key"] == f"{client.user_id}/{answer['voice_id']}/reference.wav"
-    assert answer["upload_url"].startswith(f"{client.url}/storage/references/{answer['object_key']}?")
+    assert answer["upload_url"].startswith(f"{client.url}/api/storage/references/{answer['object_key']}?")
     async with httpx.AsyncClient() as anybody:
         put = await anybody.put(answer["upload_url"], content=b"x", headers={"Content-Type": "audio/x-m4a"})
     assert (put.status_code, put.headers["content-type"]) == (200, "application/json")

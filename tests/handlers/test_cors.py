@@ -77,7 +77,7 @@ async def test_a_preflight_of_an_allowed_page_is_answered_everywhere_without_a_t
 async def test_headers_that_a_library_adds_are_allowed(open_to: Gateway, asked: str) -> None:
     async with httpx.AsyncClient(base_url=open_to.url) as anybody:
         headers = {**preflight("POST"), "Access-Control-Request-Headers": asked}
-        for address in ("/api/generate", "/api/generate/stream", "/storage/references/a"):
+        for address in ("/api/generate", "/api/generate/stream", "/api/storage/references/a"):
             response = await anybody.options(address, headers=headers)
             assert response.status_code == 204
             assert {word.lower() for word in words(asked)} <= words(response.headers["access-control-allow-headers"])

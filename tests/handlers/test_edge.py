@@ -28,7 +28,7 @@ ADDRESSES = (
     "/api/generations",
     "/api/nothing",
     "/api/generate",
-    "/storage/generations/a",
+    "/api/storage/generations/a",
     "/api/tasks/x",
 )
 

@@ -204,7 +204,7 @@ async def test_a_link_to_nothing_is_404(site: Site) -> None:
     link = await site.download_link()
     answer = await site.client.get(link)
     assert (answer.status_code, answer.json()["category"]) == (404, "not_found")
-    other = link.replace("/storage/references/", "/storage/elsewhere/")
+    other = link.replace("/api/storage/references/", "/api/storage/elsewhere/")
     assert (await site.client.get(other)).status_code == 404
 
 
@@ -341,7 +341,7 @@ async def test_gets_of_other_origins_are_not_opened_to_them(site: Site) -> None:
 
 
 async def test_the_preflight_of_a_put_is_answered_without_any_token_or_signature_check(site: Site) -> None:
-    for link in (await site.upload_link(), f"{site.url}/storage/references/anything?expires=1&signature=x"):
+    for link in (await site.upload_link(), f"{site.url}/api/storage/references/anything?expires=1&signature=x"):
         answer = await site.client.options(
             link,
             headers={
@@ -379,4 +379,4 @@ async def test_objects_kept_elsewhere_are_not_here(s3_server: str) -> None:
         serving(cast(ObjectStore, store)) as url,
         httpx.AsyncClient() as client,
     ):
-        assert (await client.get(f"{url}/storage/references/a.wav")).status_code == 404
+        assert (await client.get(f"{url}/api/storage/references/a.wav")).status_code == 404

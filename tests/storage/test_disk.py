@@ -170,9 +170,9 @@ async def test_the_probe_finds_a_folder_that_was_taken_away(disk: DiskStore, fol
 
 async def test_links_are_relative_without_a_base_and_nobody_far_away_can_follow_them(disk: DiskStore) -> None:
     link = await disk.signed_get(Bucket.REFERENCES, KEY, expires_seconds=60, filename="a.wav")
-    assert link.startswith(f"/storage/references/{KEY}?")
+    assert link.startswith(f"/api/storage/references/{KEY}?")
     absolute = await disk.signed_put(Bucket.REFERENCES, KEY, expires_seconds=60, base_url="https://speech.example/")
-    assert absolute.startswith(f"https://speech.example/storage/references/{KEY}?")
+    assert absolute.startswith(f"https://speech.example/api/storage/references/{KEY}?")
     assert not disk.public
 
 
@@ -182,7 +182,7 @@ def test_a_link_is_for_one_method_bucket_key_name_and_time() -> None:
     signer = LinkSigner(b"a key")
     link = urlsplit(signer.path("GET", Bucket.REFERENCES, "a b/ä.wav", expires_seconds=60, filename="n.wav"))
     query = dict(parse_qsl(link.query))
-    assert link.path == "/storage/references/a%20b/%C3%A4.wav"
+    assert link.path == "/api/storage/references/a%20b/%C3%A4.wav"
     signer.check("GET", Bucket.REFERENCES, "a b/ä.wav", query)
     wrong = [
         ("PUT", Bucket.REFERENCES, "a b/ä.wav", query),
