@@ -42,6 +42,9 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._removals_failing = Gauge(
+            "utter_removals_failing", "Objects that several tries could not remove.", registry=self.registry
+        )
         self._refused = Counter(
             "utter_refused",
             "What was refused because there was too much of it, by what: heads, connections, crowded requests, streams,"
@@ -74,6 +77,9 @@ class Metrics:
 
     def queue_depth(self, jobs: int) -> None:
         self._queue_depth.set(jobs)
+
+    def removals_failing(self, count: int) -> None:
+        self._removals_failing.set(count)
 
     def finalize_retried(self) -> None:
         self._finalize_retries.inc()

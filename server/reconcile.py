@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from functools import partial
 
 import asyncpg
 import msgspec
@@ -33,5 +34,6 @@ def run(settings: Settings, *, as_json: bool, store: bool, delete: bool) -> int:
 
 
 async def _reconcile(settings: Settings, *, store: bool, delete: bool) -> reconcile.Leftovers:
+    say = partial(print, file=sys.stderr, flush=True)
     async with assembled(settings) as parts:
-        return await reconcile.reconcile(parts, store_audio=store, delete_objects=delete)
+        return await reconcile.reconcile(parts, store_audio=store, delete_objects=delete, say=say)

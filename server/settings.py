@@ -148,6 +148,7 @@ class Settings:
     synthesis_concurrency: int = 200
     queue_limit: int = 1000
     streams_per_user: int = 500
+    older_tasks_minutes: int = 30
     connections_limit: int | None = None
     shutdown_notice_seconds: float = 0.0
     shutdown_grace_seconds: float = 20.0
@@ -307,6 +308,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SERVE_PAGE", "`false`", "serves the page at `/` (`dev` does so by itself)"),
     Variable("SYNTHESIS_CONCURRENCY", "`200`", "realtime sessions that one process may hold"),
     Variable("QUEUE_LIMIT", "`1000`", "waiting syntheses above which a request is answered 503"),
+    Variable("OLDER_TASKS_MINUTES", "`30`",
+             "after which an active task that nothing here works on ends; `1440` where an older system still works"),
     Variable("STREAMS_PER_USER", "`500`", "streams that one person may have open in one process; 429 beyond"),
     Variable("CONNECTIONS_LIMIT", "half of the files that may be open",
              "clients that may be connected to one process; beyond, only health, readiness and cancel are served"),
@@ -378,6 +381,7 @@ class _Reader:
             serve_page=self.flag("SERVE_PAGE"),
             synthesis_concurrency=self.whole_number("SYNTHESIS_CONCURRENCY", 1, 10_000),
             queue_limit=self.whole_number("QUEUE_LIMIT", 0, 1_000_000),
+            older_tasks_minutes=self.whole_number("OLDER_TASKS_MINUTES", 1, 1_000_000),
             streams_per_user=self.whole_number("STREAMS_PER_USER", 1, 100_000),
             connections_limit=self.optional_number("CONNECTIONS_LIMIT", 1, 1_000_000),
             shutdown_notice_seconds=self.seconds("SHUTDOWN_NOTICE_SECONDS", 0, 600),

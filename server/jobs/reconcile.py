@@ -6,8 +6,9 @@ A report for the operator; nothing is changed without ``--store`` (complete what
 
 import logging
 import re
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -21,6 +22,10 @@ from server.records.purchases import Purchase
 from server.storage import Bucket
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+BATCH = 1000
 
 # Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
 _OURS = re.compile(r"(?:^|-)(u[0-9a-f]{15}|u[0-9a-f]{9})(?=-|$)")
@@ -47,8 +52,14 @@ class Leftovers(msgspec.Struct, kw_only=True):
     problems: list[str] = []
 
 
-async def reconcile(parts: Parts, *, store_audio: bool = False, delete_objects: bool = False) -> Leftovers:
-    """Look everywhere, and mend what was asked for."""
+async def reconcile(
+    parts: Parts, *, store_audio: bool = False, delete_objects: bool = False, say: Say = logger.debug
+) -> Leftovers:
+    """Look everywhere, and mend what was asked for; what was mended stays so where the rest is broken off.
+
+    Args:
+        say: Told how far it is, in short lines.
+    """
     found = Leftovers()
     async with parts.database.connection() as connection:
         found.purchases = [_shown(purchase) for purchase in await purchases.undecided(connection)]
@@ -57,9 +68,9 @@ async def reconcile(parts: Parts, *, store_audio: bool = False, delete_objects: 
     for run in unstored:
         stored = store_audio and await _store_late(parts, run, found)
         found.unstored.append({**run, "stored": stored})
-    await _provider_voices(parts, found)
+    await _provider_voices(parts, found, say)
     for bucket in Bucket:
-        await _objects(parts, bucket, found, delete_objects)
+        await _objects(parts, bucket, found, delete_objects, say)
     return found
 
 
@@ -87,37 +98,50 @@ async def _store_late(parts: Parts, run: dict[str, Any], found: Leftovers) -> bo
         return False
 
 
-async def _provider_voices(parts: Parts, found: Leftovers) -> None:
+async def _provider_voices(parts: Parts, found: Leftovers, say: Say) -> None:
     if not parts.settings.dashscope_api_key:
         return
     async with parts.database.connection() as connection:
-        known = await leftovers.provider_voice_ids(connection)
         awaited = await leftovers.awaited_voices(connection)
     # The family that speaks in tasks keeps only the beginning of a name.
     awaited |= {prefix_of(name): subject for name, subject in awaited.items()}
     for kind, kept in parts.providers.voices_kept().items():
         try:
-            async for voice in kept:
-                ours = _OURS.search(voice.voice_id)
-                if ours and voice.voice_id not in known:
-                    entry = {"kind": kind, "voice": voice.voice_id, "target_model": voice.target_model}
-                    awaited_by = {"awaited_by": awaited[ours[1]]} if ours[1] in awaited else {}
-                    found.provider_voices.append({**entry, "created_at": voice.created_at, **awaited_by})
+            async for batch in _batches(kept, f"the provider's {kind} voices", say):
+                ours = {voice.voice_id: match for voice in batch if (match := _OURS.search(voice.voice_id))}
+                async with parts.database.connection() as connection:
+                    known = await leftovers.known_voices(connection, list(ours))
+                for voice in batch:
+                    if voice.voice_id in ours.keys() - known:
+                        name = ours[voice.voice_id][1]
+                        entry = {"kind": kind, "voice": voice.voice_id, "target_model": voice.target_model}
+                        awaited_by = {"awaited_by": awaited[name]} if name in awaited else {}
+                        found.provider_voices.append({**entry, "created_at": voice.created_at, **awaited_by})
         except ProviderError as exc:
             found.problems.append(f"The provider's {kind} voices could not be listed: {exc.detail}")
 
 
-async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool) -> None:
+async def _batches(things: AsyncIterator[T], what: str, say: Say) -> AsyncIterator[list[T]]:
+    """A thousand at a time, and what has been looked at so far is said: nothing else is kept of them."""
+    batch: list[T] = []
+    looked_at = 0
+    async for thing in things:
+        batch.append(thing)
+        if len(batch) >= BATCH:
+            yield batch
+            looked_at, batch = looked_at + len(batch), []
+            say(f"{what}: {looked_at} looked at")
+    if batch:
+        yield batch
+
+
+async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool, say: Say) -> None:
     old_enough = timedelta(seconds=parts.settings.retentions.keep_objects_seconds)
     try:
-        batch: dict[str, int] = {}
-        async for stored in parts.storage.list(bucket):
-            if datetime.now(UTC) - stored.modified > old_enough:
-                batch[stored.key] = stored.size
-            if len(batch) >= 1000:
-                await _judge(parts, bucket, batch, found, delete)
-                batch = {}
-        await _judge(parts, bucket, batch, found, delete)
+        async for batch in _batches(parts.storage.list(bucket), f"objects of {bucket.value}", say):
+            now = datetime.now(UTC)
+            old = {stored.key: stored.size for stored in batch if now - stored.modified > old_enough}
+            await _judge(parts, bucket, old, found, delete)
     except StorageUnavailable as exc:
         found.problems.append(f"The bucket of {bucket.value} could not be read: {exc.detail}")
 

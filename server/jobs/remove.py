@@ -11,18 +11,23 @@ logger = logging.getLogger(__name__)
 
 
 async def remove(parts: Parts, *, bucket: str, object_key: str) -> None:
-    """Remove one object, unless a row still shows it; the sweep brings this job again if it fails."""
+    """Remove one object, unless a row still shows it. If it fails, the sweep brings it again, after growing pauses."""
     if not await parts.database.patiently(removals.wanted, [object_key]):
         names = {
             parts.settings.storage.bucket_generations: Bucket.GENERATIONS,
             parts.settings.storage.bucket_references: Bucket.REFERENCES,
         }
         if bucket not in names:
-            logger.error("an object is to be removed from a bucket of another configuration", extra={"bucket": bucket})
+            if await parts.database.patiently(removals.tries, bucket, object_key) <= 1:  # once is enough to be told
+                logger.error(
+                    "an object is to be removed from a bucket of another configuration", extra={"bucket": bucket}
+                )
             return
         try:
             await parts.storage.delete(names[bucket], object_key)
         except StorageUnavailable as exc:
-            logger.warning("object not removed yet", extra={"object_key": object_key, "reason": repr(exc.__cause__)})
+            if await parts.database.patiently(removals.tries, bucket, object_key) <= 1:
+                extra = {"object_key": object_key, "reason": repr(exc.__cause__)}
+                logger.warning("object not removed yet", extra=extra)
             return
     await parts.database.patiently(removals.forget, bucket, object_key)

@@ -16,14 +16,16 @@ async def unstored(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def provider_voice_ids(connection: Connection) -> set[str]:
-    """Every provider voice that a row or a finished purchase knows; those of deleted and renewed voices, too."""
+async def known_voices(connection: Connection, provider_voice_ids: list[str]) -> set[str]:
+    """Which of these a row or a finished purchase knows; those of deleted and renewed voices, too."""
     rows = await connection.fetch(
-        """SELECT provider_voice_id AS voice FROM public.voices WHERE provider_voice_id IS NOT NULL
-           UNION SELECT earlier ->> 'voice' FROM public.voices, jsonb_array_elements(
-               CASE WHEN jsonb_typeof(provider_metadata -> 'previous') = 'array'
-                    THEN provider_metadata -> 'previous' ELSE '[]' END) AS earlier
-           UNION SELECT outcome ->> 'voice' FROM internal.purchases WHERE state = 'done' AND outcome ? 'voice'"""
+        """SELECT provider_voice_id AS voice FROM public.voices WHERE provider_voice_id = ANY($1::text[])
+           UNION SELECT k.voice FROM unnest($1::text[]) AS k (voice) JOIN public.voices v
+                     ON v.provider_metadata ? 'previous'
+                    AND v.provider_metadata -> 'previous' @> jsonb_build_array(jsonb_build_object('voice', k.voice))
+           UNION SELECT outcome ->> 'voice' FROM internal.purchases
+                  WHERE state = 'done' AND outcome ? 'voice' AND outcome ->> 'voice' = ANY($1::text[])""",
+        provider_voice_ids,
     )
     return {row["voice"] for row in rows}
 

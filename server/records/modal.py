@@ -138,13 +138,16 @@ async def unwatched(connection: Connection, *, older_than_seconds: float, at_mos
 
 
 async def abandoned(connection: Connection, *, older_than_seconds: float) -> list[UUID]:
-    """Active tasks of the older system that are no speech: nothing works on them any more."""
+    """Active tasks of an older system that nobody has touched for so long and that nothing here works on.
+
+    Speech of the job API is none of them: somebody watches it, see `unwatched`.
+    """
     rows = await connection.fetch(
         """SELECT t.id FROM public.tasks t
-            WHERE t.status IN ('pending', 'processing') AND t.provider = 'modal' AND t.type <> 'generate'
-              AND t.created_at < now() - make_interval(secs => $1)
+            WHERE t.status IN ('pending', 'processing') AND t.updated_at < now() - make_interval(secs => $1)
+              AND NOT (t.provider = 'modal' AND t.type = 'generate')
               AND NOT EXISTS (SELECT 1 FROM internal.runs r WHERE r.task_id = t.id)
-            ORDER BY t.created_at LIMIT 100""",
+            ORDER BY t.updated_at LIMIT 100""",
         older_than_seconds,
     )
     return [row["id"] for row in rows]

@@ -48,18 +48,36 @@ async def recorded(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def overdue(connection: Connection, older_than_seconds: float) -> list[tuple[str, str]]:
-    """Records whose job seems to be lost or has failed."""
+async def try_again(connection: Connection, queue: Queue, *, at_most: int = 100) -> None:
+    """Defer the jobs of removals whose time has come: one was lost, or failed. Pauses double, up to a day."""
     rows = await connection.fetch(
-        """SELECT bucket, object_key FROM internal.removals r
-            WHERE created_at < now() - make_interval(secs => $1)
-              AND NOT EXISTS (SELECT 1 FROM internal.procrastinate_jobs j
-                               WHERE j.task_name = 'remove' AND j.status IN ('todo', 'doing')
-                                 AND j.args ->> 'object_key' = r.object_key)
-            LIMIT 100""",
-        older_than_seconds,
+        """UPDATE internal.removals r
+              SET tries = r.tries + 1,
+                  next_at = now() + least(interval '1 day', interval '1 minute' * power(2, least(r.tries + 1, 20)))
+            WHERE (r.bucket, r.object_key) IN (
+                SELECT bucket, object_key FROM internal.removals WHERE next_at < now()
+                 ORDER BY next_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING r.bucket, r.object_key""",
+        at_most,
     )
-    return [(row["bucket"], row["object_key"]) for row in rows]
+    for row in rows:
+        await queue.defer(connection, REMOVE_JOB, bucket=row["bucket"], object_key=row["object_key"])
+
+
+async def tries(connection: Connection, bucket: str, object_key: str) -> int:
+    """How often the removal was tried again."""
+    count: int | None = await connection.fetchval(
+        "SELECT tries FROM internal.removals WHERE bucket = $1 AND object_key = $2", bucket, object_key
+    )
+    return count or 0
+
+
+async def failing(connection: Connection) -> int:
+    """How many removals were tried again more than once and have not succeeded; counted up to a thousand."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM (SELECT 1 FROM internal.removals WHERE tries > 1 LIMIT 1000) AS found"
+    )
+    return count
 
 
 async def wanted(connection: Connection, keys: list[str]) -> set[str]:

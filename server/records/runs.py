@@ -540,8 +540,9 @@ async def restart_idle(connection: Connection, queue: Queue, idle_for_seconds: f
             WHERE task_id IN (
                 SELECT r.task_id FROM internal.runs r
                  WHERE r.state IN ('queued', 'spoken') AND r.beat_at < now() - make_interval(secs => $1)
-                   AND NOT EXISTS (SELECT 1 FROM internal.procrastinate_jobs j
-                                    WHERE j.status = 'todo' AND j.args ->> 'task_id' = r.task_id::text)
+                   -- Looked up in a table made once, whatever the planner believes of how many jobs there are.
+                   AND r.task_id::text NOT IN (SELECT j.args ->> 'task_id' FROM internal.procrastinate_jobs j
+                                                WHERE j.status = 'todo' AND j.args ->> 'task_id' IS NOT NULL)
                    FOR NO KEY UPDATE OF r SKIP LOCKED)
         RETURNING task_id, attempt, state, job_name, object_key""",
         idle_for_seconds,

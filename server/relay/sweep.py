@@ -20,7 +20,7 @@ from server.database import REFUSED, Connection, Database, wait_for_locks
 from server.metrics import Metrics
 from server.queue import Queue
 from server.records import idempotency, modal, processes, purchases, removals, runs, speech, tasks
-from server.records.runs import REMOVE_JOB, WATCH_MODAL_JOB, Lost
+from server.records.runs import WATCH_MODAL_JOB, Lost
 from server.records.speech import RESTARTED, Ended, Ending
 from server.relay.endings import Endings
 from server.relay.leases import Leases
@@ -36,7 +36,6 @@ DEPLOY_SECONDS = 600.0
 HOUSEKEEPING_EVERY = 12
 # For one run. A process that is paused inside a transaction must not keep us from all the others.
 LOCK_SECONDS = 1.0
-REMOVAL_OVERDUE_SECONDS = 60.0
 
 
 @contextmanager
@@ -101,8 +100,8 @@ class Sweeper:
                 logger.warning("job lost, deferred again", extra={"task_id": str(task_id)})
         async with self._database.transaction() as connection:
             self._metrics.queue_depth(await self._queue.depth(connection))
-            for bucket, object_key in await removals.overdue(connection, REMOVAL_OVERDUE_SECONDS):
-                await self._queue.defer(connection, REMOVE_JOB, bucket=bucket, object_key=object_key)
+            await removals.try_again(connection, self._queue)
+            self._metrics.removals_failing(await removals.failing(connection))
 
     async def _lost(self) -> list[Lost]:
         patience = self._deadlines.lost_after_seconds
@@ -184,7 +183,7 @@ class Sweeper:
         """Tasks of the older system, which nobody watches, get a watcher: they end without being polled, too."""
         async with self._database.connection() as connection:
             task_ids = await modal.unwatched(connection, older_than_seconds=self._deadlines.modal_no_id_seconds)
-            abandoned = await modal.abandoned(connection, older_than_seconds=self._deadlines.modal_job_seconds)
+            abandoned = await modal.abandoned(connection, older_than_seconds=self._settings.older_tasks_minutes * 60.0)
         for task_id in task_ids:
             async with self._database.transaction() as connection:
                 if await modal.adopt(connection, task_id):

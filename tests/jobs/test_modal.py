@@ -376,8 +376,8 @@ async def test_older_tasks_that_came_to_nothing_are_ended(
 async def test_older_previews_that_nobody_makes_are_ended(gateway: Gateway, client: Client, rows: Rows) -> None:
     for age in ("31 minutes", "1 minute"):
         await rows.execute(
-            """INSERT INTO public.tasks (user_id, type, status, created_at)
-               VALUES ($1, 'design_preview', 'pending', now() - $2::text::interval)""",
+            """INSERT INTO public.tasks (user_id, type, status, created_at, updated_at)
+               VALUES ($1, 'design_preview', 'pending', now() - $2::text::interval, now() - $2::text::interval)""",
             client.user_id,
             age,
         )
@@ -413,3 +413,30 @@ async def test_an_older_task_can_be_cancelled(
     assert (await client.http.post(f"/api/tasks/{task['id']}/cancel")).json()["cancelled"] is True
     assert await rows.fetchval("SELECT status FROM public.generations") == "cancelled"
     await simulator.until(lambda _: [call["job_id"] for call in calls(simulator, "cancel")] == [job])
+
+
+async def test_speech_of_an_older_system_of_this_provider_ends_too(
+    gateway: Gateway, client: Client, rows: Rows
+) -> None:
+    """Its stream would wait for ever. What was touched lately may be another system's work."""
+    for touched in ("31 minutes", "29 minutes"):
+        generation_id = await rows.fetchval(
+            """INSERT INTO public.generations (user_id, text, language, status, tts_provider, created_at)
+               VALUES ($1, 'Said long ago.', 'English', 'processing', 'qwen', now() - interval '2 hours')
+               RETURNING id""",
+            client.user_id,
+        )
+        await rows.execute(
+            """INSERT INTO public.tasks (user_id, type, status, provider, generation_id, created_at, updated_at)
+               VALUES ($1, 'generate', 'processing', 'qwen', $2, now() - interval '2 hours',
+                       now() - $3::text::interval)""",
+            client.user_id,
+            generation_id,
+            touched,
+        )
+    await sweeper(gateway).clean()
+    states = await rows.fetch(
+        """SELECT t.status AS task, g.status AS generation FROM public.tasks t
+             JOIN public.generations g ON g.id = t.generation_id ORDER BY t.updated_at"""
+    )
+    assert sorted(tuple(row) for row in states) == [("failed", "failed"), ("processing", "processing")]

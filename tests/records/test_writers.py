@@ -50,6 +50,7 @@ MAY_WRITE: Writers = {
     ("internal.purchases", "UPDATE state"): {"records.purchases"},
     ("internal.purchases", "DELETE"): {"records.purchases"},
     ("internal.removals", "INSERT"): {"records.removals"},
+    ("internal.removals", "UPDATE"): {"records.removals"},
     ("internal.removals", "DELETE"): {"records.removals"},
     ("internal.api_keys", "INSERT"): {"records.keys"},
     ("internal.api_keys", "UPDATE"): {"records.keys"},

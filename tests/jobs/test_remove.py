@@ -1,0 +1,47 @@
+"""Objects that must go, also when they cannot yet."""
+
+import asyncpg
+import pytest
+
+from server.records import removals
+from tests.gateway import Client, Gateway
+from tests.support import wait_for
+
+Rows = asyncpg.Connection
+
+
+async def due(rows: "Rows[asyncpg.Record]") -> None:
+    """Let the time of every removal have come."""
+    await rows.execute("UPDATE internal.removals SET next_at = now() - interval '1 second'")
+
+
+async def test_what_cannot_be_removed_is_tried_after_growing_pauses_and_said_once(
+    gateway: Gateway, client: Client, rows: "Rows[asyncpg.Record]", caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bucket of another configuration is never there; 13 errors a minute told nobody more than one."""
+    key = f"{client.user_id}/lost.mp3"
+    async with gateway.parts.database.transaction() as connection:
+        await removals.record(
+            connection, gateway.parts.queue, "elsewhere", key, asked_by=client.user_id, reason="generation deleted"
+        )
+
+    async def queue_is_empty() -> bool:
+        return not await rows.fetchval("SELECT count(*) FROM internal.procrastinate_jobs WHERE task_name = 'remove'")
+
+    def said() -> int:
+        return sum("bucket of another configuration" in record.getMessage() for record in caplog.records)
+
+    await wait_for(queue_is_empty)
+    pauses = []
+    for _ in range(4):
+        await due(rows)
+        async with gateway.parts.database.transaction() as connection:
+            await removals.try_again(connection, gateway.parts.queue)
+        await wait_for(queue_is_empty)
+        pauses.append(await rows.fetchval("SELECT extract(epoch FROM next_at - now())::float8 FROM internal.removals"))
+    assert [round(pause / 60) for pause in pauses] == [2, 4, 8, 16]
+    assert said() == 2, "at first, and when it was tried again"
+    assert await removals.failing(rows) == 1
+    async with gateway.parts.database.transaction() as connection:
+        await removals.try_again(connection, gateway.parts.queue)
+    assert await queue_is_empty(), "its time has not come"
