@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_argument("--store", action="store_true", help="complete speech that could not be stored")
     reconcile.add_argument("--delete", action="store_true", help="remove objects that no row shows")
     reconcile.set_defaults(run=_reconcile)
+    doctor = commands.add_parser("doctor", help="ask each service of the provider what is alive, and say what to set")
+    doctor.add_argument("--speak", action="store_true", help="speak ten characters with each model, at a small price")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.set_defaults(run=_doctor)
+
     renew = commands.add_parser("renew", help="make voices again whose model is gone, from what was kept of them")
     renew.add_argument("--all", action="store_true", help="also those that can speak, but with an older model")
     renew.add_argument("--model", metavar="M", help="only those that were made for this model")
@@ -144,6 +149,12 @@ def _reconcile(options: argparse.Namespace) -> int:
 
     settings = Settings.from_environ(os.environ)
     return run(settings, as_json=options.json, store=options.store, delete=options.delete)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from server.doctor import run
+
+    return run(Settings.from_environ(os.environ), speak=options.speak, as_json=options.json)
 
 
 def _renew(options: argparse.Namespace) -> int:

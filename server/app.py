@@ -39,6 +39,7 @@ from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
+from server.retirements import Retirements
 from server.settings import Settings
 from server.storage.open import open_store
 
@@ -153,6 +154,17 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             metrics,
             every_seconds=settings.intervals.spool_every_seconds,
         )
+        providers = Providers(
+            settings,
+            realtime=QwenRealtime(settings, pacer),
+            inference=QwenInference(settings, pacer),
+            modal=Modal(settings, modal, downloads=modal_results),
+            customization=QwenCustomization(settings, customization),
+            enrollment=VoiceEnrollment(settings, customization),
+            pieces=QwenHttp(settings, synthesis, pacer, downloads=downloads),
+        )
+        readiness = Readiness(database, storage, queue)
+        readiness.troubles["model_retired"] = lambda: bool(providers.retired)
         yield Parts(
             settings=settings,
             database=database,
@@ -166,20 +178,15 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             kept=KeptLogs(database, spool, leases.owner),
             following=Following(database, listener, live, announcer),
             storage=storage,
-            providers=Providers(
-                settings,
-                realtime=QwenRealtime(settings, pacer),
-                inference=QwenInference(settings, pacer),
-                modal=Modal(settings, modal, downloads=modal_results),
-                customization=QwenCustomization(settings, customization),
-                enrollment=VoiceEnrollment(settings, customization),
-                pieces=QwenHttp(settings, synthesis, pacer, downloads=downloads),
-            ),
+            providers=providers,
             authenticator=Authenticator.from_settings(settings, key_sets),
             keyring=KeyRing(database),
             tickets=tickets,
             metrics=metrics,
-            readiness=Readiness(database, storage, queue),
+            readiness=readiness,
+            retirements=Retirements(
+                database, providers, metrics, every_seconds=settings.intervals.retirements_every_seconds
+            ),
             streams=Streams(metrics, per_user=settings.streams_per_user),
             uploads=Uploads(metrics),
         )

@@ -380,7 +380,9 @@ class ReadyAnswer(Struct, frozen=True):
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
+    supports_generate: bool = True
     supports_generate_stream: bool
+    supports_design: bool
     default_generate_mode: Literal["stream", "task"]
     allow_generate_mode_toggle: bool
     max_text_chars: int

@@ -53,7 +53,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
     async with (
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
-        background(sweeper.run, parts.kept.run, parts.keyring.run, partial(attend, parts)),
+        background(sweeper.run, parts.kept.run, parts.keyring.run, parts.retirements.run, partial(attend, parts)),
         asyncio.TaskGroup() as group,
     ):
         synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))

@@ -53,6 +53,20 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._retired = Gauge(
+            "utter_model_retired",
+            "1 for each model or service that the speech provider no longer offers, 0 once it does again.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._seen_retired: frozenset[str] = frozenset()
+
+    def models_retired(self, names: frozenset[str]) -> None:
+        """Which models and services are gone at the moment."""
+        self._seen_retired |= names
+        for name in self._seen_retired:
+            self._retired.labels(name).set(name in names)
+
     def refused(self, what: str) -> None:
         """Somebody was turned away because there was too much of something."""
         self._refused.labels(what).inc()

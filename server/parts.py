@@ -18,6 +18,7 @@ from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
+from server.retirements import Retirements
 from server.settings import Settings
 from server.storage import ObjectStore
 
@@ -53,6 +54,7 @@ class Parts:
     tickets: Tickets
     metrics: Metrics
     readiness: Readiness
+    retirements: Retirements
     streams: Streams
     uploads: Uploads
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -122,7 +122,14 @@ RULES = [
 
 # Rooms that only these may know.
 KNOWN_ONLY_BY = {
-    "server.providers": {"server.providers", "server.jobs", "server.parts", "server.app", "server.__main__"},
+    "server.providers": {
+        "server.providers",
+        "server.jobs",
+        "server.parts",
+        "server.retirements",
+        "server.app",
+        "server.__main__",
+    },
     "server.dev": {"server.dev", "server.__main__"},
     "server.app": {
         "server.serve",

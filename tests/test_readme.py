@@ -36,7 +36,7 @@ def test_every_command_it_names_exists() -> None:
     """`python -m server …` with a word that no parser knows would be a lie."""
     named = set(re.findall(r"python -m server ([a-z]+)", README))
     assert named <= set(_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
-    assert {"dev", "serve", "migrate", "simulate", "token", "reconcile"} == named
+    assert {"dev", "serve", "migrate", "simulate", "token", "reconcile", "doctor", "renew"} == named
 
 
 def test_the_changelog_ends_with_the_version_that_is_built() -> None:

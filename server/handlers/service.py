@@ -34,8 +34,9 @@ async def languages(request: Request) -> Response:
             languages=list(abilities.languages),
             provider=abilities.provider,
             capabilities=Capabilities(
-                supports_generate_stream=abilities.streams,
-                default_generate_mode="stream" if abilities.streams else "task",
+                supports_generate_stream=parts.providers.speaks_live,
+                supports_design=parts.providers.designs,
+                default_generate_mode="stream" if parts.providers.speaks_live else "task",
                 allow_generate_mode_toggle=parts.settings.allow_generate_mode_toggle,
                 max_text_chars=parts.settings.qwen_max_text_chars,
             ),

@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 LARGEST_PREVIEW_BYTES = 10 * 1024 * 1024
 SHOW_SECONDS = 1.0
 _UNANSWERED = "The speech provider did not answer in time. Please make the preview again."
+NOT_DESIGNED = (
+    "The speech provider no longer designs voices for this service. Please clone one from a recording, or tell its"
+    " operator."
+)
 _LOST = "The server was restarted while it made this preview. Please make it again."
 _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voices after their previews
 
@@ -65,6 +69,8 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
     async with parts.database.connection() as connection:
         if first := await repeatable.first_task(connection):
             return first.id
+    if not parts.providers.designs:
+        raise Conflict(NOT_DESIGNED)
     text, instruct = plain(request.text), plain(request.instruct)
     empty = "Please enter a text to preview and a description of the voice."
     if not is_visible(instruct):
@@ -125,6 +131,7 @@ async def _make(parts: Parts, preview: Preview) -> None:
             instruct=preview.instruct,
         )
     except ProviderError as exc:
+        await parts.retirements.note(exc, parts.providers.design_service)
         if buys:
             await record_failure(parts, preview.task_id, bought, exc)
         if isinstance(exc, ProviderTimeout):

@@ -167,6 +167,7 @@ class Enrollment:
                 called = True
                 created = await self._create(recording, REFERENCE_MIME_TYPES[kind])
         except ProviderError as exc:
+            await parts.retirements.note(exc, parts.providers.clone_service)
             await record_failure(parts, subject, attempt, exc, doubt=doubt)
             raise
         except (AudioError, Invalid) as exc:

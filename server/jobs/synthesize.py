@@ -273,6 +273,7 @@ class _Synthesis:
             parts.kept.keep(log, lambda: self._mark(facts))
 
     async def _failed(self, exc: UtterError) -> None:
+        await self._parts.retirements.note(exc, self._assignment.provider_target_model)
         facts: dict[str, object] = {"attempts": self._starts} if len(self._starts) > 1 else {}
         if isinstance(exc, ProviderError):
             facts |= {name: exc.diagnostics[name] for name in ("request_id", "session_id") if name in exc.diagnostics}

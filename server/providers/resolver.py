@@ -62,6 +62,17 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     languages: tuple[str, ...] = (AUTO, *LANGUAGES)
 
 
+class SpokenProvider(SpeechProvider, Protocol):
+    """Who speaks over a socket, which can be tried without saying a word."""
+
+    async def knock(self, model: str) -> None:
+        """Open the socket on which a model speaks, and leave it. Nothing is said, and nothing is billed.
+
+        Raises:
+            ProviderError: It does not open.
+        """
+
+
 class VoiceMaker(Protocol):
     """Who clones voices and finds them again by the name that they were made under."""
 
@@ -96,6 +107,7 @@ class Providers:
         account: Names the provider's account without telling its key. A key of another account knows none of the
             voices; what it says of them must not outlive it.
         customization: Where voices of the qwen-tts models are made and found.
+        retired: Models and services that the provider no longer offers; ``Retirements`` keeps it.
         enrollment: Where those of the family that speaks in tasks are.
         pieces: Qwen's non-streaming lane, a piece of text at a time.
     """
@@ -104,8 +116,8 @@ class Providers:
         self,
         settings: Settings,
         *,
-        realtime: SpeechProvider,
-        inference: SpeechProvider,
+        realtime: SpokenProvider,
+        inference: SpokenProvider,
         modal: Modal,
         customization: QwenCustomization,
         enrollment: VoiceEnrollment,
@@ -114,7 +126,7 @@ class Providers:
         self._settings = settings
         named = (settings.dashscope_base_url, settings.dashscope_workspace or "", settings.dashscope_api_key)
         self.account = sha256("\n".join(named).encode()).hexdigest()[:16]
-        self._spoken = {"realtime": realtime, "inference": inference}
+        self._spoken: dict[str, SpokenProvider] = {"realtime": realtime, "inference": inference}
         self.modal = modal
         self.customization = customization
         self.enrollment = enrollment
@@ -124,6 +136,7 @@ class Providers:
             "modal": Abilities(provider="modal", streams=False, takes_jobs=True, enrolls=False),
         }
         self.abilities = self._abilities[settings.tts_provider_mode]
+        self.retired: frozenset[str] = frozenset()
 
     def abilities_of(self, provider: str) -> Abilities:
         """Those of the provider that a row names, for work that is under way whatever the mode."""
@@ -146,6 +159,11 @@ class Providers:
             return ModalSpeech(self.modal)
         self._require_key()
         return in_pieces if lane.begins == "bought" else self._spoken[lane.name]
+
+    def spoken(self, model: str) -> SpokenProvider | None:
+        """Who speaks with a model over a socket; None for a lane without one."""
+        lane = lane_of("qwen", model)
+        return self._spoken.get(lane.name) if lane else None
 
     def maker(self, model: str) -> VoiceMaker:
         """Who makes and finds the voices that speak with this model."""
@@ -176,6 +194,27 @@ class Providers:
     def lane(self, voice: VoiceFacts) -> Lane | None:
         """The lane on which a voice speaks, whatever the mode; None where there is none for it."""
         return lane_of(voice.tts_provider, voice.provider_target_model)
+
+    @property
+    def clone_service(self) -> str:
+        """What the provider calls the service that clones voices for the model of new ones."""
+        return "voice-enrollment" if speaks_by_tasks(self._settings.qwen_vc_target_model) else "qwen-voice-enrollment"
+
+    @property
+    def design_service(self) -> str:
+        """The same for designed voices."""
+        return "voice-enrollment" if speaks_by_tasks(self._settings.qwen_vd_target_model) else "qwen-voice-design"
+
+    @property
+    def designs(self) -> bool:
+        """Whether voices can be designed at the moment."""
+        needed = {self.design_service, self._settings.qwen_vd_target_model}
+        return not self.abilities.enrolls or not needed & self.retired
+
+    @property
+    def speaks_live(self) -> bool:
+        """Whether new voices can be heard while they speak, at the moment."""
+        return self.abilities.streams and self._settings.qwen_vc_target_model not in self.retired
 
     def streams(self, voice: VoiceFacts) -> bool:
         """Whether a voice can be followed while it speaks, in the active mode."""
@@ -255,6 +294,8 @@ class Providers:
             return f"This voice is incomplete: the speech provider's part of it is missing. {again}"
         if voice.provider_target_model not in self._settings.speakable_models:
             return f"This voice was made for a speech model that this server does not support. {again}"
+        if voice.provider_target_model in self.retired:
+            return f"The speech provider no longer offers the model of this voice. {again}"
         if not suits_kind(voice.provider_target_model, voice.provider_voice_kind):
             return f"This voice and its speech model do not belong together. {again}"
         return None

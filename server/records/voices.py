@@ -195,6 +195,27 @@ async def after(
     return [_voice(row) for row in rows]
 
 
+class Speaking(msgspec.Struct, frozen=True, kw_only=True):
+    """The voices of one model: how many there are, and the newest of them as the provider knows it."""
+
+    model: str
+    voices: int
+    newest: str
+
+
+async def models(connection: Connection) -> list[Speaking]:
+    """The models that the provider's voices were made for, the most used first. Reads all voices: for a command."""
+    rows = await connection.fetch(
+        """SELECT provider_target_model AS model, count(*)::int AS voices,
+                  (array_agg(provider_voice_id ORDER BY created_at DESC))[1] AS newest
+             FROM public.voices
+            WHERE tts_provider = 'qwen' AND deleted_at IS NULL AND provider_target_model IS NOT NULL
+              AND provider_voice_id IS NOT NULL
+            GROUP BY 1 ORDER BY 2 DESC, 1"""
+    )
+    return [Speaking(**dict(row)) for row in rows]
+
+
 async def find_any(connection: Connection, voice_id: UUID) -> Voice | None:
     """A voice, deleted or not, whoever it belongs to."""
     row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1", voice_id)

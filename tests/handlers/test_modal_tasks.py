@@ -261,7 +261,9 @@ async def test_the_page_is_told_to_poll(client: Client) -> None:
     assert said["default"] == "Auto"
     assert "Auto" in said["languages"]
     assert said["capabilities"] == {
+        "supports_generate": True,
         "supports_generate_stream": False,
+        "supports_design": True,
         "default_generate_mode": "task",
         "allow_generate_mode_toggle": False,
         "max_text_chars": 2000,

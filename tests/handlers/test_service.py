@@ -68,7 +68,9 @@ async def test_languages_name_what_the_provider_speaks(anybody: httpx.AsyncClien
         "default": "Auto",
         "provider": "qwen",
         "capabilities": {
+            "supports_generate": True,
             "supports_generate_stream": True,
+            "supports_design": True,
             "default_generate_mode": "stream",
             "allow_generate_mode_toggle": False,
             "max_text_chars": 2000,

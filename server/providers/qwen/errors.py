@@ -29,6 +29,15 @@ class ProviderMisconfigured(ProviderRejected):
     default_detail = "The speech service is not set up correctly, so it cannot speak. Please tell its operator."
 
 
+class ModelRetired(ProviderMisconfigured):
+    """A model or a service of the provider is gone, or was never this account's: nobody's next try will do better."""
+
+    default_detail = (
+        "The speech provider no longer offers the model that this needs. Please tell the operator of this service, who "
+        "has to choose another one."
+    )
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """What an error said about itself, as far as it said anything; absent parts are empty."""
 
@@ -86,7 +95,6 @@ _KEY = re.compile(r"\bsk-\S+")
 
 _ANOTHER = "The speech provider could not use this text or recording. Please try another one."
 _VOICE_MISMATCH = "This voice does not fit the model that it is stored for. Please create the voice again."
-_MODEL_GONE = "The speech provider no longer offers the model of this voice. Please tell the operator of this service."
 _CONTENT = "The speech provider's content filter refused this text or recording. Please change it and try again."
 _TOO_MANY_VOICES = (
     "The speech provider keeps no more voices for this service. Please tell its operator, who has to remove some."
@@ -103,6 +111,10 @@ def _rejected(detail: str, status: int | None = None) -> _Make:
 
 def _misconfigured(detail: str | None = None) -> _Make:
     return lambda diagnostics: ProviderMisconfigured(detail, diagnostics=diagnostics)
+
+
+def _retired(diagnostics: dict[str, Any]) -> ProviderError:
+    return ModelRetired(diagnostics=diagnostics)
 
 
 def _throttled(diagnostics: dict[str, Any]) -> ProviderError:
@@ -145,9 +157,10 @@ _BY_CODE: tuple[tuple[str, _Make], ...] = (
     (r"(badrequest\.)?voicenotfound", _gone),
     (r"clientdisconnect", _unavailable),
     (r"invalidapikey|notauthorized|unauthorized|authenticationerror", _misconfigured()),
-    (r"((model|workspace|endpoint)\.)?accessdenied(\..+)?|permissiondenied", _misconfigured()),
+    (r"model\.accessdenied", _retired),
+    (r"((workspace|endpoint)\.)?accessdenied(\..+)?|permissiondenied", _misconfigured()),
     (r"allocationquota\.freetieronly", _misconfigured()),
-    (r"modelnotfound|modelnotsupported", _misconfigured(_MODEL_GONE)),
+    (r"modelnotfound|modelnotsupported", _retired),
     (r"workspacenotfound", _misconfigured()),
     (r"throttling(\.(ratequota|burstrate|concurrency))?|limitrequests|limitburstrate|toomanyrequests", _throttled),
     (r"internalerror(\..+)?|systemerror|modelservicefailed|requesttimeout|servererror", _unavailable),
@@ -209,7 +222,7 @@ def _make_by_message(code: str, message: str) -> _Make | None:
     if _VOICE_INVALID.search(message):
         return _rejected(_VOICE_MISMATCH)
     if _MODEL_UNKNOWN.search(message):
-        return _misconfigured(_MODEL_GONE)
+        return _retired
     if _NO_SEGMENTS.search(message):
         return dict(_BY_CODE)[r"audio\.preprocesserror"]
     if _TOO_MANY.search(message) and not _INVALID.fullmatch(code):

@@ -15,6 +15,10 @@ class QwenInference:
         address = settings.dashscope_inference_ws_url
         self._sockets = Sockets(settings, address, pacer, alarm, tells_frames_apart=True)
 
+    async def knock(self, _model: str) -> None:
+        """Ask whether the socket opens; which models it has is told only to those who speak."""
+        await self._sockets.knock(answers=False)
+
     def speak(self, request: SpeechRequest) -> SocketSpeech:
         """Prepare one session; it is connected when it is iterated."""
         return self._sockets.speak(request, InferenceDialogue(request))

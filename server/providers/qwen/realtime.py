@@ -16,6 +16,10 @@ class QwenRealtime:
     def __init__(self, settings: Settings, pacer: Pacer, alarm: OperatorAlarm = operator_alarm) -> None:
         self._sockets = Sockets(settings, settings.dashscope_ws_url, pacer, alarm)
 
+    async def knock(self, model: str) -> None:
+        """Ask whether a session with this model opens; see ``Sockets.knock``."""
+        await self._sockets.knock(query=urlencode({"model": model}), answers=True)
+
     def speak(self, request: SpeechRequest) -> SocketSpeech:
         """Prepare one session; it is connected when it is iterated."""
         return self._sockets.speak(request, Dialogue(request), query=urlencode({"model": request.model}))

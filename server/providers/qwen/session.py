@@ -71,6 +71,29 @@ class Dialogue(Protocol):
         """A request id that was learnt outside the frames."""
 
 
+class Unheard:
+    """A dialogue that says nothing and hears nothing."""
+
+    text_sent = False
+    audio_bytes = 0
+    finished = False
+
+    def frames_to_send(self) -> list[str]:
+        return []
+
+    def frames_to_leave(self) -> list[str]:
+        return []
+
+    def receive(self, frame: bytes | str) -> tuple[SpeechEvent, ...]:
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def note_request(self, request_id: object) -> None:
+        pass
+
+
 class Sockets:
     """What the sessions of one lane share: the address, the key, the pace, the trusted certificates.
 
@@ -101,6 +124,18 @@ class Sockets:
         self.headers = {"Authorization": f"Bearer {settings.dashscope_api_key}"}
         if settings.dashscope_workspace:
             self.headers["X-DashScope-WorkSpace"] = settings.dashscope_workspace
+
+    async def knock(self, *, query: str = "", answers: bool) -> None:
+        """Open a session and leave it: nothing is said, and nothing is billed.
+
+        Args:
+            answers: Wait for the first thing that the provider says, which tells whether it knows the model.
+
+        Raises:
+            ProviderError: It does not open one, or closes it.
+        """
+        nobody = SpeechRequest(text="", voice="", model="")
+        await self.speak(nobody, Unheard(), query=query).knock(answers=answers)
 
     def speak(self, request: SpeechRequest, dialogue: Dialogue, *, query: str = "") -> "SocketSpeech":
         """Prepare one session; it is connected when it is iterated."""
@@ -197,6 +232,19 @@ class SocketSpeech:
             self._sockets.alarm.hear(error)
             raise
         return ready.popleft()
+
+    async def knock(self, *, answers: bool) -> None:
+        """See ``Sockets.knock``."""
+        async with self:
+            socket = self._socket = await self._connect()
+            try:
+                async with asyncio.timeout(self._deadlines.connect_seconds if answers else 0.0):
+                    await socket.recv()
+            except TimeoutError as exc:
+                if answers:
+                    raise ProviderUnavailable(diagnostics={"code": "silence"}) from exc
+            except ConnectionClosed as exc:
+                raise _closed(socket) from exc
 
     async def _begin(self) -> None:
         """First tell that we are connecting, then, when asked again, connect."""

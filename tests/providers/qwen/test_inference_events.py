@@ -8,7 +8,7 @@ import pytest
 
 from server.audio import mp3_duration_seconds
 from server.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from server.providers.qwen.errors import ProviderMisconfigured
+from server.providers.qwen.errors import ModelRetired
 from server.providers.qwen.inference_events import InferenceDialogue
 from server.providers.speech import (
     AudioDelta,
@@ -211,8 +211,8 @@ def test_a_task_without_audio_is_a_failure() -> None:
         ("Throttling.RateQuota", "", ProviderUnavailable, True),
         ("DataInspectionFailed", "", ProviderRejected, False),
         ("InternalError", "", ProviderUnavailable, False),
-        ("ModelNotFound", "Model not found.", ProviderMisconfigured, False),
-        ("Model.AccessDenied", "", ProviderMisconfigured, False),
+        ("ModelNotFound", "Model not found.", ModelRetired, False),
+        ("Model.AccessDenied", "", ModelRetired, False),
         (None, None, ProviderUnavailable, False),
     ],
 )

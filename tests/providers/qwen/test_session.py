@@ -22,7 +22,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers.pacing import Pacer
-from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
+from server.providers.qwen.errors import ModelRetired, OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.speech import (
@@ -244,7 +244,7 @@ FAULTS: list[tuple[dict[str, Any], type[ProviderError], bool]] = [
     ({"do": "error", "code": "DataInspectionFailed"}, ProviderRejected, False),
     ({"do": "error", "code": "CLIENT_ERROR", "message": ENGINE_411}, ProviderRejected, False),
     ({"do": "close", "code": 1000}, ProviderUnavailable, False),
-    ({"do": "close", "code": 1007, "reason": "Model not found."}, ProviderMisconfigured, False),
+    ({"do": "close", "code": 1007, "reason": "Model not found."}, ModelRetired, False),
     ({"do": "close", "code": 1011, "reason": TOO_MANY}, ProviderUnavailable, True),
     ({"do": "close", "code": 1011, "reason": TO_MANY}, ProviderUnavailable, True),
     ({"do": "abort"}, ProviderUnavailable, False),
