@@ -103,7 +103,7 @@ export class ConnectDialog {
   }
 }
 
-/** "5 minutes ago", "today at 14:05", "March 2". */
+/** "5 min. ago", "today at 14:05", "March 2". */
 function when(timestamp) {
   const day = dayOf(timestamp);
   if (Date.now() - Date.parse(timestamp) < 3_600_000) return ago(timestamp);

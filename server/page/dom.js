@@ -95,11 +95,14 @@ export function menuButton(label, items) {
   return button;
 }
 
+/** What moves the page away from under a menu, when somebody does it. */
+const MOVES = ["wheel", "touchmove"];
+
 /** Show a menu at a button until something is chosen, or the reader turns to something else. */
 export function showMenu(button, items) {
   const close = (back) => {
     document.removeEventListener("pointerdown", outside);
-    document.removeEventListener("scroll", away, true);
+    for (const name of MOVES) document.removeEventListener(name, away);
     menu.remove();
     button.setAttribute("aria-expanded", "false");
     if (back) button.focus();
@@ -129,7 +132,7 @@ export function showMenu(button, items) {
   place(menu, button);
   menu.firstElementChild.focus({ preventScroll: true });
   document.addEventListener("pointerdown", outside);
-  document.addEventListener("scroll", away, true);
+  for (const name of MOVES) document.addEventListener(name, away, { passive: true });
 }
 
 /** Put the focus on the first of these that is there and can take it. */
@@ -155,12 +158,12 @@ export function clock(seconds) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
-const RELATIVE = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+const RELATIVE = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
 const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const DAY = new Intl.DateTimeFormat("en", { weekday: "long", day: "numeric", month: "long" });
 const YEAR = new Intl.DateTimeFormat("en", { day: "numeric", month: "long", year: "numeric" });
 
-/** "2 minutes ago"; "14:05" for what is older than an hour. */
+/** "2 min. ago"; "14:05" for what is older than an hour. */
 export function ago(timestamp) {
   const seconds = (Date.now() - Date.parse(timestamp)) / 1000;
   if (seconds >= 3600) return CLOCK.format(new Date(timestamp));

@@ -188,6 +188,7 @@ export class Stage extends EventTarget {
     $("stage").dataset.state = !speech ? "empty" : speech.state;
     $("stage").dataset.player = speech?.player ?? "";
     $("stage").dataset.link = speech?.link ?? "";
+    $("stage").toggleAttribute("data-silent", Boolean(speech) && this.#empty);
 
     const pressed = this.sounding;
     relabel($("play"), pressed ? "pause" : "play", pressed ? "Pause" : "Play");

@@ -96,12 +96,15 @@ async def test_axe_finds_nothing_to_object_to(scheme: Any, much: None, opened: O
             await page.locator(shows).wait_for()
             assert await violations(tab) == [], opens
             await page.keyboard.press("Escape")
-        for opens in ("#open-clone", "#open-design", "#open-keys"):
+        for opens in ("#open-clone", "#open-design", "#open-keys", "#open-connect", "#options"):
             await page.click(opens)
             assert await violations(tab) == [], opens
             await page.keyboard.press("Escape")
         await page.locator("#cast .voice .tools button:last-child").first.click()
         await page.get_by_role("menuitem", name="Details").click()
+        assert await violations(tab) == []
+        await page.keyboard.press("Escape")
+        await page.set_viewport_size({"width": 390, "height": 844})
         assert await violations(tab) == []
 
 

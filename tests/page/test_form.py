@@ -124,12 +124,21 @@ async def test_it_fits_a_phone(width: int, opened: Opener, client: Client, voice
         await tab.heard(0.3)
         await tab.shot("speaking")
         assert await tab.js("document.documentElement.scrollWidth <= innerWidth")
+        height = "document.querySelector('#stage').offsetHeight"
+        assert await tab.js(height) < 200
+        await tab.page.tap("#fold")
+        assert await tab.js(height) < 70  # one line, with Play in it
+        assert await tab.page.is_visible("#play")
+        await tab.shot("folded")
+        await tab.page.tap("#fold")
         await tab.finished()
-        for dialog in ("clone", "design"):
+        for dialog in ("clone", "design", "connect"):
             await tab.page.tap(f"#open-{dialog}")
             await tab.shot(dialog)
             assert await tab.js(f"document.getElementById('{dialog}').getBoundingClientRect().right <= innerWidth")
             await tab.page.keyboard.press("Escape")
+        await tab.page.tap("#close-stage")
+        assert await tab.page.is_hidden("#stage")
 
 
 async def test_light_and_dark(opened: Opener, client: Client, voice_id: UUID) -> None:

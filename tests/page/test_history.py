@@ -1,8 +1,11 @@
 """Everything that was ever spoken: found, played, kept, used again, deleted."""
 
+import wave
+import zipfile
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+import httpx
 import pytest
 
 from server.dev.simulator import Simulator
@@ -75,6 +78,45 @@ async def test_an_entry_is_downloaded(history: Tab, client: Client, spoken: list
     download = await downloading.value
     assert download.suggested_filename == "utter-The-first-thing-that-was-said.mp3"
     assert (await download.path()).read_bytes() == await client.audio(spoken[0])
+
+
+async def test_an_entry_is_taken_as_wav_and_as_a_link(opened: Opener, client: Client, spoken: list[str]) -> None:
+    async with opened(permissions=["clipboard-read", "clipboard-write"]) as tab:
+        row = entry(tab, TEXTS[0])
+        await row.get_by_role("button", name="More").click()
+        async with tab.page.expect_download() as downloading:
+            await tab.page.get_by_role("menuitem", name="Download as WAV").click()
+        download = await downloading.value
+        assert download.suggested_filename == "utter-The-first-thing-that-was-said.wav"
+        stored = (await client.http.get("/api/generations?search=first")).json()["generations"][0]
+        with wave.open(str(await download.path())) as file:
+            assert file.getnframes() / file.getframerate() == pytest.approx(stored["duration_seconds"], abs=0.1)
+        await row.get_by_role("button", name="More").click()
+        await tab.page.get_by_role("menuitem", name="Copy a link").click()
+        await tab.page.get_by_text("Link copied. It works for an hour.").wait_for()
+        link = await tab.page.evaluate("navigator.clipboard.readText()")
+        async with httpx.AsyncClient() as anybody:
+            assert (await anybody.get(link)).content == await client.audio(spoken[0])
+
+
+async def test_several_entries_are_taken_as_one_zip_and_deleted_at_once(history: Tab, client: Client) -> None:
+    page = history.page
+    await page.click("#select")
+    for text in TEXTS[:2]:
+        await page.get_by_role("checkbox", name=f"Select {text}").check()
+    assert await page.inner_text("#selected-count") == "2 selected"
+    async with page.expect_download() as downloading:
+        await page.click("#selected-zip")
+    with zipfile.ZipFile(await (await downloading.value).path()) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["01-A-second-sentence-about-100-of.mp3", "02-The-first-thing-that-was-said.mp3"]
+    await page.click("#selected-delete")
+    assert await shown(history) == [TEXTS[2]]
+    await page.get_by_role("button", name="Undo").click()
+    assert await shown(history) == TEXTS[::-1]
+    await page.click("#selected-done")
+    assert await page.is_hidden("#selected")
+    assert await history.js("document.activeElement.id") == "select"
 
 
 async def test_an_entry_is_used_again(history: Tab) -> None:

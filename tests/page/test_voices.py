@@ -148,6 +148,9 @@ async def test_a_recording_that_will_not_do_is_refused_before_it_is_sent(
     await page.locator("#clone-problem", has_text="Record something first, or choose a file.").wait_for()
     await page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
     await page.locator("#clone-problem", has_text="This is not a WAV, MP3 or M4A file.").wait_for()
+    memo = {"name": "memo.qta", "mimeType": "", "buffer": b"\0\0\0\x14ftypqt  " + bytes(64)}
+    await page.set_input_files("#file", memo)  # type: ignore[arg-type]
+    await page.get_by_text("memo.qta: ready.").wait_for()  # not by its name, and more of it the server will see
     large = {"name": "large.wav", "mimeType": "audio/wav", "buffer": bytes(10 * 1024 * 1024 + 1)}
     await page.set_input_files("#file", large)  # type: ignore[arg-type]
     await page.locator("#clone-problem", has_text="larger than 10 MB").wait_for()
