@@ -22,6 +22,7 @@ from server.handlers.resources import resources
 from server.keyring import KeyRing
 from server.lifecycle import working
 from server.metrics import Metrics
+from server.pace import AccountLedger
 from server.parts import Parts
 from server.providers.modal.api import Modal
 from server.providers.pacing import Pacer
@@ -30,7 +31,7 @@ from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.qwen.voice_enrollment import VoiceEnrollment
-from server.providers.resolver import Providers
+from server.providers.resolver import Providers, account_of
 from server.queue import Queue
 from server.readiness import Readiness
 from server.relay.endings import Endings
@@ -140,7 +141,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         queue = Queue(database, listener)
         announcer = Announcer(database)
         live = LiveAudio()
-        pacer = Pacer(settings.qwen_starts_per_minute)
+        pacer = Pacer(AccountLedger(database, account_of(settings), settings.qwen_starts_per_minute))
         leases = Leases(
             database,
             listener,

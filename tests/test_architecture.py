@@ -129,6 +129,7 @@ KNOWN_ONLY_BY = {
         "server.retirements",
         "server.app",
         "server.__main__",
+        "server.pace",
     },
     "server.dev": {"server.dev", "server.__main__"},
     "server.app": {

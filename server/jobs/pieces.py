@@ -155,7 +155,7 @@ class _Speech:
             return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)
 
         # Before the claim: what only waits for its turn has not left us, and anybody may take it over.
-        await self._parts.providers.pieces.turn()
+        await self._parts.providers.pieces.turn(self._assignment.provider_target_model or "")
         attempt = await self._parts.database.patiently(claim)
         if attempt is None:
             raise ProviderTimeout(

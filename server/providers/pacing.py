@@ -1,53 +1,61 @@
-"""How fast this process may start speeches: full speed at first, half after a throttle, slowly back."""
+"""How fast speeches may be started: full speed at first, half after a throttle, slowly back.
+
+The provider's limit is the account's, so whoever counts the starts (the `Ledger`) may count those of other processes,
+too. Here is what one process adds: an order among its own starts, a small gap between them, and an end to the waiting.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from server.errors import ProviderUnavailable
 from server.providers.speech import PACED_OUT
 
 # A start costs as much CPU as fifteen deltas, about 3 ms: closer together they would make running speeches stutter.
 _GAP_SECONDS = 0.005
+# Of what was missing a little is waited for too little, so that nobody sleeps past a start that has become free.
+_LONGEST_SLEEP_SECONDS = 1.0
+
 # So many starts may come at once after a pause, so that a few people who press the button together need not queue.
-_BURST = 10.0
-_BURST_WORTH_SECONDS = 2.0
-_SLOWEST = 1 / 16
-_RECOVERY_SECONDS = 300.0
+BURST = 10.0
+BURST_WORTH_SECONDS = 2.0
+SLOWEST = 1 / 16
+RECOVERY_SECONDS = 300.0
 # Throttles this close together answer the same burst, so they halve the rate once.
-_SAME_THROTTLE_SECONDS = 5.0
+SAME_THROTTLE_SECONDS = 5.0
 
 
-class Pacer:
-    """Spaces provider sessions. The provider's limit is account-wide and a process cannot know its share.
+def burst(starts_per_minute: float) -> float:
+    """How many starts a full rate lets through at once."""
+    return min(BURST, max(1.0, starts_per_minute / 60 * BURST_WORTH_SECONDS))
 
-    Waiting is first come, first served; a waiter that is cancelled gives its place to the next. Over any minute at
-    most ``starts_per_minute`` plus the burst (two seconds' worth, ten at most) are let through.
+
+class Ledger(Protocol):
+    """Whoever counts starts."""
+
+    async def take(self, model: str) -> float:
+        """Take one start of a model: 0 where it was granted, else the seconds until there may be one."""
+
+    async def slow_down(self, model: str) -> None:
+        """The provider asked us to: halve the model's rate, and let nothing through in a burst until it is back."""
+
+
+class OwnLedger:
+    """The starts of this process alone, all models together.
 
     Args:
         starts_per_minute: The full rate.
-        wait_at_most_seconds: How long one start may wait for its turn.
         clock: Seconds that only grow.
-        sleep: Waits so many of those seconds.
     """
 
-    def __init__(
-        self,
-        starts_per_minute: float,
-        *,
-        wait_at_most_seconds: float = 300.0,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, starts_per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._full_rate = starts_per_minute / 60
-        self._wait_at_most_seconds = wait_at_most_seconds
         self._clock = clock
-        self._sleep = sleep
-        self._turn = asyncio.Lock()
         self._share = 1.0  # of the full rate
-        self._burst = min(_BURST, max(1.0, self._full_rate * _BURST_WORTH_SECONDS))
+        self._burst = burst(starts_per_minute)
         self._tokens = self._burst
-        self._counted_at = self._started_at = self._throttled_at = clock() - _SAME_THROTTLE_SECONDS
+        self._counted_at = self._throttled_at = clock() - SAME_THROTTLE_SECONDS
 
     @property
     def starts_per_minute(self) -> float:
@@ -55,7 +63,62 @@ class Pacer:
         self._count()
         return self._full_rate * self._share * 60
 
-    async def start(self) -> None:
+    async def take(self, model: str) -> float:
+        self._count()
+        missing = (1 - self._tokens) / (self._full_rate * self._share)
+        # What rounding leaves over is no pause: added to a large clock it would not even move it.
+        if missing > 1e-6:
+            return missing
+        self._tokens -= 1
+        return 0.0
+
+    async def slow_down(self, model: str) -> None:
+        self._count()
+        now = self._clock()
+        if now - self._throttled_at < SAME_THROTTLE_SECONDS:
+            return
+        self._throttled_at = now
+        self._share = max(SLOWEST, self._share / 2)
+        self._tokens = min(self._tokens, 0.0)
+
+    def _count(self) -> None:
+        """Let the time since the last look earn tokens, and a throttled rate recover."""
+        now = self._clock()
+        passed, self._counted_at = now - self._counted_at, now
+        self._share = min(1.0, self._share + passed / RECOVERY_SECONDS)
+        most = self._burst if self._share == 1.0 else 1.0
+        self._tokens = min(most, self._tokens + passed * self._full_rate * self._share)
+
+
+class Pacer:
+    """Spaces the starts of one process.
+
+    Waiting is first come, first served; a waiter that is cancelled gives its place to the next. Over any minute the
+    ledger lets through at most its rate plus the burst (two seconds' worth, ten at most).
+
+    Args:
+        ledger: Who counts.
+        wait_at_most_seconds: How long one start may wait for its turn.
+        clock: Seconds that only grow.
+        sleep: Waits so many of those seconds.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        wait_at_most_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.ledger = ledger
+        self._wait_at_most_seconds = wait_at_most_seconds
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = asyncio.Lock()
+        self._started_at = clock() - _GAP_SECONDS
+
+    async def start(self, model: str) -> None:
         """Wait for the turn of one start.
 
         Raises:
@@ -63,9 +126,10 @@ class Pacer:
         """
         try:
             async with asyncio.timeout(self._wait_at_most_seconds), self._turn:
-                while pause := self._pause_seconds():
-                    await self._sleep(pause)
-                self._tokens -= 1
+                while (gap := self._started_at + _GAP_SECONDS - self._clock()) > 1e-6:
+                    await self._sleep(gap)
+                while pause := await self.ledger.take(model):
+                    await self._sleep(min(pause, _LONGEST_SLEEP_SECONDS))
                 self._started_at = self._clock()
         except TimeoutError as exc:
             raise ProviderUnavailable(
@@ -73,27 +137,6 @@ class Pacer:
                 diagnostics={"code": PACED_OUT},
             ) from exc
 
-    def throttled(self) -> None:
-        """The provider asked us to slow down: halve the rate, and let nothing through in a burst until it is back."""
-        self._count()
-        now = self._clock()
-        if now - self._throttled_at < _SAME_THROTTLE_SECONDS:
-            return
-        self._throttled_at = now
-        self._share = max(_SLOWEST, self._share / 2)
-        self._tokens = min(self._tokens, 0.0)
-
-    def _pause_seconds(self) -> float:
-        self._count()
-        missing = (1 - self._tokens) / (self._full_rate * self._share)
-        pause = max(missing, self._started_at + _GAP_SECONDS - self._clock())
-        # What rounding leaves over is no pause: added to a large clock it would not even move it.
-        return pause if pause > 1e-6 else 0.0
-
-    def _count(self) -> None:
-        """Let the time since the last look earn tokens, and a throttled rate recover."""
-        now = self._clock()
-        passed, self._counted_at = now - self._counted_at, now
-        self._share = min(1.0, self._share + passed / _RECOVERY_SECONDS)
-        burst = self._burst if self._share == 1.0 else 1.0
-        self._tokens = min(burst, self._tokens + passed * self._full_rate * self._share)
+    async def throttled(self, model: str) -> None:
+        """The provider asked us to slow down."""
+        await self.ledger.slow_down(model)

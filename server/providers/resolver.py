@@ -99,6 +99,12 @@ class DesignedPreview(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
+def account_of(settings: Settings) -> str:
+    """Names the provider's account without telling its key."""
+    named = (settings.dashscope_base_url, settings.dashscope_workspace or "", settings.dashscope_api_key)
+    return sha256("\n".join(named).encode()).hexdigest()[:16]
+
+
 class Providers:
     """Everything that can speak, by the row's provider and the voice's target model.
 
@@ -124,8 +130,7 @@ class Providers:
         pieces: QwenHttp,
     ) -> None:
         self._settings = settings
-        named = (settings.dashscope_base_url, settings.dashscope_workspace or "", settings.dashscope_api_key)
-        self.account = sha256("\n".join(named).encode()).hexdigest()[:16]
+        self.account = account_of(settings)
         self._spoken: dict[str, SpokenProvider] = {"realtime": realtime, "inference": inference}
         self.modal = modal
         self.customization = customization

@@ -433,8 +433,8 @@ async def test_a_piece_of_a_speech_that_is_no_longer_ones_own_is_not_bought(
     """It was cancelled while this process could not hear of it."""
     turn = gateway.parts.providers.pieces.turn
 
-    async def turn_and_be_overtaken() -> None:
-        await turn()
+    async def turn_and_be_overtaken(model: str) -> None:
+        await turn(model)
         await client.http.post(f"/api/tasks/{answer['task_id']}/cancel")
         ready.set()
 

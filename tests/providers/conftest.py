@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from server.dev.simulator import API_KEY, Simulator
+from server.providers.pacing import OwnLedger, Pacer
 from server.settings import Intervals, Settings, StorageSettings
 from tests.support import with_limits
 
@@ -42,3 +43,8 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
     """The client that all REST surfaces share."""
     async with httpx.AsyncClient(trust_env=False) as client:
         yield client
+
+
+def pacer_in_memory() -> Pacer:
+    """One that nobody in a test waits for."""
+    return Pacer(OwnLedger(6000))

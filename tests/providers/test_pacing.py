@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 
 from server.errors import ProviderUnavailable
-from server.providers.pacing import Pacer
+from server.providers.pacing import OwnLedger, Pacer
+
+MODEL = "a-model"
 
 
 class Clock:
@@ -32,13 +34,18 @@ async def starts(pacer: Pacer, clock: Clock, count: int) -> list[float]:
     """The times of so many starts, asked for as fast as they are let through."""
     times = []
     for _ in range(count):
-        await pacer.start()
+        await pacer.start(MODEL)
         times.append(clock.now)
     return times
 
 
+def rate_of(pacer: Pacer) -> float:
+    assert isinstance(pacer.ledger, OwnLedger)
+    return pacer.ledger.starts_per_minute
+
+
 def pacer_on(clock: Clock, per_minute: float = 150) -> Pacer:
-    return Pacer(per_minute, clock=clock, sleep=clock.sleep)
+    return Pacer(OwnLedger(per_minute, clock), clock=clock, sleep=clock.sleep)
 
 
 async def test_any_minute_holds_the_rate_and_a_small_burst(clock: Clock) -> None:
@@ -58,39 +65,39 @@ async def test_throttle_halves_the_rate_once_per_burst(clock: Clock) -> None:
     pacer = pacer_on(clock)
     await starts(pacer, clock, 20)
     for _ in range(7):
-        pacer.throttled()
-    assert pacer.starts_per_minute == pytest.approx(75, rel=0.01)
+        await pacer.throttled(MODEL)
+    assert rate_of(pacer) == pytest.approx(75, rel=0.01)
     times = await starts(pacer, clock, 10)
     assert all(after - before > 0.7 for before, after in pairwise(times))
     clock.now += 10
-    pacer.throttled()
-    assert pacer.starts_per_minute == pytest.approx(40, rel=0.2)
+    await pacer.throttled(MODEL)
+    assert rate_of(pacer) == pytest.approx(40, rel=0.2)
 
 
 async def test_rate_recovers_slowly_to_the_full(clock: Clock) -> None:
     pacer = pacer_on(clock)
-    pacer.throttled()
+    await pacer.throttled(MODEL)
     clock.now += 75
-    assert pacer.starts_per_minute == pytest.approx(112.5, rel=0.01)
+    assert rate_of(pacer) == pytest.approx(112.5, rel=0.01)
     clock.now += 600
-    assert pacer.starts_per_minute == 150
+    assert rate_of(pacer) == 150
 
 
 async def test_many_throttles_never_stop_the_starts(clock: Clock) -> None:
     pacer = pacer_on(clock)
     for _ in range(50):
-        pacer.throttled()
+        await pacer.throttled(MODEL)
         clock.now += 5
     before = clock.now
-    await pacer.start()
-    await pacer.start()
+    await pacer.start(MODEL)
+    await pacer.start(MODEL)
     assert clock.now - before < 15
 
 
 async def test_cancelled_waiter_gives_its_turn_to_the_next() -> None:
-    pacer = Pacer(60)  # two at once, then one a second
+    pacer = Pacer(OwnLedger(60))  # two at once, then one a second
     await starts(pacer, Clock(), 2)
-    waiters = [asyncio.create_task(pacer.start()) for _ in range(3)]
+    waiters = [asyncio.create_task(pacer.start(MODEL)) for _ in range(3)]
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -102,9 +109,9 @@ async def test_cancelled_waiter_gives_its_turn_to_the_next() -> None:
 
 
 async def test_waiting_is_bounded() -> None:
-    pacer = Pacer(1, wait_at_most_seconds=0.02)
-    await pacer.start()
+    pacer = Pacer(OwnLedger(1), wait_at_most_seconds=0.02)
+    await pacer.start(MODEL)
     with pytest.raises(ProviderUnavailable) as caught:
-        await pacer.start()
+        await pacer.start(MODEL)
     assert not caught.value.throttled
     assert caught.value.diagnostics == {"code": "paced_out"}

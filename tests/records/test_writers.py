@@ -41,6 +41,8 @@ MAY_WRITE: Writers = {
     ("internal.runs", "DELETE"): {"records.runs"},
     ("internal.spool", "INSERT"): {"relay.spool"},
     ("internal.procrastinate_jobs", "DELETE"): {"queue"},
+    ("internal.pace", "INSERT"): {"records.pace"},
+    ("internal.pace", "UPDATE"): {"records.pace"},
     ("internal.processes", "INSERT"): {"records.processes"},
     ("internal.processes", "UPDATE"): {"records.processes"},
     ("internal.processes", "DELETE"): {"records.processes"},

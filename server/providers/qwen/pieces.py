@@ -87,7 +87,7 @@ class QwenHttp:
     Args:
         http: Opened and closed by whoever builds this; it must not carry default credentials.
         downloads: The same for what was paid for already: it never waits for a connection that unpaid work holds.
-        pacer: Spaces the calls of this process and hears of every throttle.
+        pacer: Spaces the calls, each model's by itself, and hears of every throttle.
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class QwenHttp:
         self._tries = settings.tries.downloads
         self._pauses_seconds = settings.intervals.download_pauses_seconds
 
-    async def turn(self) -> None:
+    async def turn(self, model: str) -> None:
         """Wait for the turn of one piece; ``synthesize`` is called right afterwards.
 
         Raises:
             ProviderUnavailable: The turn did not come in time. Nothing has left us.
         """
         try:
-            await self._pacer.start()
+            await self._pacer.start(model)
         except ProviderError as error:
             error.diagnostics["text_sent"] = False
             raise
@@ -137,7 +137,7 @@ class QwenHttp:
         except ProviderError as error:
             error.diagnostics.setdefault("text_sent", False)
             if error.throttled:
-                self._pacer.throttled()
+                await self._pacer.throttled(model)
             raise
         audio, request_id = answer.output.audio, storable(answer.request_id)
         if not audio.url:

@@ -101,7 +101,7 @@ class Sockets:
         address: The endpoint, with its query where it has one.
         tells_frames_apart: Binary frames mean something else than text frames; otherwise both are read as bytes, which
             saves decoding every delta.
-        pacer: Spaces the starts of this process and hears of every throttle.
+        pacer: Spaces the starts, each model's by itself, and hears of every throttle.
         alarm: Hears of every error that only the operator can mend.
     """
 
@@ -158,6 +158,7 @@ class SocketSpeech:
         self._address = address
         self._deadlines = sockets.deadlines
         self._characters = len(request.text)
+        self._model = request.model
         self._dialogue = dialogue
         self._socket: ClientConnection | None = None
         self._ready: deque[SpeechEvent] = deque()
@@ -228,7 +229,7 @@ class SocketSpeech:
             self._over = True
             error.diagnostics = {**self.facts(), **error.diagnostics, "text_sent": self.text_sent}
             if error.throttled:
-                self._sockets.pacer.throttled()
+                await self._sockets.pacer.throttled(self._model)
             self._sockets.alarm.hear(error)
             raise
         return ready.popleft()
@@ -252,7 +253,7 @@ class SocketSpeech:
             self._begun = True
             self._ready.append(SpeechStatus("ws_connecting"))
             return
-        await self._sockets.pacer.start()
+        await self._sockets.pacer.start(self._model)
         loop = asyncio.get_running_loop()
         self._socket = await self._connect()
         per_char = self._deadlines.session_seconds_per_char * self._characters

@@ -11,11 +11,11 @@ import pytest
 
 from server.dev.simulator import ENGINE_411, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.pacing import Pacer
+from server.providers.pacing import OwnLedger, Pacer
 from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.pieces import QwenHttp, SpokenPiece
 from server.providers.speech import may_start_again
-from tests.providers.conftest import VC_HTTP, MakeSettings
+from tests.providers.conftest import VC_HTTP, MakeSettings, pacer_in_memory
 
 TEXT = "Good morning. 早上好。"
 REDIRECT = {"do": "answer", "status": 302, "text": "", "headers": {"location": "/calls"}}
@@ -23,7 +23,7 @@ REDIRECT = {"do": "answer", "status": 302, "text": "", "headers": {"location": "
 
 @pytest.fixture
 def pacer() -> Pacer:
-    return Pacer(6000)
+    return Pacer(OwnLedger(6000))
 
 
 @pytest.fixture
@@ -86,14 +86,15 @@ async def test_failed_synthesis_is_repeated_only_when_throttled(
     assert type(error) is kind
     assert error.throttled is throttled
     assert may_start_again(error, text_sent=error.diagnostics["text_sent"], bytes_heard=0) is throttled
-    assert (pacer.starts_per_minute < 4000) is throttled
+    assert isinstance(pacer.ledger, OwnLedger)
+    assert (pacer.ledger.starts_per_minute < 4000) is throttled
     assert len(simulator.calls) == 1
 
 
 async def test_synthesis_without_an_answer_is_never_repeated(
     provider_settings: MakeSettings, http: httpx.AsyncClient, simulator: Simulator
 ) -> None:
-    provider = QwenHttp(provider_settings(http_synthesis_seconds=0.3), http, Pacer(6000))
+    provider = QwenHttp(provider_settings(http_synthesis_seconds=0.3), http, pacer_in_memory())
     simulator.behave("http", {"do": "hang"})
     with pytest.raises(ProviderTimeout) as caught:
         await synthesize(provider)
@@ -193,7 +194,7 @@ async def test_expired_address_is_said_to_be_expired(provider: QwenHttp, simulat
 async def test_slow_download_ends_at_its_deadline(
     provider_settings: MakeSettings, http: httpx.AsyncClient, simulator: Simulator
 ) -> None:
-    provider = QwenHttp(provider_settings(download_seconds=0.3), http, Pacer(6000))
+    provider = QwenHttp(provider_settings(download_seconds=0.3), http, pacer_in_memory())
     simulator.behave("download", {"do": "hold"}, times=0)
     with pytest.raises(ProviderUnavailable) as caught:
         await provider.download(await synthesize(provider))
@@ -224,7 +225,7 @@ async def test_address_that_is_not_on_the_list_is_never_asked(provider_settings:
         raise AssertionError(f"asked {request.url}")
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(never)) as http:
-        provider = QwenHttp(provider_settings(provider_download_hosts=("*.aliyuncs.com",)), http, Pacer(6000))
+        provider = QwenHttp(provider_settings(provider_download_hosts=("*.aliyuncs.com",)), http, pacer_in_memory())
         with pytest.raises(ProviderRejected) as caught:
             await provider.download(SpokenPiece(url=url))
     assert caught.value.diagnostics["code"] in ("download_bad_address", "download_host_not_allowed")
@@ -235,7 +236,7 @@ async def test_a_host_that_is_not_on_the_list_is_the_operators_to_mend(
 ) -> None:
     """Each further try would be billed, and would fetch nothing either."""
     async with httpx.AsyncClient() as http:
-        provider = QwenHttp(provider_settings(), http, Pacer(6000), OperatorAlarm())
+        provider = QwenHttp(provider_settings(), http, pacer_in_memory(), OperatorAlarm())
         with pytest.raises(ProviderRejected) as caught:
             await provider.download(SpokenPiece(url="https://files.example/a.wav?Signature=secret"))
     assert "tell its operator" in caught.value.detail
@@ -254,7 +255,7 @@ async def test_plain_http_address_is_tried_with_https_first(provider_settings: M
         return httpx.Response(404)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-        provider = QwenHttp(provider_settings(provider_download_hosts=("*.ALIYUNCS.com",)), http, Pacer(6000))
+        provider = QwenHttp(provider_settings(provider_download_hosts=("*.ALIYUNCS.com",)), http, pacer_in_memory())
         with pytest.raises(ProviderRejected):
             await provider.download(SpokenPiece(url="http://Dashscope-Result.oss.aliyuncs.com/a.wav?Signature=x%2By"))
     assert asked == [

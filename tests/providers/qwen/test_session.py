@@ -21,7 +21,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
-from server.providers.pacing import Pacer
+from server.providers.pacing import OwnLedger, Pacer
 from server.providers.qwen.errors import ModelRetired, OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.inference import QwenInference
 from server.providers.qwen.realtime import QwenRealtime
@@ -35,7 +35,7 @@ from server.providers.speech import (
     SpeechStatus,
     may_start_again,
 )
-from tests.providers.conftest import QWEN_AUDIO, VC_REALTIME, MakeSettings
+from tests.providers.conftest import QWEN_AUDIO, VC_REALTIME, MakeSettings, pacer_in_memory
 
 TEXT = "Good morning. This is a test."
 
@@ -79,7 +79,7 @@ def lane(request: pytest.FixtureRequest) -> Lane:
 
 @pytest.fixture
 def provider(provider_settings: MakeSettings, lane: Lane) -> SpeechProvider:
-    return lane.provider(provider_settings(), Pacer(6000))
+    return lane.provider(provider_settings(), pacer_in_memory())
 
 
 async def heard(provider: SpeechProvider, request: SpeechRequest) -> list[SpeechEvent]:
@@ -185,7 +185,7 @@ async def test_workspace_and_key_travel_in_the_headers(lane: Lane, provider_sett
             dashscope_api_key="sk-secret",
             **{lane.address: f"ws://127.0.0.1:{port}{lane.path.partition('?')[0]}"},
         )
-        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+        error, _, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert type(error) is ProviderMisconfigured
     assert error.diagnostics["request_id"] == "r-7"
     assert request_line.split()[1] == lane.path
@@ -227,7 +227,7 @@ async def test_refused_upgrade_has_its_class_and_may_be_tried_again_if_it_passes
 async def test_operator_is_told_of_a_wrong_key(
     lane: Lane, provider_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    provider = lane.provider(provider_settings(dashscope_api_key="sk-wrong"), Pacer(6000), OperatorAlarm())
+    provider = lane.provider(provider_settings(dashscope_api_key="sk-wrong"), pacer_in_memory(), OperatorAlarm())
     with caplog.at_level(logging.DEBUG):
         error, _, _ = await failed(provider, lane.request)
     assert type(error) is ProviderMisconfigured
@@ -287,7 +287,7 @@ async def test_audio_that_cannot_be_read_ends_a_realtime_speech(
     provider_settings: MakeSettings, simulator: Simulator, what: str, when: dict[str, Any]
 ) -> None:
     simulator.behave("realtime", {"do": what, **when})
-    error, _, _ = await failed(QwenRealtime(provider_settings(), Pacer(6000)), REALTIME.request)
+    error, _, _ = await failed(QwenRealtime(provider_settings(), pacer_in_memory()), REALTIME.request)
     assert error.diagnostics["code"] == "protocol_violation"
 
 
@@ -298,7 +298,7 @@ async def test_an_inference_speech_is_its_own_tasks_frames(
 ) -> None:
     """A late frame of a cancelled task is nobody's, and an event without its frame is no audio."""
     simulator.behave("realtime", {"do": what, **when})
-    events = await heard(QwenInference(provider_settings(), Pacer(6000)), INFERENCE.pcm)
+    events = await heard(QwenInference(provider_settings(), pacer_in_memory()), INFERENCE.pcm)
     assert len(audio_of(events)) == simulator.calls[0]["audio_bytes"] > 0
 
 
@@ -359,7 +359,7 @@ async def test_silence_ends_at_the_nearest_deadline(
     kind: type[ProviderError],
 ) -> None:
     simulator.behave("realtime", {"do": "silence", **fault, "delta_bytes": 1000})
-    error, speech, _ = await failed(lane.provider(provider_settings(**deadline), Pacer(6000)), lane.request)
+    error, speech, _ = await failed(lane.provider(provider_settings(**deadline), pacer_in_memory()), lane.request)
     assert type(error) is kind
     assert error.diagnostics["code"] == code
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=speech.audio_bytes) is not speech.text_sent
@@ -372,7 +372,7 @@ async def test_audio_that_drips_past_the_session_deadline_is_cut(
 ) -> None:
     simulator.behave("realtime", {"speed": 0.5, "delta_bytes": 500})
     settings = provider_settings(session_seconds=0.5, session_seconds_per_char=0)
-    error, speech, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+    error, speech, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert type(error) is ProviderTimeout
     assert error.diagnostics["code"] == "session_too_long"
     assert speech.audio_bytes > 0
@@ -384,7 +384,7 @@ async def test_other_events_do_not_count_as_the_first_delta(
     events = [{"do": "event", "at": "audio", "event": {"type": "keep.alive"}}, {"do": "silence", "at": "audio"}]
     simulator.behave("realtime", {"faults": events})
     settings = provider_settings(first_delta_seconds=0.2)
-    error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+    error, _, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert error.diagnostics["code"] == "no_first_delta"
 
 
@@ -393,7 +393,7 @@ async def test_refused_connection_may_be_tried_again(lane: Lane, provider_settin
         unused.bind(("127.0.0.1", 0))
         address = f"ws://127.0.0.1:{unused.getsockname()[1]}/api-ws/v1/realtime"
         error, speech, _ = await failed(
-            lane.provider(provider_settings(**{lane.address: address}), Pacer(6000)), lane.request
+            lane.provider(provider_settings(**{lane.address: address}), pacer_in_memory()), lane.request
         )
     assert type(error) is ProviderUnavailable
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
@@ -406,7 +406,7 @@ async def test_server_that_never_answers_the_upgrade_is_given_up(lane: Lane, pro
 
     async with local_server(say_nothing) as port:
         settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"}, connect_seconds=0.2)
-        error, speech, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+        error, speech, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert type(error) is ProviderUnavailable
     assert error.diagnostics["code"] == "connect_timeout"
     assert may_start_again(error, text_sent=speech.text_sent, bytes_heard=0)
@@ -423,7 +423,7 @@ async def test_redirected_upgrade_is_not_followed(
 
     async with local_server(redirect) as port:
         settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"})
-        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+        error, _, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert type(error) is ProviderMisconfigured
     assert simulator.calls == []
 
@@ -439,7 +439,7 @@ async def test_reason_that_comes_just_before_the_close_is_heard(lane: Lane, prov
     async with serve(refuse, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         settings = provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"})
-        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+        error, _, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert error.diagnostics["code"] == "Throttling.RateQuota"
     assert error.throttled
 
@@ -457,7 +457,7 @@ async def test_certificate_that_nobody_vouches_for_gets_no_key(
     async with serve(answer, "127.0.0.1", 0, ssl=context) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         settings = provider_settings(**{lane.address: f"wss://127.0.0.1:{port}/x"})
-        error, _, _ = await failed(lane.provider(settings, Pacer(6000)), lane.request)
+        error, _, _ = await failed(lane.provider(settings, pacer_in_memory()), lane.request)
     assert type(error) is ProviderUnavailable
     assert error.diagnostics["message"] == "SSLCertVerificationError"
     assert requests == []
@@ -522,7 +522,7 @@ async def test_cancelling_while_connecting_leaves_nothing_open(lane: Lane, provi
         writer.close()
 
     async with local_server(say_nothing) as port:
-        provider = lane.provider(provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"}), Pacer(6000))
+        provider = lane.provider(provider_settings(**{lane.address: f"ws://127.0.0.1:{port}/x"}), pacer_in_memory())
         speaking = asyncio.create_task(heard(provider, lane.request))
         await asyncio.wait_for(connected.wait(), 5)
         speaking.cancel()
@@ -534,11 +534,11 @@ async def test_cancelling_while_connecting_leaves_nothing_open(lane: Lane, provi
 async def test_throttle_slows_the_next_starts(
     lane: Lane, provider_settings: MakeSettings, simulator: Simulator
 ) -> None:
-    pacer = Pacer(6000)
-    provider = lane.provider(provider_settings(), pacer)
+    ledger = OwnLedger(6000)
+    provider = lane.provider(provider_settings(), Pacer(ledger))
     simulator.behave("realtime", {"refuse": 429})
     await failed(provider, lane.request)
-    assert pacer.starts_per_minute == pytest.approx(3000, rel=0.05)
+    assert ledger.starts_per_minute == pytest.approx(3000, rel=0.05)
 
 
 async def test_frame_over_the_cap_is_refused(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
