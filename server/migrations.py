@@ -22,7 +22,7 @@ from typing import Final
 
 import asyncpg
 
-from server.database import Connection
+from server.database import Connection, trouble
 
 logger = logging.getLogger(__name__)
 
@@ -324,11 +324,8 @@ class Runner:
             connection = await asyncpg.connect(
                 self.database_url, timeout=CONNECT_SECONDS, command_timeout=statement_seconds
             )
-        except (OSError, asyncpg.PostgresError) as exc:
-            raise MigrationError(f"The database of DATABASE_URL does not answer: {exc or type(exc).__name__}.") from exc
-        except (ValueError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
-            # Their words may quote the address, and it holds a password.
-            raise MigrationError("DATABASE_URL is not the address of a PostgreSQL database.") from exc
+        except (OSError, asyncpg.PostgresError, ValueError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
+            raise MigrationError(trouble(exc)) from exc
         try:
             problem = too_old(connection)
             if problem is not None:

@@ -9,7 +9,7 @@ import msgspec
 
 from server import logs
 from server.app import assembled
-from server.database import REFUSED
+from server.database import REFUSED, trouble
 from server.errors import UtterError
 from server.jobs import reconcile
 from server.settings import Settings
@@ -27,7 +27,7 @@ def run(settings: Settings, *, as_json: bool, store: bool, delete: bool) -> int:
         print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
         return 1
     except REFUSED as exc:
-        print(f"PostgreSQL at DATABASE_URL cannot be used ({type(exc).__name__}).", file=sys.stderr)
+        print(trouble(exc), file=sys.stderr)
         return 1
     print(msgspec.json.encode(found).decode() if as_json else reconcile.table(found))
     return 1 if found.problems else 0

@@ -8,7 +8,7 @@ import asyncpg
 
 from server import logs
 from server.app import assembled
-from server.database import REFUSED
+from server.database import REFUSED, trouble
 from server.errors import UtterError
 from server.jobs.renew import Candidate, candidates, remake
 from server.parts import Parts
@@ -30,7 +30,7 @@ def run(settings: Settings, *, everything: bool, model: str | None, dry_run: boo
     except asyncpg.UndefinedTableError:
         print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
     except REFUSED as exc:
-        print(f"PostgreSQL at DATABASE_URL cannot be used ({type(exc).__name__}).", file=sys.stderr)
+        print(trouble(exc), file=sys.stderr)
     return 1
 
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Literal, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 ProviderMode = Literal["qwen", "modal"]
 
@@ -233,6 +233,31 @@ TASK_MODEL = re.compile(r"qwen-audio-[0-9.]+-tts-(flash|plus)|cosyvoice-v3(\.[0-
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _REALTIME_PATH, _INFERENCE_PATH = "/api-ws/v1/realtime", "/api-ws/v1/inference"
+
+
+# Source: PostgreSQL documentation, "Database Connection Control Functions". What our driver understands as libpq does;
+# what changes nothing here (libpq's own ways, since deadlines and keepalives are ours, and what other clients read).
+_LIBPQ_UNDERSTOOD = """
+    host port dbname database user password passfile sslmode sslcert sslkey sslrootcert sslcrl sslpassword
+    ssl_min_protocol_version ssl_max_protocol_version target_session_attrs krbsrvname gsslib options application_name
+"""
+_LIBPQ_DROPPED = """
+    channel_binding connect_timeout keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout
+    gssencmode gssdelegation sslcompression sslsni sslnegotiation sslcertmode sslcrldir sslkeylogfile require_auth
+    requirepeer client_encoding load_balance_hosts hostaddr min_protocol_version max_protocol_version
+    fallback_application_name
+    pgbouncer pool_timeout pool_mode pool_size connection_limit socket_timeout statement_cache_size sslaccept
+    sslidentity prepared_statements prepare_threshold prepareThreshold supa uselibpqcompat schema
+"""
+
+
+def read_database_address(value: str) -> tuple[str, list[str]]:
+    """The URL with the parameters that our driver takes, and the names of those that nobody knows."""
+    parts = urlsplit(value)
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    kept = [(name, content) for name, content in given if name in _LIBPQ_UNDERSTOOD.split()]
+    unknown = [name for name, _ in given if name not in (_LIBPQ_UNDERSTOOD + _LIBPQ_DROPPED).split()]
+    return urlunsplit(parts._replace(query=urlencode(kept))), unknown
 
 
 def model_family(model: str) -> Literal["vc", "vd"] | None:
@@ -512,7 +537,11 @@ class _Reader:
             usable = False
         if not usable or parts.scheme not in {"postgresql", "postgres"}:
             self.wrong("DATABASE_URL", "must be a URL that starts with postgresql:// or postgres://")
-        return value
+            return value
+        address, unknown = read_database_address(value)
+        if unknown:
+            self.wrong("DATABASE_URL", f"has parameters that nobody knows: {', '.join(sorted(set(unknown)))}")
+        return address
 
     def dashscope_base_and_region(self) -> tuple[str, str]:
         region: str = self.word("DASHSCOPE_REGION", ("intl", "cn"))

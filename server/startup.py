@@ -4,7 +4,7 @@ import contextlib
 
 import asyncpg
 
-from server.database import REFUSED, Connection, connect, prepare
+from server.database import REFUSED, Connection, connect, prepare, trouble
 from server.migrations import MigrationError, too_old, unapplied
 from server.settings import Settings
 
@@ -17,10 +17,8 @@ async def startup_problems(settings: Settings) -> list[str]:
             connections.append(await connect(settings.database_url, timeout=10.0))
             await prepare(connections[-1])
         return await check_startup(*connections)
-    except asyncpg.TargetServerAttributeNotMatched:
-        return ["PostgreSQL at DATABASE_URL takes no writes: it is a standby, or read-only by default."]
     except REFUSED as exc:
-        return [f"PostgreSQL at DATABASE_URL cannot be reached ({type(exc).__name__})."]
+        return [trouble(exc)]
     finally:
         for connection in connections:
             connection.terminate()

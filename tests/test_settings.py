@@ -6,7 +6,15 @@ from functools import reduce
 
 import pytest
 
-from server.settings import KNOWN_MODELS, VARIABLES, Settings, SettingsError, StorageSettings, model_family
+from server.settings import (
+    KNOWN_MODELS,
+    VARIABLES,
+    Settings,
+    SettingsError,
+    StorageSettings,
+    model_family,
+    read_database_address,
+)
 from tests.support import LIMITS
 
 QWEN = {
@@ -357,3 +365,29 @@ def test_documented_defaults_are_the_real_ones() -> None:
             assert variable.default.strip("`") == (shown.lower() if isinstance(default, bool) else shown), variable.name
         elif variable.name not in ("DASHSCOPE_WS_URL", "DASHSCOPE_INFERENCE_WS_URL"):
             assert default in (MISSING, None, "", ()), variable.name
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "channel_binding=require",
+        "pgbouncer=true",
+        "connect_timeout=10",
+        "keepalives=1",
+        "gssencmode=disable",
+        "pool_timeout=10",
+        "sslmode=prefer&application_name=utter&connection_limit=1",
+    ],
+)
+def test_a_database_url_that_is_right_for_libpq_is_right_here(query: str) -> None:
+    address, unknown = read_database_address(f"postgresql://u:p@h:5432/d?{query}")
+    assert unknown == []
+    assert address in (
+        "postgresql://u:p@h:5432/d",
+        "postgresql://u:p@h:5432/d?sslmode=prefer&application_name=utter",
+    )
+
+
+def test_what_nobody_knows_of_a_database_url_is_named() -> None:
+    address, unknown = read_database_address("postgresql://u:p@h/d?chanel_binding=require&a=b&sslmode=disable")
+    assert (address, unknown) == ("postgresql://u:p@h/d?sslmode=disable", ["chanel_binding", "a"])

@@ -266,4 +266,4 @@ async def test_the_command_says_what_it_could_not_look_at_by_its_exit_status(
     nowhere = replace(settings, database_url="postgresql://127.0.0.1:1/nowhere")
     status, said, complaints = await command(nowhere, simulator)
     assert (status, said) == (1, "")
-    assert "PostgreSQL at DATABASE_URL cannot be used" in complaints
+    assert "PostgreSQL at DATABASE_URL cannot be reached" in complaints
