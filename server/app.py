@@ -12,7 +12,20 @@ from server.admission import Streams, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
-from server.handlers import clone, design, generate, generations, keys, openai, openapi, service, stream, tasks, voices
+from server.handlers import (
+    clone,
+    design,
+    generate,
+    generations,
+    keys,
+    openai,
+    openapi,
+    profile,
+    service,
+    stream,
+    tasks,
+    voices,
+)
 from server.handlers.edge import Edge, exception_handlers
 from server.handlers.objects import object_routes
 from server.handlers.page import page_routes
@@ -91,7 +104,8 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/health", service.health, methods=["GET"]),
             Route("/api/ready", service.ready, methods=["GET"]),
             Route("/api/languages", service.languages, methods=["GET"]),
-            Route("/api/me", service.me, methods=["GET"]),
+            Route("/api/me", profile.me, methods=["GET"]),
+            Route("/api/profile", profile.change, methods=["PATCH"]),
             Route("/api/openapi.json", openapi.describe, methods=["GET"]),
             Route("/metrics", service.metrics, methods=["GET"]),
             *object_routes(lambda request: parts_of(request).storage, cors_allow_origins=settings.cors_allow_origins),

@@ -406,7 +406,32 @@ class SignedInUser(Struct, frozen=True):
     id: UUID
 
 
+class Profile(Struct, frozen=True, kw_only=True):
+    """The user's row of ``public.profiles``, where the database has that table."""
+
+    id: UUID
+    handle: str | None
+    display_name: str | None
+    avatar_url: str | None
+    subscription_tier: str | None
+    credits_remaining: float | None
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class ProfileChange(Struct, frozen=True, kw_only=True):
+    """What is to be different about a profile; what is absent stays, an empty text or null empties."""
+
+    display_name: Annotated[str, Meta(max_length=100)] | UnsetType | None = UNSET
+    handle: Annotated[str, Meta(pattern="^([A-Za-z0-9_]{3,30})?$")] | UnsetType | None = UNSET
+    avatar_url: Annotated[str, Meta(max_length=2000, pattern="^(https?://[^\\s]+)?$")] | UnsetType | None = UNSET
+
+
+class ProfileAnswer(Struct, frozen=True):
+    profile: Profile
+
+
 class MeAnswer(Struct, frozen=True):
     signed_in: bool
     user: SignedInUser | None = None
-    profile: None = None
+    profile: Profile | None = None

@@ -276,6 +276,14 @@ OPERATIONS = (
         signed_in=False,
     ),
     Operation("get", "/api/me", "Who is signed in", {200: contract.MeAnswer}, signed_in=False),
+    Operation(
+        "patch",
+        "/api/profile",
+        "Change how others see one; where the database keeps profiles",
+        {200: contract.ProfileAnswer},
+        body=contract.ProfileChange,
+        problems=(400, 401, 404, 409, 413),
+    ),
     Operation("get", "/api/openapi.json", "This document", {200: dict[str, Any]}, signed_in=False),
     Operation("get", "/metrics", "Prometheus", {200: Media(("text/plain",))}, signed_in=False, problems=(401, 403)),
 )

@@ -7,9 +7,9 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.contract import Capabilities, LanguagesAnswer, MeAnswer, Ok, SignedInUser
+from server.contract import Capabilities, LanguagesAnswer, Ok
 from server.errors import Unauthorized, UtterError
-from server.handlers.requests import bearer_or_nobody, bearer_token, json_response, parts_of
+from server.handlers.requests import bearer_token, json_response, parts_of
 from server.metrics import CONTENT_TYPE
 
 # RFC 7239 §4: an address, in brackets and with a port perhaps, or a word that hides one.
@@ -42,13 +42,6 @@ async def languages(request: Request) -> Response:
             ),
         )
     )
-
-
-async def me(request: Request) -> Response:
-    """Never an error: no token, a bad one and an expired one all mean "not signed in"."""
-    user_id = await bearer_or_nobody(request)
-    user = SignedInUser(user_id) if user_id else None
-    return json_response(MeAnswer(signed_in=user is not None, user=user))
 
 
 class _NotForStrangers(UtterError):

@@ -47,6 +47,8 @@ MAY_WRITE: Writers = {
     ("internal.processes", "UPDATE"): {"records.processes"},
     ("internal.processes", "DELETE"): {"records.processes"},
     ("internal.spool", "DELETE"): {"records.runs"},
+    ("public.profiles", "INSERT"): {"records.profiles"},
+    ("public.profiles", "UPDATE"): {"records.profiles"},
     ("internal.purchases", "INSERT"): {"records.purchases"},
     ("internal.purchases", "UPDATE"): {"records.purchases"},
     ("internal.purchases", "UPDATE state"): {"records.purchases"},
