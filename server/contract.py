@@ -112,6 +112,18 @@ class DeltaEvent(Struct, frozen=True):
     delta: str
 
 
+class SpokenWord(Struct, frozen=True):
+    text: str
+    start_ms: int
+    end_ms: int
+
+
+class WordsEvent(Struct, frozen=True):
+    """Data of a ``words`` event: words that are heard, with their times from the beginning of the speech."""
+
+    words: list[SpokenWord]
+
+
 # --- history ----------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from server.captions import CaptionFormat, captions
 from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus, ZipRequest
 from server.errors import Invalid, NotFound
 from server.handlers.links import answer_with_link, audio_filename
@@ -30,7 +31,7 @@ from server.handlers.requests import (
 )
 from server.jobs import cancel
 from server.parts import Parts
-from server.records import history
+from server.records import history, words
 from server.records.history import Cursor, Entry
 from server.storage import Bucket, content_disposition
 from server.storage.zipped import Member, zipped
@@ -154,6 +155,22 @@ async def get_audio(request: Request) -> Response:
         raise NotFound(_WHY_SILENT.get(entry.status, "This generation has no audio."))
     key = entry.audio_object_key
     return await answer_with_link(request, Bucket.GENERATIONS, key, audio_filename(entry.id, key))
+
+
+async def get_captions(request: Request) -> Response:
+    """What was spoken as captions, where the lane has told when each word is heard."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    form: CaptionFormat = "srt" if request.url.path.endswith(".srt") else "vtt"
+    entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
+    async with parts.database.connection() as connection:
+        batches = await words.since(connection, entry.id, 0, user_id)
+    if not batches:
+        raise NotFound("This generation has no captions: the lane of its voice does not say when words are heard.")
+    mime = "application/x-subrip" if form == "srt" else "text/vtt"
+    name = f'attachment; filename="utter-{entry.id}.{form}"'
+    content = captions(batches, form).encode()
+    return Response(content, media_type=f"{mime}; charset=utf-8", headers={"Content-Disposition": name})
 
 
 async def delete_generation(request: Request) -> Response:

@@ -141,6 +141,20 @@ OPERATIONS = (
         problems=(400, 401, 404),
     ),
     Operation(
+        "get",
+        "/api/generations/{generation_id}/captions.vtt",
+        "What was spoken as WebVTT captions, where the voice's lane says when words are heard",
+        {200: Media(("text/vtt",))},
+        problems=(400, 401, 404),
+    ),
+    Operation(
+        "get",
+        "/api/generations/{generation_id}/captions.srt",
+        "The same as SubRip captions",
+        {200: Media(("application/x-subrip",))},
+        problems=(400, 401, 404),
+    ),
+    Operation(
         "post",
         "/api/generations/{generation_id}/regenerate",
         "What a form needs to speak this again",

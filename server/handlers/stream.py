@@ -6,6 +6,7 @@ client is ahead. They differ in how a slice is written and in how the walk ends.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
@@ -18,14 +19,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.audio import format_named
-from server.contract import GenerateRequest
+from server.contract import GenerateRequest, SpokenWord, WordsEvent
+from server.database import REFUSED
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
 from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
 from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
 from server.jobs.generate import submit
 from server.parts import Parts
-from server.records import tasks
+from server.records import tasks, words
 from server.records.tasks import SpeechTask
 from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.storage import Bucket, collect
@@ -34,6 +36,8 @@ Kind = Literal["events", "audio", "json"]
 END = "end"
 # Of a stored speech this much is fetched at a time and held for a slow reader: half a minute of MP3.
 FETCH_BYTES = 32 * DELTA_BYTES
+# How soon words are looked for again, for those who ask for them; a sentence of words comes every few seconds.
+WORDS_EVERY_SECONDS = 0.25
 # A proxy that compresses holds events back until it has enough of them.
 _UNCHANGED = {"Cache-Control": "no-store, no-transform"}
 
@@ -177,7 +181,7 @@ async def _stream(parts: Parts, request: Request, task: SpeechTask, kind: Kind, 
     if request.method == "HEAD":
         media_type = "text/event-stream" if kind == "events" else _mime(task)
         return Response(media_type=media_type, headers={**about(task), **_UNCHANGED})
-    walk = Walk(parts, task, offset)
+    walk = Walk(parts, task, offset, with_words=request.query_params.get("words") == "1")
     return Events(parts, walk) if kind == "events" else RawAudio(parts, walk)
 
 
@@ -206,11 +210,26 @@ def _header_bytes(task: SpeechTask) -> int:
 class Walk:
     """One follower's way along a speech, from its offset to the end."""
 
-    def __init__(self, parts: Parts, task: SpeechTask, offset: int) -> None:
+    def __init__(self, parts: Parts, task: SpeechTask, offset: int, *, with_words: bool = False) -> None:
+        self.with_words = with_words
+        self.batches = 0  # of words that were told
         self.parts = parts
         self.task = task
         self.offset = offset
         self.sample_rate_hz = task.sample_rate_hz
+
+    async def words(self) -> bytes:
+        """What is new of the words and their times, as one event; nothing where nothing is."""
+        if not self.with_words or self.task.generation_id is None:
+            return b""
+        try:
+            async with self.parts.database.connection() as connection:
+                batches = await words.since(connection, self.task.generation_id, self.batches, self.task.user_id)
+        except REFUSED:
+            return b""  # they are told with the next look, or at the end
+        self.batches += len(batches)
+        told = [SpokenWord(text, start, end) for batch in batches for text, start, end in batch]
+        return b"event: words\ndata: %b\n\n" % msgspec.json.encode(WordsEvent(told)) if told else b""
 
     async def stored(self) -> AsyncGenerator[bytes, None]:
         """The stored object from this follower's offset on, in slices as large as one delta may be."""
@@ -271,6 +290,7 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
     async with parts.following.follow(walk.task) as feed:
         with feed.followed_by(wake):
             shown: tuple[str, str | None] | None = None
+            words_due = 0.0
             while not parts.stopping.is_set() and not feed.gone:
                 wake.clear()
                 walk.task = task = feed.task
@@ -278,6 +298,10 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
                     shown = task.status, task.provider_status
                     if task.status not in ("failed", "cancelled"):
                         yield _task_event(parts, task)
+                if walk.with_words and time.monotonic() >= words_due:
+                    words_due = time.monotonic() + WORDS_EVERY_SECONDS
+                    if told := await walk.words():
+                        yield told
                 log = feed.log
                 if log and walk.offset < log.visible:
                     batch, walk.offset = log.events(walk.offset)
@@ -288,6 +312,8 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
                     await wake.wait()
     if not walk.task.terminal:
         return
+    if told := await walk.words():
+        yield told
     if walk.task.status == "completed":
         try:
             async with aclosing(walk.stored()) as slices:

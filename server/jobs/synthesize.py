@@ -26,10 +26,11 @@ from server.providers.speech import (
     SpeechProvider,
     SpeechRequest,
     SpeechStatus,
+    SpeechWords,
     may_start_again,
     pause_before_start,
 )
-from server.records import speech, voices
+from server.records import speech, voices, words
 from server.records.runs import Fenced, Storable
 from server.records.speech import RESTARTED, Assignment, Ending, Marked
 from server.relay.leases import Hold
@@ -99,6 +100,8 @@ class _Synthesis:
         )
         self._started_at = time.monotonic()
         self._starts: list[dict[str, object]] = []
+        self._batches = 0  # of words with their times
+        self._unwritten: dict[int, list[words.Word]] = {}
         self._said = "streaming"  # the provider's last word; each lane has its own
 
     async def run(self) -> None:
@@ -139,6 +142,7 @@ class _Synthesis:
         source = self._source()
         first_failed_at: float | None = None  # waiting for our own pace is not the provider's failing
         while True:
+            self._batches = 0
             spoken = source.speak(request)
             try:
                 async with spoken:
@@ -184,6 +188,8 @@ class _Synthesis:
                     log.sample_rate_hz = event.sample_rate_hz
                 if event.provider_status != "streaming":  # said together with what the first delta tells
                     await self._show(event.provider_status)
+            elif type(event) is SpeechWords:
+                await self._words(event)
             elif type(event) is SpeechEnd:
                 facts = event.facts
         return facts
@@ -207,6 +213,15 @@ class _Synthesis:
                     facts=known,
                 )
 
+    async def _words(self, event: SpeechWords) -> None:
+        """Keep when words are heard. What the database does not take now goes with the end of the speech."""
+        self._unwritten[self._batches] = [(word.text, word.start_ms, word.end_ms) for word in event.words]
+        self._batches += 1
+        with unless_away(self._parts, self._assignment.task_id):
+            async with self._parts.database.transaction() as connection:
+                await words.add(connection, self._assignment.generation_id, self._unwritten)
+            self._unwritten = {}
+
     async def _show(self, provider_status: str) -> None:
         await show(self._parts, self._assignment.task_id, self._assignment.attempt, provider_status)
 
@@ -215,6 +230,8 @@ class _Synthesis:
         if self._starts:
             facts = {**facts, "attempts": self._starts}
         try:
+            if self._unwritten:
+                await parts.database.patiently(words.add, assignment.generation_id, self._unwritten)
             marked = await self._mark(facts)
             if marked is None:
                 # Its row is gone (a browser may delete it in the database) or has ended: as good as cancelled.

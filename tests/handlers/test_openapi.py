@@ -124,8 +124,10 @@ async def test_live_answers_are_what_the_document_says(
     await insert_voice(database_url, client.user_id, provider="modal")
     witness = Witness(served, client.http)
     tasks: dict[str, dict[str, Any]] = {}
+    with_times = await insert_voice(database_url, client.user_id, model="qwen-audio-3.0-tts-flash")
     for text in ("completes", "fails", "holds"):
-        body = {"voice_id": str(voice_id), "text": text}
+        # The one that completes says when its words are heard.
+        body = {"voice_id": str(with_times if text == "completes" else voice_id), "text": text}
         tasks[text] = (await witness.ask("POST", "/api/generate", json=body)).json()
     await client.ended(tasks["completes"]["task_id"])
     await client.ended(tasks["fails"]["task_id"])
@@ -158,6 +160,8 @@ async def test_live_answers_are_what_the_document_says(
     for task in tasks.values():
         await witness.ask("GET", "/api/generations/{generation_id}/audio", given=task["generation_id"])
         await witness.ask("POST", "/api/generations/{generation_id}/regenerate", given=task["generation_id"])
+        for form in ("vtt", "srt"):
+            await witness.ask("GET", f"/api/generations/{{generation_id}}/captions.{form}", given=task["generation_id"])
     for task in tasks.values():
         await witness.ask("POST", "/api/generations/zip", json={"ids": [task["generation_id"]]})
     for task in tasks.values():

@@ -56,6 +56,8 @@ MAY_WRITE: Writers = {
     ("internal.retired_models", "INSERT"): {"records.retired"},
     ("internal.retired_models", "UPDATE"): {"records.retired"},
     ("internal.retired_models", "DELETE"): {"records.retired"},
+    ("internal.words", "INSERT"): {"records.words"},
+    ("internal.words", "UPDATE"): {"records.words"},
     ("internal.removals", "INSERT"): {"records.removals"},
     ("internal.removals", "UPDATE"): {"records.removals"},
     ("internal.removals", "DELETE"): {"records.removals"},
