@@ -287,6 +287,7 @@ class _Synthesis:
         except (StorageUnavailable, TimeoutError) as exc:
             extra = {"task_id": str(assignment.task_id), "reason": repr(exc.__cause__ or exc)}
             logger.warning("audio not stored at once, trying again later", extra=extra)
+            parts.metrics.finalize_retried()
             parts.kept.keep(log, lambda: self._mark(facts))
 
     async def _failed(self, exc: UtterError) -> None:

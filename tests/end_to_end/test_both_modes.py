@@ -16,7 +16,7 @@ from server.settings import ProviderMode, Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
 from tests.modal import in_modal_mode, insert_modal_voice
-from tests.support import wait_for
+from tests.support import wait_for, with_limits
 
 Rows = Any
 
@@ -59,7 +59,7 @@ def mode(request: pytest.FixtureRequest) -> ProviderMode:
 
 @pytest.fixture
 def settings(settings: Settings, mode: ProviderMode) -> Settings:
-    return in_mode(settings, mode)
+    return with_limits(in_mode(settings, mode), store_elsewhere_seconds=1.0)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ async def test_a_server_for_wav_stores_wav(settings: Settings, database_url: str
 
 async def test_unknown_members_are_ignored(client: Client, voice_id: UUID) -> None:
     """The page in use sends the name of a model that is long gone."""
-    await client.generate(voice_id, model="0.6B", speed=[1, {"a": None}], task_id="mine", user_id=str(uuid4()))
+    await client.generate(voice_id, model="0.6B", style=[1, {"a": None}], task_id="mine", user_id=str(uuid4()))
 
 
 async def test_any_content_type_will_do(client: Client, voice_id: UUID) -> None:
