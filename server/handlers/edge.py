@@ -176,7 +176,8 @@ class _Exchange:
     def _write_log(self) -> None:
         # The path alone: a query may hold a ticket, a signature, or what somebody wrote. None of ours is long, and
         # looking for secrets in 60 kB that somebody chose well took seconds.
-        user_id = self._scope.get("state", {}).get("user_id")
+        known = self._scope.get("state", {})
+        of_whom = {name: str(known[name]) for name in ("user_id", "task_id") if known.get(name)}
         _access.info(
             "%s %s",
             self._scope["method"],
@@ -184,7 +185,7 @@ class _Exchange:
             extra={
                 "status": self._status,
                 "milliseconds": round((time.perf_counter() - self._started_at) * 1000, 1),
-                **({"user_id": str(user_id)} if user_id else {}),
+                **of_whom,
             },
         )
 

@@ -15,4 +15,5 @@ async def generate(request: Request) -> Response:
     key = idempotency_key(request)
     wanted = await read_json(request, GenerateRequest)
     task = await submit(parts, user_id, wanted, key)
+    request.state.task_id = task.id
     return json_response(generate_answer(parts, task))

@@ -196,7 +196,14 @@ def path_uuid(request: Request, name: str = "id") -> UUID:
     text = str(request.path_params[name])
     if not _UUID.fullmatch(text):
         raise Invalid(f"The {name.replace('_', ' ')} in this address is not a valid UUID.")
-    return UUID(text)
+    return _noted(request, name, UUID(text))
+
+
+def _noted(request: Request, name: str, value: UUID) -> UUID:
+    """A task's id stands in the access log, where its user's complaint leads to."""
+    if name == "task_id":
+        request.state.task_id = value
+    return value
 
 
 def query_uuid(request: Request, name: str) -> UUID | None:
@@ -210,7 +217,7 @@ def query_uuid(request: Request, name: str) -> UUID | None:
         return None
     if not _UUID.fullmatch(text):
         raise Invalid(f"`{name}` must be a UUID.")
-    return UUID(text)
+    return _noted(request, name, UUID(text))
 
 
 def query_text(request: Request, name: str) -> str | None:

@@ -58,6 +58,7 @@ async def post_stream(request: Request) -> Response:
     if kind != "json":
         parts.streams.require_room(user_id)
     task = await submit(parts, user_id, await read_json(request, GenerateRequest), key)
+    request.state.task_id = task.id
     if kind == "json":
         return json_response(generate_answer(parts, task), status=201, headers=about(task))
     return await _stream(parts, request, task, kind, 0)

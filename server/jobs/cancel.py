@@ -53,6 +53,7 @@ async def delete_generation(parts: Parts, user_id: UUID, generation_id: UUID) ->
 async def _told(parts: Parts, task: SpeechTask, here: bool) -> None:
     if here:
         parts.metrics.task_ended(task.provider, "cancelled", "cancelled")
+        await parts.endings.log(task.id)
     await _tell(parts, task.id)
 
 

@@ -142,6 +142,7 @@ async def _publish(
 async def _told(parts: Parts, storable: Storable, object_key: str, published: bool) -> None:
     if published:
         parts.metrics.task_ended(storable.provider, "completed", "")
+        await parts.endings.log(storable.task_id)
     else:
         await _not_published(parts, storable.task_id, object_key)
     parts.announcer.changed(storable.task_id)

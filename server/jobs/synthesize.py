@@ -197,6 +197,7 @@ class _Synthesis:
     async def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
         waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
         self._parts.metrics.first_audio(self._assignment.provider, waited)
+        self._parts.endings.heard(self._assignment.task_id, waited)
         clock = self._log.audio_format.clock(self._log.sample_rate_hz)
         clock.feed(audio)
         rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0

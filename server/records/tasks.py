@@ -121,6 +121,21 @@ async def get(connection: Connection, task_id: UUID) -> SpeechTask:
     return task
 
 
+async def summary(connection: Connection, task_id: UUID) -> dict[str, Any] | None:
+    """What the log says of a speech that has ended: ids and numbers, nothing that somebody wrote."""
+    row = await connection.fetchrow(
+        """SELECT t.id AS task_id, t.generation_id, t.user_id, g.provider_model AS model,
+                  t.metadata ->> 'text_length' AS characters, g.duration_seconds::float8 AS seconds, t.status,
+                  t.error_category AS category, g.provider_metadata #>> '{error,code}' AS code,
+                  coalesce(g.provider_metadata ->> 'request_id', t.metadata ->> 'request_id') AS provider_request_id,
+                  round(extract(epoch FROM t.completed_at - t.created_at), 3)::float8 AS took_seconds
+             FROM public.tasks t LEFT JOIN public.generations g ON g.id = t.generation_id AND g.user_id = t.user_id
+            WHERE t.id = $1 AND t.type = 'generate'""",
+        task_id,
+    )
+    return dict(row) if row else None
+
+
 class Glimpse(msgspec.Struct, frozen=True):
     """A followed task as it was read: its rows, and the spooled audio that the follower's mirror lacks."""
 
