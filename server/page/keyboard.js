@@ -16,7 +16,7 @@ function isWritten(target) {
 
 /** Whether a key that is pressed here writes something, or already means something. */
 function isTaken(target) {
-  return Boolean(target.closest("input:not([type=radio], [type=checkbox]), textarea, select, button, a, summary, [role=menu], [contenteditable]"));
+  return Boolean(target.closest("input:not([type=radio]), textarea, select, button, a, summary, [role=menu], [contenteditable]"));
 }
 
 export class Keyboard {
