@@ -1,9 +1,11 @@
-"""What may pile up in one process is counted before it is taken: streams that are open, by whom, and uploads begun."""
+"""What may pile up in one process is counted before it is taken: streams, uploads, long reads, and bytes in memory or
+on their way to the store."""
 
+import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from uuid import UUID
 
 from server.errors import Overloaded, TooMany
@@ -87,3 +89,147 @@ class Uploads:
         begun.append(now)
         if len(self._begun) > UPLOADERS_REMEMBERED:
             del self._begun[next(iter(self._begun))]
+
+
+class LongReads:
+    """Lists and searches, which take the longer the more somebody has: few at a time for one person, and for all
+    together fewer than there are connections, so that nobody else waits for them.
+
+    Args:
+        at_once: How many there may be of all.
+    """
+
+    PER_USER = 2
+    WAIT_SECONDS = 5.0
+
+    def __init__(self, metrics: Metrics, *, at_once: int) -> None:
+        self._metrics = metrics
+        self._all = asyncio.Semaphore(at_once)
+        self._turns: dict[UUID, asyncio.Semaphore] = {}
+        self._waiting: Counter[UUID] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, user_id: UUID) -> AsyncIterator[None]:
+        """Wait for a turn, and keep it while the context is open.
+
+        Raises:
+            TooMany: This user has kept both turns for too long.
+            Overloaded: All turns were taken.
+        """
+        own = self._turns.setdefault(user_id, asyncio.Semaphore(self.PER_USER))
+        self._waiting[user_id] += 1
+        try:
+            await self._taken(own, "reads_of_one", TooMany("You have several searches running. Please wait for them."))
+            try:
+                await self._taken(self._all, "reads", Overloaded("Many are searching right now. Please try again."))
+                try:
+                    yield
+                finally:
+                    self._all.release()
+            finally:
+                own.release()
+        finally:
+            self._waiting[user_id] -= 1
+            if not self._waiting[user_id]:
+                del self._waiting[user_id], self._turns[user_id]
+
+    async def _taken(self, turns: asyncio.Semaphore, what: str, refusal: Overloaded) -> None:
+        try:
+            async with asyncio.timeout(self.WAIT_SECONDS):
+                await turns.acquire()
+        except TimeoutError:
+            self._metrics.refused(what)
+            raise refusal from None
+
+
+class AudioMemory:
+    """Bytes that live speeches may come to hold here. Each reserves before it is begun what its text can become.
+
+    Args:
+        limit: Of all together. One that is larger alone is let in when nobody else is.
+    """
+
+    def __init__(self, metrics: Metrics, limit: int) -> None:
+        self._metrics = metrics
+        self._limit = limit
+        self._reserved = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def room(self, size: int, *, within_seconds: float) -> AsyncIterator[None]:
+        """Wait for room, first come first served, and keep it while the context is open.
+
+        Raises:
+            Overloaded: There was none in time.
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        self._let_in()
+        try:
+            async with asyncio.timeout(within_seconds):
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled():
+                self._leave(size)
+            else:
+                self._queue = deque(entry for entry in self._queue if entry[1] is not turn)
+                self._let_in()
+            if isinstance(exc, TimeoutError):
+                self._metrics.refused("memory")
+                raise Overloaded from exc
+            raise
+        try:
+            yield
+        finally:
+            self._leave(size)
+
+    def _let_in(self) -> None:
+        while self._queue:
+            size, turn = self._queue[0]
+            if turn.cancelled():
+                self._queue.popleft()
+            elif self._reserved + size <= self._limit or not self._reserved:
+                self._queue.popleft()
+                self._reserved += size
+                self._metrics.memory_reserved(self._reserved)
+                turn.set_result(None)
+            else:
+                return
+
+    def _leave(self, size: int) -> None:
+        self._reserved -= size
+        self._metrics.memory_reserved(self._reserved)
+        self._let_in()
+
+
+class Unstored:
+    """Speech that waits for the store, in bytes, as the rows say; asked for no more often than it changes by much."""
+
+    FRESH_SECONDS = 5.0
+
+    def __init__(self, metrics: Metrics, limit: int) -> None:
+        self._metrics = metrics
+        self._limit = limit
+        self._bytes = 0
+        self._fresh_until = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waited as may, when that was last looked at."""
+        return self._bytes >= self._limit
+
+    async def require_room(self, count: Callable[[], Awaitable[int]]) -> None:
+        """Before a text is taken whose audio could not be kept.
+
+        Raises:
+            Overloaded: As much waits already as may.
+        """
+        if time.monotonic() >= self._fresh_until:
+            self._bytes = await count()
+            self._fresh_until = time.monotonic() + self.FRESH_SECONDS
+            self._metrics.unstored(self._bytes)
+        if self.full:
+            self._metrics.refused("unstored")
+            raise Overloaded(
+                "The audio storage has been away for long. Please try again later.", retry_after_seconds=60
+            )

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from server.admission import Streams, Uploads
+from server.admission import AudioMemory, LongReads, Streams, Unstored, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
@@ -182,6 +182,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         )
         readiness = Readiness(database, storage, queue)
         readiness.troubles["model_retired"] = lambda: bool(providers.retired)
+        unstored = Unstored(metrics, settings.unstored_limit)
+        readiness.troubles["unstored"] = lambda: unstored.full
         yield Parts(
             settings=settings,
             database=database,
@@ -206,4 +208,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             ),
             streams=Streams(metrics, per_user=settings.streams_per_user),
             uploads=Uploads(metrics),
+            long_reads=LongReads(metrics, at_once=max(1, settings.database_pool_size // 3)),
+            memory=AudioMemory(metrics, settings.memory_for_audio),
+            unstored=unstored,
         )

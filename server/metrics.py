@@ -42,6 +42,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._memory = Gauge(
+            "utter_audio_memory_bytes", "What live speeches of this process have reserved.", registry=self.registry
+        )
+        self._unstored = Gauge(
+            "utter_unstored_bytes", "Speech that waits for the store, in bytes.", registry=self.registry
+        )
         self._removals_failing = Gauge(
             "utter_removals_failing", "Objects that several tries could not remove.", registry=self.registry
         )
@@ -91,6 +97,12 @@ class Metrics:
 
     def queue_depth(self, jobs: int) -> None:
         self._queue_depth.set(jobs)
+
+    def memory_reserved(self, size: int) -> None:
+        self._memory.set(size)
+
+    def unstored(self, size: int) -> None:
+        self._unstored.set(size)
 
     def removals_failing(self, count: int) -> None:
         self._removals_failing.set(count)

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from server.admission import Streams, Uploads
+from server.admission import AudioMemory, LongReads, Streams, Unstored, Uploads
 from server.announce import Announcer
 from server.auth import Authenticator, Tickets
 from server.database import Database, Listener
@@ -57,6 +57,9 @@ class Parts:
     retirements: Retirements
     streams: Streams
     uploads: Uploads
+    long_reads: LongReads
+    memory: AudioMemory
+    unstored: Unstored
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     storing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STORED_AT_ONCE))
     recordings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(RECORDINGS_AT_ONCE))

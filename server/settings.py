@@ -150,6 +150,8 @@ class Settings:
     queue_limit: int = 1000
     streams_per_user: int = 500
     older_tasks_minutes: int = 30
+    memory_for_audio: int = 512_000_000
+    unstored_limit: int = 20_000_000_000
     connections_limit: int | None = None
     shutdown_notice_seconds: float = 0.0
     shutdown_grace_seconds: float = 20.0
@@ -335,6 +337,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SERVE_PAGE", "`false`", "serves the page at `/` (`dev` does so by itself)"),
     Variable("SYNTHESIS_CONCURRENCY", "`200`", "realtime sessions that one process may hold"),
     Variable("QUEUE_LIMIT", "`1000`", "waiting syntheses above which a request is answered 503"),
+    Variable("MEMORY_FOR_AUDIO", "`512MB`", "bytes that live speeches may reserve in one process; beyond, texts wait"),
+    Variable("UNSTORED_LIMIT", "`20GB`", "bytes that may wait for the store before texts are answered 503"),
     Variable("OLDER_TASKS_MINUTES", "`30`",
              "after which an active task that nothing here works on ends; `1440` where an older system still works"),
     Variable("STREAMS_PER_USER", "`500`", "streams that one person may have open in one process; 429 beyond"),
@@ -409,6 +413,8 @@ class _Reader:
             synthesis_concurrency=self.whole_number("SYNTHESIS_CONCURRENCY", 1, 10_000),
             queue_limit=self.whole_number("QUEUE_LIMIT", 0, 1_000_000),
             older_tasks_minutes=self.whole_number("OLDER_TASKS_MINUTES", 1, 1_000_000),
+            memory_for_audio=self.bytes_of("MEMORY_FOR_AUDIO"),
+            unstored_limit=self.bytes_of("UNSTORED_LIMIT"),
             streams_per_user=self.whole_number("STREAMS_PER_USER", 1, 100_000),
             connections_limit=self.optional_number("CONNECTIONS_LIMIT", 1, 1_000_000),
             shutdown_notice_seconds=self.seconds("SHUTDOWN_NOTICE_SECONDS", 0, 600),
@@ -456,6 +462,18 @@ class _Reader:
         if re.fullmatch(r"[0-9]{1,12}", value) and low <= int(value) <= high:
             return int(value)
         self.wrong(name, f"must be a whole number from {low} to {high}, not {value!r}")
+        return default
+
+    def bytes_of(self, name: str) -> int:
+        """A size such as 512MB: a whole number, with kB, MB or GB (thousands of thousands) behind it, or without."""
+        value = self.text(name)
+        default: int = _DEFAULTS[name.lower()]
+        if value is None:
+            return default
+        match = re.fullmatch(r"([0-9]{1,12}) ?([kKMG]?)B?", value)
+        if match and int(match[1]) > 0:
+            return int(match[1]) * {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
+        self.wrong(name, f"must be a size such as 512MB or 20GB, not {value!r}")
         return default
 
     def optional_number(self, name: str, low: int, high: int) -> int | None:

@@ -67,7 +67,7 @@ async def list_generations(request: Request) -> Response:
         status=query_choice(request, "status", get_args(TaskStatus)),
     )
     before, since, ids = _cursor(request, "before"), _cursor(request, "since"), _ids(request)
-    async with parts.database.connection() as connection:
+    async with parts.long_reads.turn(user_id), parts.database.connection() as connection:
         if before or since or ids is not None:
             entries, more = await history.around(
                 connection, user_id, before=before, since=since, ids=ids, limit=asked.per_page, **filters

@@ -30,7 +30,7 @@ async def list_voices(request: Request) -> Response:
     parts = parts_of(request)
     user_id = await bearer(request)
     asked = page_query(request, default_per_page=100)
-    async with parts.database.connection() as connection:
+    async with parts.long_reads.turn(user_id), parts.database.connection() as connection:
         found, total = await voices.page(
             connection,
             user_id,

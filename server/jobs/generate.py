@@ -1,5 +1,6 @@
 """Taking a text to be spoken: checked, then its rows and its job in one transaction."""
 
+from functools import partial
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -137,6 +138,7 @@ async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origi
             joined = await attended.join(connection, wanted.user_id, origin.attended_hash)
             if joined and (first := await tasks.find(connection, joined, wanted.user_id)):
                 return first
+        await parts.unstored.require_room(partial(runs.unstored_bytes, connection))
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, wanted.job_name, limit) >= limit:
             raise Overloaded

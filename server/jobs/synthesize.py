@@ -12,7 +12,7 @@ from uuid import UUID
 import anyio
 
 from server.audio import format_named
-from server.errors import ProviderError, StorageUnavailable, UtterError, VoiceGone
+from server.errors import Overloaded, ProviderError, StorageUnavailable, UtterError, VoiceGone
 from server.jobs.encoding import AsMp3
 from server.jobs.finalize import store_spoken
 from server.jobs.pieces import InPieces
@@ -38,6 +38,9 @@ from server.relay.live import AudioLog
 
 logger = logging.getLogger(__name__)
 
+# Slow speech has a tenth of a second a character, and samples are the most that a second of it can be.
+SECONDS_PER_CHARACTER, BYTES_PER_SECOND = 0.1, 48_000
+
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Speak one attempt of a run, if it is still there to be spoken."""
@@ -52,9 +55,20 @@ async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
         hold.claimed = True
         with parts.metrics.session(assignment.provider):
             with scope:
-                await _Synthesis(parts, assignment, scope, hold).run()
+                await _in_memory(parts, assignment, scope, hold)
             if scope.cancelled_caught and parts.leases.released:
                 await _give_back(parts, assignment)
+
+
+async def _in_memory(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
+    """Speak once there is room for what the text can become; others go on meanwhile, and a cancel is heard."""
+    most = len(assignment.text) * SECONDS_PER_CHARACTER * BYTES_PER_SECOND
+    try:
+        async with parts.memory.room(round(most), within_seconds=parts.settings.deadlines.queue_seconds):
+            await _Synthesis(parts, assignment, scope, hold).run()
+    except Overloaded as exc:
+        ending = Ending(detail=exc.detail, category=exc.category, facts={"error": {"code": "no_memory"}})
+        await parts.endings.end(assignment.task_id, ending, attempt=assignment.attempt)
 
 
 async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
@@ -102,6 +116,7 @@ class _Synthesis:
         self._starts: list[dict[str, object]] = []
         self._batches = 0  # of words with their times
         self._unwritten: dict[int, list[words.Word]] = {}
+        self._doubted = False  # whether a voice that is said to be gone was asked for once more
         self._said = "streaming"  # the provider's last word; each lane has its own
 
     async def run(self) -> None:
@@ -150,6 +165,9 @@ class _Synthesis:
             except ProviderError as exc:
                 self._starts.append({"category": exc.category, **exc.diagnostics})
                 again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=self._log.length)
+                if isinstance(exc, VoiceGone) and not self._doubted:
+                    # Believing it takes the voice from its owner for good, and one node that lags behind says it, too.
+                    self._doubted = again = True
                 pause = pause_before_start(len(self._starts), throttled=exc.throttled)
                 first_failed_at = first_failed_at or time.monotonic()
                 in_time = time.monotonic() - first_failed_at + pause < deadlines.starts_within_seconds

@@ -93,6 +93,14 @@ async def start_job(
     )
 
 
+async def unstored_bytes(connection: Connection) -> int:
+    """How much speech waits for the store, in bytes; what was given up for now is part of it."""
+    size: int = await connection.fetchval(
+        "SELECT coalesce(sum(byte_length), 0)::bigint FROM internal.runs WHERE state IN ('spoken', 'unstored')"
+    )
+    return size
+
+
 async def waiting(connection: Connection, job_name: str, at_most: int) -> int:
     """How many runs that begin with this job are not being worked on yet; counting stops at ``at_most``."""
     count: int = await connection.fetchval(

@@ -210,7 +210,8 @@ async def test_what_a_wrong_account_says_of_a_voice_does_not_outlive_it(
     async with running_gateway(settings) as gateway, gateway.client() as client:
         voice_id = await cloned(client)
     body = {"voice_id": voice_id, "text": "Good evening."}
-    simulator.behave("realtime", {"do": "error", "at": "text", "code": "VoiceNotFound", "message": "Voice not found"})
+    lost = {"do": "error", "at": "text", "code": "VoiceNotFound", "message": "Voice not found"}
+    simulator.behave("realtime", lost, times=2)
     mistaken = replace(settings, dashscope_workspace="another")
     async with running_gateway(mistaken) as gateway, gateway.client(client.user_id) as client:
         assert (await client.ended((await client.generate(UUID(voice_id)))["task_id"]))["status"] == "failed"

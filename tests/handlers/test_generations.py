@@ -338,7 +338,7 @@ async def test_an_object_that_cannot_be_deleted_is_recorded_until_the_sweep_has_
         assert tuple(record) == ("generations", key, "generation deleted")
         file.rmdir()
         file.write_bytes(b"audio that must go")
-        await rows.execute("UPDATE internal.removals SET created_at = now() - interval '2 minutes'")
+        await rows.execute("UPDATE internal.removals SET next_at = now() - interval '1 second'")
 
         async def gone() -> bool:
             return not await rows.fetchval("SELECT count(*) FROM internal.removals")
