@@ -3,6 +3,7 @@
  */
 import { $, attempt, colour, focusFirst, h, icon, iconButton, menuButton, relabel, toast } from "./dom.js";
 import { keep, kept } from "./keep.js";
+import { rest } from "./requests.js";
 import { Leaving, later } from "./undo.js";
 import { VoiceDialog } from "./voice.js";
 import { kindOf } from "./words.js";
@@ -135,6 +136,7 @@ export class Voices extends EventTarget {
         toast(`${voice.name} is now the default voice.`);
         focusFirst(this.#cards.get(voice.id)?.querySelector(".tools button:last-child"));
       }) },
+      !voice.compatible && { icon: "again", label: "Make it again", act: () => attempt(null, () => this.#renew(voice)) },
       { icon: "bin", label: "Delete", serious: true, act: () => this.#delete(voice) },
     ]);
     const card = h("div", { className: "voice", title: voice.description ?? "" },
@@ -146,6 +148,21 @@ export class Voices extends EventTarget {
     card.dataset.compatible = String(voice.compatible);
     colour(card, voice.id);
     return card;
+  }
+
+  /** Have a voice made again whose model is gone, and wait until it can speak. */
+  async #renew(voice) {
+    const { utter } = this.#app;
+    const { task_id } = await utter.call("POST", `/api/voices/${voice.id}/renew`);
+    toast(`${voice.name} is being made again.`);
+    let task = { status: "processing", error: null };
+    while (task.status === "processing") {
+      await rest(1000);
+      task = await utter.call("GET", `/api/tasks/${task_id}`);
+    }
+    if (task.status !== "completed") throw new Error(task.error ?? "This voice could not be made again.");
+    await this.load(voice.id);
+    toast(`${voice.name} can speak again.`);
   }
 
   /** Tab stops once at the voices and once at the menu of the chosen one, however many there are. */

@@ -7,9 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from server.dev.simulator import Simulator
-from tests.gateway import Client, insert_voice
+from tests.gateway import Client, Gateway, insert_voice
+from tests.jobs.test_renew import Rows, older_voice
 from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
+from tests.voices import creations
 
 pytestmark = in_the_shared_loop
 
@@ -230,6 +232,24 @@ async def test_voices_of_the_other_provider_are_shown_but_not_selectable(
             ".getAttribute('aria-describedby')).textContent"
         )
         assert len(reason) > 20
+
+
+async def test_a_voice_whose_model_is_gone_is_made_again(
+    opened: Opener, gateway: Gateway, client: Client, rows: Rows, simulator: Simulator
+) -> None:
+    voice_id = await older_voice(gateway, rows, client.user_id)
+    await rows.execute(
+        "UPDATE public.voices SET provider_metadata = jsonb_build_object('gone_from', $2::text) WHERE id = $1",
+        voice_id,
+        gateway.parts.providers.account,
+    )
+    async with opened() as tab:
+        await tab.page.get_by_text("1 voice cannot speak at the moment").click()
+        await tab.page.get_by_role("button", name="More about Ada").click()
+        await tab.page.get_by_role("menuitem", name="Make it again").click()
+        await tab.page.get_by_text("Ada can speak again.").wait_for()
+        assert await chosen(tab) == "Ada"
+    assert len(creations(simulator)) == 1
 
 
 async def test_a_deleted_voice_is_gone_here_and_named_in_the_history(tab: Tab, client: Client, voice_id: UUID) -> None:
