@@ -24,6 +24,7 @@ from server.handlers import (
     service,
     stream,
     tasks,
+    usage,
     voices,
 )
 from server.handlers.edge import Edge, exception_handlers
@@ -99,6 +100,7 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
             Route("/api/keys", keys.create, methods=["POST"]),
             Route("/api/keys", keys.list_keys, methods=["GET"]),
             Route("/api/keys/{key_id}", keys.delete_key, methods=["DELETE"]),
+            Route("/api/usage", usage.get_usage, methods=["GET"]),
             Route("/v1/audio/speech", openai.speech, methods=["POST"]),
             Route("/v1/audio/voices", openai.list_voices, methods=["GET"]),
             Route("/v1/models", openai.list_models, methods=["GET"]),

@@ -3,7 +3,7 @@
 An attribute that may be absent on the wire is ``UNSET`` by default; one that may be null says ``None``.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -378,6 +378,32 @@ class KeyCreated(Struct, frozen=True, kw_only=True):
 
 class KeysAnswer(Struct, frozen=True):
     keys: list[KeyEntry]
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+class UsageDay(Struct, frozen=True, kw_only=True):
+    """What was used on one UTC day, on one lane, with one key; ``key_id`` is null for a sign-in token."""
+
+    day: date
+    lane: str
+    key_id: UUID | None
+    characters: int
+    seconds: float
+    starts: int
+
+
+class UsageLimits(Struct, frozen=True, kw_only=True):
+    characters_per_day: int | None
+    starts_per_minute: int | None
+    designs_per_day: int
+    clones_per_day: int
+
+
+class UsageAnswer(Struct, frozen=True):
+    days: list[UsageDay]
+    limits: UsageLimits
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------

@@ -143,6 +143,10 @@ class Settings:
     storage: StorageSettings
     public_base_url: str | None = None
     cors_allow_origins: tuple[str, ...] = ()
+    designs_per_user_per_day: int = 20
+    clones_per_user_per_day: int = 20
+    characters_per_user_per_day: int | None = None
+    starts_per_user_per_minute: int | None = None
     metrics_token: str | None = field(default=None, repr=False)
     allow_generate_mode_toggle: bool = False
     serve_page: bool = False
@@ -331,6 +335,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("FORWARDED_ALLOW_IPS", "`127.0.0.1`",
              "comma-separated proxies whose `X-Forwarded-*` headers are believed"),
     Variable("CORS_ALLOW_ORIGINS", "none", "comma-separated origins of pages on other hosts"),
+    Variable("DESIGNS_PER_USER_PER_DAY", "`20`", "previews of designed voices that one person may have made a UTC day"),
+    Variable("CLONES_PER_USER_PER_DAY", "`20`", "voices that one person may have cloned a UTC day"),
+    Variable("CHARACTERS_PER_USER_PER_DAY", "none", "characters that one person may have spoken a UTC day"),
+    Variable("STARTS_PER_USER_PER_MINUTE", "none", "speeches that one person may start a minute"),
     Variable("METRICS_TOKEN", "none",
              "bearer token for `/metrics`; without it only loopback and private addresses are answered"),
     Variable("ALLOW_GENERATE_MODE_TOGGLE", "`false`", 'lets a staging page offer "Realtime / Standard"'),
@@ -407,6 +415,10 @@ class _Reader:
             storage=self.storage(),
             public_base_url=self.public_base_url(),
             cors_allow_origins=self.origins(),
+            designs_per_user_per_day=self.whole_number("DESIGNS_PER_USER_PER_DAY", 0, 1_000_000),
+            clones_per_user_per_day=self.whole_number("CLONES_PER_USER_PER_DAY", 0, 1_000_000),
+            characters_per_user_per_day=self.optional_number("CHARACTERS_PER_USER_PER_DAY", 0, 1_000_000_000),
+            starts_per_user_per_minute=self.optional_number("STARTS_PER_USER_PER_MINUTE", 0, 1_000_000),
             metrics_token=self.text("METRICS_TOKEN"),
             allow_generate_mode_toggle=self.flag("ALLOW_GENERATE_MODE_TOGGLE"),
             serve_page=self.flag("SERVE_PAGE"),

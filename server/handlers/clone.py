@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.contract import CloneFinalizeAnswer, CloneFinalizeRequest, CloneUploadAnswer, CloneUploadRequest
-from server.handlers.requests import absolute_url, bearer, json_response, parts_of, read_json
+from server.handlers.requests import absolute_url, bearer, json_response, key_id_of, parts_of, read_json
 from server.jobs import clone
 
 
@@ -19,5 +19,7 @@ async def upload_url(request: Request) -> Response:
 async def finalize(request: Request) -> Response:
     parts = parts_of(request)
     user_id = await bearer(request)
-    voice = await clone.create(parts, user_id, await read_json(request, CloneFinalizeRequest))
+    voice = await clone.create(
+        parts, user_id, await read_json(request, CloneFinalizeRequest), key_id=key_id_of(request)
+    )
     return json_response(CloneFinalizeAnswer(voice.id, voice.name))

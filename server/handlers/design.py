@@ -11,6 +11,7 @@ from server.handlers.requests import (
     convert,
     idempotency_key,
     json_response,
+    key_id_of,
     outward,
     parts_of,
     read_form,
@@ -26,7 +27,9 @@ async def preview(request: Request) -> Response:
     parts = parts_of(request)
     user_id = await bearer(request)
     key = idempotency_key(request)
-    task_id = await design.submit_preview(parts, user_id, await read_json(request, DesignPreviewRequest), key)
+    task_id = await design.submit_preview(
+        parts, user_id, await read_json(request, DesignPreviewRequest), key, key_id=key_id_of(request)
+    )
     return json_response(DesignPreviewAnswer(task_id))
 
 

@@ -259,6 +259,14 @@ OPERATIONS = (
         problems=(400, 401, 403, 404),
     ),
     Operation(
+        "get",
+        "/api/usage",
+        "What one has had spoken and made, by UTC day, and what one may; of the last 30 days if nothing else is said",
+        {200: contract.UsageAnswer},
+        query={"from": {"type": "string", "format": "date"}, "to": {"type": "string", "format": "date"}},
+        problems=(400, 401),
+    ),
+    Operation(
         "post",
         "/v1/audio/speech",
         "Speak as OpenAI's speech endpoint does: audio while it is spoken, or (stream_format: sse) events with it",

@@ -24,8 +24,8 @@ from server.database import REFUSED
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
 from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
-from server.handlers.requests import bearer, idempotency_key, json_response, parts_of, query_uuid, read_json
-from server.jobs.generate import submit
+from server.handlers.requests import bearer, idempotency_key, json_response, key_id_of, parts_of, query_uuid, read_json
+from server.jobs.generate import Origin, submit
 from server.parts import Parts
 from server.records import tasks, words
 from server.records.tasks import SpeechTask
@@ -57,7 +57,9 @@ async def post_stream(request: Request) -> Response:
     key = idempotency_key(request)
     if kind != "json":
         parts.streams.require_room(user_id)
-    task = await submit(parts, user_id, await read_json(request, GenerateRequest), key)
+    task = await submit(
+        parts, user_id, await read_json(request, GenerateRequest), key, Origin(key_id=key_id_of(request))
+    )
     request.state.task_id = task.id
     if kind == "json":
         return json_response(generate_answer(parts, task), status=201, headers=about(task))

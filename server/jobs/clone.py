@@ -8,11 +8,13 @@ from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_r
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.errors import Invalid, NotFound
 from server.jobs.enrollment import Enrollment, in_memory
+from server.jobs.limits import count_clone
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.requirements import require_language, require_name
 from server.objects import reference_key
 from server.parts import Parts
-from server.records import voices
+from server.records import idempotency, voices
+from server.records.usage import CLONE, Account
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
 
@@ -38,8 +40,11 @@ async def upload_address(
     return voice_id, link, key
 
 
-async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> Voice:
+async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest, *, key_id: UUID | None = None) -> Voice:
     """The voice of this id: stored already, or made now from the recording that was uploaded.
+
+    Args:
+        key_id: The key that the request was signed in with, if it was one.
 
     Raises:
         Invalid: The recording is missing or cannot be used.
@@ -54,6 +59,11 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest) -> 
             raise NotFound("This voice does not exist.")
         return require_voice(known)
     await _require_upload(parts, user_id, request.voice_id)
+    async with parts.database.transaction() as connection:
+        # Counted once, however often or at once it is asked for.
+        voice_id = request.voice_id
+        if await idempotency.remember(connection, user_id, f"clone {voice_id}", b"", voice_id) is None:
+            await count_clone(parts, connection, Account(user_id, CLONE, key_id))
     abilities = parts.providers.abilities
     wanted = NewVoice(
         id=request.voice_id,

@@ -26,6 +26,7 @@ from server.errors import (
     UtterError,
 )
 from server.jobs.buying import record_failure, refusal_of, say_unknown, written
+from server.jobs.limits import count_design
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
 from server.jobs.repeats import Repeatable
@@ -39,6 +40,7 @@ from server.records.purchases import Purchase
 from server.records.runs import PREVIEW_JOB
 from server.records.speech import RESTARTED, Ending
 from server.records.tasks import SpeechTask
+from server.records.usage import DESIGN, Account
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
 from server.text import is_visible
@@ -59,8 +61,14 @@ _VOICES = UUID("6f9b6f2e-3f0c-4f0e-9f0e-5d1c1d6a7c11")  # names the ids of voice
 # --- the preview ------------------------------------------------------------------------------------------------------
 
 
-async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequest, key: str | None) -> UUID:
+async def submit_preview(
+    parts: Parts, user_id: UUID, request: DesignPreviewRequest, key: str | None, *, key_id: UUID | None = None
+) -> UUID:
     """Start a preview, or find the one that the same request has started before; its task's id.
+
+    Args:
+        key: The client's ``Idempotency-Key``.
+        key_id: The key that it signed in with, if it was one.
 
     Raises:
         Invalid, Conflict, Overloaded: Nothing was created then.
@@ -84,6 +92,7 @@ async def submit_preview(parts: Parts, user_id: UUID, request: DesignPreviewRequ
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, PREVIEW_JOB, limit) >= limit:
             raise Overloaded
+        await count_design(parts, connection, Account(user_id, DESIGN, key_id))
         await previews.create(
             connection,
             parts.queue,

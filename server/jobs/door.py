@@ -11,7 +11,7 @@ from server.jobs import cancel
 from server.jobs.generate import Origin, submit
 from server.jobs.requirements import require_text
 from server.parts import Parts
-from server.records import purchases, tasks, voices
+from server.records import purchases, speech, tasks, usage, voices
 from server.records.tasks import SpeechTask
 from server.records.voices import Voice
 
@@ -138,7 +138,11 @@ async def give_up_waiting(parts: Parts, user_id: UUID, task_id: UUID) -> None:
             return
         if await purchases.any_of(connection, task_id):
             return
+        account = await speech.account_of(connection, task.generation_id)
     await cancel.delete_generation(parts, user_id, task.generation_id)
-    async with parts.database.connection() as connection:
+    async with parts.database.transaction() as connection:
         await tasks.hide(connection, task_id)
+        if account:
+            characters = int(task.metadata.get("text_length", 0))
+            await usage.take_back_start(connection, account, characters, task.created_at)
     raise Overloaded(FULL, retry_after_seconds=5)

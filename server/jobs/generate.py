@@ -11,6 +11,7 @@ from server.audio import format_named
 from server.contract import GenerateRequest
 from server.errors import Conflict, Invalid, NotFound, Overloaded
 from server.jobs import modal
+from server.jobs.limits import count_speech
 from server.jobs.repeats import Repeatable
 from server.jobs.requirements import count_characters, require_language, require_text
 from server.objects import audio_key
@@ -19,6 +20,7 @@ from server.records import attended, purchases, runs, speech, tasks, voices
 from server.records.runs import SYNTHESIZE_JOB, WATCH_MODAL_JOB
 from server.records.speech import Asked, NewSpeech
 from server.records.tasks import SpeechTask
+from server.records.usage import Account
 
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
 
@@ -96,6 +98,8 @@ async def submit(
         format_name=audio_format.name,
         object_key=audio_key(user_id, generation_id, audio_format.name),
         asked=asked,
+        lane=lane.name,
+        key_id=origin.key_id,
         job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
         in_seconds=parts.settings.intervals.modal_watch_seconds if submits else 0.0,
     )
@@ -142,6 +146,8 @@ async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origi
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, wanted.job_name, limit) >= limit:
             raise Overloaded
+        account = Account(wanted.user_id, wanted.lane, wanted.key_id)
+        await count_speech(parts, connection, account, wanted.text_length)
         await speech.create(connection, parts.queue, wanted)
         if origin.attended_hash:
             await attended.add(connection, wanted.task_id, wanted.user_id, origin.attended_hash)

@@ -13,9 +13,10 @@ import msgspec
 from server.database import Connection
 from server.errors import Category
 from server.queue import WATCHING, Queue
-from server.records import removals, runs
+from server.records import removals, runs, usage
 from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Storable
 from server.records.tasks import ACTIVE
+from server.records.usage import Account
 
 RESTARTED = "The server was restarted while speaking. Please try again."
 
@@ -53,6 +54,7 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     """A generation to be made, with everything that its rows need.
 
     Attributes:
+        lane, key_id: To which row of its user's usage it is counted; no key for a sign-in token.
         job_name: The job that the run begins with, ``in_seconds`` from now.
     """
 
@@ -68,6 +70,8 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     format_name: str
     object_key: str
     asked: Asked = Asked()
+    lane: str
+    key_id: UUID | None = None
     job_name: str = SYNTHESIZE_JOB
     in_seconds: float = 0.0
 
@@ -79,7 +83,8 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> Non
                 (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format,
                  provider_metadata)
            VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8,
-                   CASE WHEN $9::jsonb = '{}' THEN '{}' ELSE jsonb_build_object('asked', $9::jsonb) END)""",
+                   jsonb_build_object('counted', $10::jsonb)
+                   || CASE WHEN $9::jsonb = '{}' THEN '{}' ELSE jsonb_build_object('asked', $9::jsonb) END)""",
         speech.generation_id,
         speech.user_id,
         speech.voice_id,
@@ -89,6 +94,7 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> Non
         speech.model,
         speech.format_name,
         speech.asked,
+        {"lane": speech.lane, "key_id": speech.key_id},
     )
     await connection.execute(
         """INSERT INTO public.tasks (id, user_id, type, status, generation_id, voice_id, provider, metadata)
@@ -317,7 +323,7 @@ async def publish(
         job: What would have stored it later.
         late: Complete one that failed only because storing it took too long (``reconcile --store``).
     """
-    published = await connection.fetchval(
+    published = await connection.fetchrow(
         """UPDATE public.generations
               SET status = 'completed', audio_object_key = $2, duration_seconds = $3, completed_at = now(),
                   generation_time_seconds = extract(epoch FROM now() - created_at), error_message = NULL,
@@ -325,7 +331,7 @@ async def publish(
                       jsonb_build_object('sample_rate', $4::int, 'bits_per_second', $5::int, 'bytes', $6::bigint))
             WHERE id = $1 AND audio_object_key IS NULL
               AND (status IN ('pending', 'processing') OR ($7 AND status = 'failed'))
-        RETURNING true""",
+        RETURNING user_id, provider_metadata -> 'counted' AS counted""",
         storable.generation_id,
         object_key,
         duration_seconds,
@@ -347,7 +353,25 @@ async def publish(
     await runs.forget(connection, storable.task_id)
     if job is not None:
         await queue.withdraw(connection, job)
+    if account := _account(published["user_id"], published["counted"]):
+        await usage.add_seconds(connection, account, duration_seconds)
     return True
+
+
+def _account(user_id: UUID, counted: Any) -> Account | None:
+    """To which row a generation is counted; None for one that was made before anything was."""
+    try:
+        return msgspec.convert({"user_id": user_id, **(counted or {})}, Account)
+    except (msgspec.ValidationError, TypeError):
+        return None
+
+
+async def account_of(connection: Connection, generation_id: UUID) -> Account | None:
+    """To which row of its user's usage a generation is counted."""
+    row = await connection.fetchrow(
+        "SELECT user_id, provider_metadata -> 'counted' AS counted FROM public.generations WHERE id = $1", generation_id
+    )
+    return _account(row["user_id"], row["counted"]) if row else None
 
 
 async def verdict(connection: Connection, task_id: UUID, object_key: str) -> Literal["stored", "unwanted", "open"]:

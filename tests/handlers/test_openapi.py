@@ -135,6 +135,8 @@ async def test_live_answers_are_what_the_document_says(
     await follow(witness, tasks, {"voice_id": str(voice_id), "text": "another"})
     for change in ({"default": True}, {"name": ""}):
         await witness.ask("PATCH", "/api/voices/{voice_id}", given=str(voice_id), json=change)
+    for query in ({}, {"from": "yesterday"}):
+        await witness.ask("GET", "/api/usage", params=query)
     for heard in ({"input": "Good evening."}, {"input": ""}, {"input": "fails"}):
         await witness.ask("POST", "/v1/audio/speech", json=heard)
     for path in ("/v1/audio/voices", "/v1/models"):

@@ -66,6 +66,7 @@ async def world(database_url: str, rows: Rows) -> World:
     user_id = uuid4()
     generation_id = uuid4()
     wanted = NewSpeech(
+        lane="realtime",
         task_id=uuid4(),
         generation_id=generation_id,
         user_id=user_id,

@@ -67,6 +67,8 @@ MAY_WRITE: Writers = {
     ("internal.default_voices", "INSERT"): {"records.voices"},
     ("internal.default_voices", "UPDATE"): {"records.voices"},
     ("internal.default_voices", "DELETE"): {"records.voices"},
+    ("internal.usage", "INSERT"): {"records.usage"},
+    ("internal.usage", "UPDATE"): {"records.usage"},
     ("internal.attended", "INSERT"): {"records.attended"},
     ("internal.attended", "UPDATE"): {"records.attended"},
     ("internal.attended", "DELETE"): {"records.attended"},
