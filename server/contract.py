@@ -79,6 +79,19 @@ class TaskAudio(Struct, frozen=True, kw_only=True):
     seconds: float | None
 
 
+class SpeechResult(Struct, frozen=True, kw_only=True):
+    """``result`` of a completed ``generate`` task: the address that leads to its audio."""
+
+    audio_url: str
+
+
+class PreviewResult(Struct, frozen=True, kw_only=True):
+    """``result`` of a completed ``design_preview`` task: a link to its audio, which needs no token."""
+
+    audio_url: str
+    object_key: str
+
+
 class TaskAnswer(Struct, frozen=True, kw_only=True):
     id: UUID
     type: TaskType

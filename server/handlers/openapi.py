@@ -315,17 +315,41 @@ async def describe(_request: Request) -> Response:
     return json_response(document())
 
 
+_RESULTS = (contract.SpeechResult, contract.PreviewResult)
+_TAGS = {
+    "generate": "Speaking",
+    "tasks": "Tasks",
+    "generations": "History",
+    "voices": "Voices",
+    "clone": "Voices",
+    "keys": "Keys",
+    "v1": "OpenAI-shaped",
+}
+
+
+def _tag(path: str) -> str:
+    first, _, rest = path.strip("/").partition("/")
+    return _TAGS.get(rest.partition("/")[0] if first == "api" else first, "Service")
+
+
 @cache
 def document() -> dict[str, Any]:
     """The whole OpenAPI 3.1 document."""
-    types = [contract.Problem, contract.OpenAIProblem, contract.DeltaEvent, *_types()]
+    types = [contract.Problem, contract.OpenAIProblem, contract.DeltaEvent, *_RESULTS, *_types()]
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
+    # The column takes what other systems write; what this one writes is these two.
+    schemas["TaskAnswer"]["properties"]["result"] = {
+        "anyOf": [_ref(contract.PreviewResult), _ref(contract.SpeechResult), {"type": "object"}],
+        "description": "Of a completed task: where the audio is. A preview's link needs no token.",
+    }
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "utter", "version": "1", "description": "Text-to-speech that is heard while it is spoken."},
+        "servers": [{"url": "/", "description": "Where this document was fetched"}],
+        "tags": [{"name": name} for name in dict.fromkeys([*_TAGS.values(), "Service"])],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -344,6 +368,7 @@ def _types() -> Iterator[Any]:
 def _described(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
+        "tags": [_tag(operation.path)],
         "operationId": f"{operation.method}_{operation.path.strip('/').replace('/', '_').replace('.', '_')}".replace(
             "{", ""
         ).replace("}", ""),
@@ -380,8 +405,16 @@ def _success(answer: Any) -> dict[str, Any]:
     if answer is REDIRECT:
         described["headers"] = {"Location": {"required": True, "schema": {"type": "string"}}}
     if answer.types:
-        described["content"] = {media_type: {"schema": {"type": "string"}} for media_type in answer.types}
+        described["content"] = {media_type: {"schema": _content(media_type)} for media_type in answer.types}
+    if answer is _STREAM:
+        names = ("X-Utter-Provider", "X-Utter-Generation-Id", "X-Utter-Task-Id")
+        described["headers"] = {name: {"schema": {"type": "string"}} for name in names}
     return described
+
+
+def _content(media_type: str) -> dict[str, Any]:
+    """Text as text, anything else as the bytes that it is."""
+    return {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
 
 
 def _problem(operation: Operation, description: str) -> dict[str, Any]:

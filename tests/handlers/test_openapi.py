@@ -66,6 +66,23 @@ def test_names_of_operations_are_unique_and_every_one_has_a_summary() -> None:
     assert all(operation["summary"] for operation in operations)
 
 
+def test_generators_find_what_they_need() -> None:
+    described = document()
+    result = described["components"]["schemas"]["TaskAnswer"]["properties"]["result"]
+    names = {option.get("$ref", "").rpartition("/")[2] for option in result["anyOf"]}
+    assert {"SpeechResult", "PreviewResult"} <= names
+    assert described["servers"][0]["url"] == "/"
+    tags = {tag["name"] for tag in described["tags"]}
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            assert set(operation["tags"]) <= tags
+            assert operation["tags"]
+    stream = described["paths"]["/api/generate/stream"]["get"]["responses"]["200"]
+    assert stream["content"]["audio/mpeg"]["schema"] == {"type": "string", "format": "binary"}
+    assert stream["content"]["text/event-stream"]["schema"] == {"type": "string"}
+    assert "X-Utter-Task-Id" in stream["headers"]
+
+
 async def test_what_needs_a_token_says_so(gateway: Gateway) -> None:
     """Asked without one, each operation answers 401 exactly where the document says that it needs one."""
     async with httpx.AsyncClient(base_url=gateway.url) as anybody:
@@ -145,6 +162,7 @@ async def test_live_answers_are_what_the_document_says(
         await witness.ask("GET", "/v1/models/{model}", given=model)
     key = await witness.ask("POST", "/api/keys", json={"name": "A program"})
     await witness.ask("POST", "/api/keys", json={"name": ""})
+    await witness.ask("PATCH", "/api/profile", json={"display_name": "Ada"})
     for path in ("/api/keys", "/api/me"):
         await witness.ask("GET", path, headers={"Authorization": f"Bearer {key.json()['key']}"})
     for _ in range(2):
