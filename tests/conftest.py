@@ -54,6 +54,11 @@ AWS_ENVIRONMENT = {
 }
 
 
+# Each httpx client reads the certificate authorities of the world, which took a quarter of the time that tests of a
+# server need; they talk to this machine alone, mostly in plain HTTP. In this folder there are none.
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent / "fixtures")
+
+
 # --- only this machine is reachable -----------------------------------------------------------------------------------
 
 
