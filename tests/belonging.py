@@ -24,7 +24,11 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "server/jobs/synthesize.py": ("tests/end_to_end/test_both_modes.py", "tests/end_to_end/test_provider.py"),
     "server/jobs/finalize.py": ("tests/end_to_end/test_crash.py", "tests/storage"),
     "server/jobs/cancel.py": ("tests/end_to_end/test_cancel.py",),
-    "server/jobs/buying.py": ("tests/jobs/test_clone.py", "tests/jobs/test_design.py", "tests/jobs/test_pieces.py"),
+    "server/jobs/buying.py": (
+        "tests/jobs/test_enrollment.py",
+        "tests/jobs/test_design.py",
+        "tests/jobs/test_pieces.py",
+    ),
     "server/relay/*": ("tests/relay", "tests/end_to_end/test_stream.py", "tests/end_to_end/test_crash.py"),
     "server/dev/run.py": ("tests/end_to_end/test_smoke.py", "tests/dev/test_demo.py"),
     "server/jobs/remove.py": ("tests/handlers/test_generations.py", "tests/handlers/test_voices.py"),

@@ -22,6 +22,7 @@ QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
 
 async def take_no_jobs(gateway: Gateway, queue: str = SYNTHESIS) -> None:
     """Let a server leave the jobs of one queue to others, so that a test knows who does them."""
+    await wait_for(lambda: gateway.parts.queue.up([queue]))  # one that only begins would not hear that it is to stop
     gateway.parts.queue.stop(queue)
     await wait_for(lambda: not gateway.parts.queue.up([queue]))
 

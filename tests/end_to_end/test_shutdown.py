@@ -211,6 +211,27 @@ async def test_a_process_that_leaves_takes_nothing_new(
     assert [call["text"] for call in simulator.calls] == ["First."]
 
 
+async def test_a_speech_has_the_whole_grace_however_soon_the_rest_is_cut(
+    settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows
+) -> None:
+    """What the other queues run is cut a few seconds after the stop, and done again; a speech is paid for."""
+    cut_seconds = 0.2
+    patient = with_limits(settings, shutdown_grace_seconds=20.0, drain_seconds=cut_seconds)
+    async with running_gateway(patient) as leaving, leaving.client(user_id) as client:
+        plan = hold_after(simulator, DELTAS)
+        task = await client.generate(voice_id)
+        await plan.held()
+        leaving.server.should_exit = True
+        await leaving.parts.stopping.wait()
+        await asyncio.sleep(10 * cut_seconds)  # so long it would not have been left
+        assert leaving.parts.leases.speaking == 1
+        plan.release()
+    row = await row_of(rows, task)
+    assert row["status"] == "completed" or row["state"] == "spoken"
+    assert row["provider_metadata"]["attempts"] == []
+    assert [call["action"] for call in simulator.calls] == ["synthesize"]
+
+
 @pytest.mark.parametrize("speaking", [True, False])
 async def test_a_database_that_is_gone_does_not_keep_the_process(
     database_url: str,

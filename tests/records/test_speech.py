@@ -289,6 +289,54 @@ async def test_a_task_whose_generation_was_deleted_past_us_can_still_be_ended(wo
     assert await world.connection.fetchval("SELECT count(*) FROM internal.runs") == 0
 
 
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+async def test_what_has_ended_is_not_claimed(world: World, status: str) -> None:
+    """Also where somebody ended it past us while its run waited: no session is opened for it."""
+    key = "a/b.mp3" if status == "completed" else None
+    await world.connection.execute("UPDATE public.generations SET status = $1, audio_object_key = $2", status, key)
+    before = await world.snapshot()
+    with pytest.raises(SpeechGone):
+        async with world.connection.transaction():
+            await claim(world)
+    assert await world.snapshot() == before
+
+
+async def test_nobody_takes_a_run_from_an_owner_who_has_just_spoken_up(world: World) -> None:
+    await find(world, SILENT)
+
+    async def take_back(world: World) -> object:
+        return await speech.requeue(
+            world.connection, world.queue, world.task_id, 1, reason="its process died", silent_for_seconds=60.0
+        )
+
+    assert not await act(world, take_back)
+    await world.connection.execute("UPDATE internal.runs SET beat_at = now() - interval '61 seconds'")
+    assert await act(world, take_back)
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_cancel_removes_what_may_have_been_stored_and_says_that_it_was_asked_for(
+    world: World, run: Run
+) -> None:
+    """Whoever stores it may have uploaded the object a moment ago, or have died between that and publishing it."""
+    await find(world, run)
+    assert await cancel(world)
+    removals = await world.connection.fetch("SELECT object_key, reason FROM internal.removals")
+    wanted = [(world.assignment.object_key, "cancelled while storing")] if run.state == "spoken" else []
+    assert [tuple(row) for row in removals] == wanted
+    deferred = await world.connection.fetch(
+        "SELECT args ->> 'object_key' AS key FROM internal.procrastinate_jobs WHERE task_name = 'remove'"
+    )
+    assert [row["key"] for row in deferred] == [key for key, _ in wanted]
+    assert await world.connection.fetchval("SELECT cancellation_requested FROM public.tasks")
+
+
+async def test_a_failure_does_not_look_like_a_cancel(world: World) -> None:
+    await find(world, HEARD)
+    await fail(world)
+    assert await world.connection.fetchval("SELECT cancellation_requested FROM public.tasks") is False
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
