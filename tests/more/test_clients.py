@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import wave
@@ -16,8 +17,10 @@ import pytest
 
 from server.audio import mp3_duration_seconds
 from tests.gateway import Client, Gateway
+from tests.support import free_port, wait_for
 
 TEXT = "Good evening, and welcome."
+WYOMING_PYTHON = (3, 12)
 
 
 def run(*command: str | Path, cwd: Path, environ: Mapping[str, str] | None = None) -> str:
@@ -41,6 +44,17 @@ def environment(folder: Path, *requirements: str, python: str = sys.executable) 
     interpreter = folder / "venv" / "bin" / "python"
     run(interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements, cwd=folder)
     return interpreter
+
+
+def newer_python(at_least: tuple[int, int]) -> str:
+    """A Python of this machine of that version or a later one."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(20, at_least[1] - 1, -1)]
+    managed = sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3"), reverse=True)
+    ask = f"import sys; raise SystemExit(sys.version_info[:2] < {at_least!r})"
+    for candidate in [sys.executable, *filter(None, named), *map(str, managed)]:
+        if subprocess.run([candidate, "-c", ask], capture_output=True, check=False).returncode == 0:
+            return candidate
+    pytest.fail(f"this machine has no Python {'.'.join(map(str, at_least))}, which the program needs")
 
 
 @pytest.fixture
@@ -142,3 +156,106 @@ async def test_openai_for_node(client: Client, gateway: Gateway, key: str, voice
     with wave.open(io.BytesIO((node / "speech.wav").read_bytes())) as opened:
         assert opened.getframerate() == 24_000
     assert all(name.startswith("OpenAI/JS") for name in await clients_seen(client))
+
+
+# --- Pipecat ----------------------------------------------------------------------------------------------------------
+
+PIPECAT = """
+import asyncio, json, os
+from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame, TTSSpeakFrame
+from pipecat.services.openai.tts import OpenAITTSService
+from pipecat.tests.utils import run_test
+
+async def main():
+    service = OpenAITTSService(
+        api_key=os.environ["KEY"],
+        base_url=os.environ["BASE_URL"],
+        sample_rate=24000,
+        settings=OpenAITTSService.Settings(voice="alloy", instructions="Warmly."),
+    )
+    down, up = await run_test(service, frames_to_send=[TTSSpeakFrame(text=os.environ["TEXT"])])
+    heard = b"".join(frame.audio for frame in down if isinstance(frame, TTSAudioRawFrame))
+    errors = [frame.error for frame in [*down, *up] if isinstance(frame, ErrorFrame)]
+    print("\\n" + json.dumps({"bytes": len(heard), "errors": errors}))
+
+asyncio.run(main())
+"""
+
+
+async def test_pipecat(client: Client, gateway: Gateway, key: str, voice_id: UUID, tmp_path: Path) -> None:
+    """Its service in its own pipeline: it asks for raw samples, and sends none but OpenAI's names of voices."""
+    interpreter = await asyncio.to_thread(environment, tmp_path, "pipecat-ai[openai]")
+    (tmp_path / "speak.py").write_text(PIPECAT)
+    said = await in_thread(
+        *(interpreter, "speak.py"),
+        cwd=tmp_path,
+        environ={"BASE_URL": f"{gateway.url}/v1", "KEY": key, "TEXT": TEXT},
+    )
+    told = json.loads(said.splitlines()[-1])
+    [entry] = (await client.http.get("/api/generations")).json()["generations"]
+    spoken_bytes = round(entry["duration_seconds"] * 24_000) * 2
+    assert told["errors"] == []
+    assert told["bytes"] >= spoken_bytes
+    assert (entry["text"], entry["voice_name"], entry["output_format"]) == (TEXT, "Ada", "wav")
+
+
+# --- Home Assistant's way: wyoming-openai -----------------------------------------------------------------------------
+
+WYOMING = """
+import asyncio, json, os
+from wyoming.client import AsyncClient
+from wyoming.info import Describe, Info
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.tts import Synthesize, SynthesizeVoice
+
+async def main():
+    async with AsyncClient.from_uri(os.environ["URI"]) as client:
+        await client.write_event(Describe().event())
+        info = Info.from_event(await client.read_event())
+        voices = [voice.name for program in info.tts for voice in program.voices]
+        await client.write_event(Synthesize(text=os.environ["TEXT"], voice=SynthesizeVoice(name=voices[0])).event())
+        heard, rate = 0, None
+        while True:
+            event = await client.read_event()
+            if event is None or AudioStop.is_type(event.type):
+                break
+            if AudioStart.is_type(event.type):
+                rate = AudioStart.from_event(event).rate
+            elif AudioChunk.is_type(event.type):
+                heard += len(AudioChunk.from_event(event).audio)
+        print(json.dumps({"voices": voices, "bytes": heard, "rate": rate}))
+
+asyncio.run(main())
+"""
+
+
+async def test_wyoming_openai(client: Client, gateway: Gateway, key: str, voice_id: UUID, tmp_path: Path) -> None:
+    """The bridge that Home Assistant speaks through: it reads the header of a WAV from whatever comes first."""
+    python = newer_python(WYOMING_PYTHON)
+    interpreter = await asyncio.to_thread(environment, tmp_path, "wyoming-openai", python=python)
+    (tmp_path / "speak.py").write_text(WYOMING)
+    uri = f"tcp://127.0.0.1:{free_port()}"
+    bridge = await asyncio.create_subprocess_exec(
+        *(interpreter, "-m", "wyoming_openai", "--uri", uri, "--tts-openai-url", f"{gateway.url}/v1"),
+        *("--tts-openai-key", key, "--tts-models", "tts-1", "--tts-voices", "Ada"),
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
+    try:
+        await wait_for(lambda: listens(uri), 60.0)
+        said = await in_thread(interpreter, "speak.py", cwd=tmp_path, environ={"URI": uri, "TEXT": TEXT})
+    finally:
+        bridge.terminate()
+        await bridge.wait()
+    told = json.loads(said.splitlines()[-1])
+    [entry] = (await client.http.get("/api/generations")).json()["generations"]
+    assert (told["voices"], told["rate"]) == (["Ada"], 24_000)
+    assert told["bytes"] == round(entry["duration_seconds"] * 24_000) * 2
+    assert (entry["text"], entry["output_format"]) == (TEXT, "wav")
+
+
+def listens(uri: str) -> bool:
+    """Whether somebody answers there."""
+    host, port = uri.removeprefix("tcp://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
