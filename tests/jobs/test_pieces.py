@@ -393,7 +393,7 @@ async def test_a_second_piece_that_is_refused_fails_the_whole_speech(
 async def test_a_voice_that_the_provider_has_lost_is_marked_and_its_user_told_to_create_it_again(
     client: Client, voice_id: UUID, simulator: Simulator
 ) -> None:
-    simulator.behave("http", {"do": "error", "code": "VoiceNotFound", "message": "Voice not found: x"})
+    simulator.behave("http", {"do": "error", "code": "VoiceNotFound", "message": "Voice not found: x"}, times=2)
     task = await client.ended((await client.generate(voice_id))["task_id"])
     assert (task["status"], task["error_category"]) == ("failed", "provider_rejected")
     assert "create it again" in task["error"]
@@ -401,7 +401,7 @@ async def test_a_voice_that_the_provider_has_lost_is_marked_and_its_user_told_to
     problem_of(await client.http.post("/api/generate", json=body), 409, "conflict", says="re-clone")
     [voice] = (await client.http.get("/api/voices")).json()["voices"]
     assert (voice["compatible"], voice["streamable"]) == (False, False)
-    assert len(asked(simulator)) == 1
+    assert len(asked(simulator)) == 2, "said once, it is not believed"
 
 
 # --- cancelled and killed ---------------------------------------------------------------------------------------------
