@@ -18,9 +18,9 @@ from bench.children import Child, ChildFailed
 from bench.report import Kind, Point, Polls, Report, percentiles
 from bench.stamps import INTERVAL_SECONDS
 from bench.usage import usage
-from server.auth import mint_bearer
+from server.auth.tokens import mint_bearer
+from server.database.migrations import migrate
 from server.dev.postgres import EmbeddedPostgres, running_postgres
-from server.migrations import migrate
 from server.settings import VC_REALTIME
 
 # Streams that have just begun are not yet what they are in the long run.

@@ -102,7 +102,7 @@ def _serve(_options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    from server.migrations import run_migrate
+    from server.database.migrations import run_migrate
 
     url = os.environ.get("DATABASE_URL", "").strip()
     if not url:
@@ -137,7 +137,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _token(options: argparse.Namespace) -> int:
-    from server.auth import mint_bearer
+    from server.auth.tokens import mint_bearer
 
     secret = os.environ.get("AUTH_JWT_SECRET", "").strip()
     if not secret:
@@ -148,20 +148,20 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _reconcile(options: argparse.Namespace) -> int:
-    from server.reconcile import run
+    from server.commands.reconcile import run
 
     settings = Settings.from_environ(os.environ)
     return run(settings, as_json=options.json, store=options.store, delete=options.delete)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from server.doctor import run
+    from server.commands.doctor import run
 
     return run(Settings.from_environ(os.environ), speak=options.speak, as_json=options.json)
 
 
 def _renew(options: argparse.Namespace) -> int:
-    from server.renew import run
+    from server.commands.renew import run
 
     settings = Settings.from_environ(os.environ)
     return run(settings, everything=options.all, model=options.model, dry_run=options.dry_run)

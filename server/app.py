@@ -10,10 +10,15 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from server.admission import AudioMemory, LongReads, Streams, Unstored, Uploads
-from server.announce import Announcer
-from server.auth import Authenticator, Tickets
-from server.database import Database, Listener
+from server.account.pace import AccountLedger
+from server.account.retirements import Retirements
+from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
+from server.admission.readiness import Readiness
+from server.auth.keyring import KeyRing
+from server.auth.tokens import Authenticator, Tickets
+from server.database.announce import Announcer
+from server.database.connections import Database, Listener
+from server.database.queue import Queue
 from server.handlers import (
     clone,
     design,
@@ -35,10 +40,8 @@ from server.handlers.page import page_routes
 from server.handlers.proxies import TrustedProxies
 from server.handlers.requests import parts_of
 from server.handlers.resources import resources
-from server.keyring import KeyRing
 from server.lifecycle import working
 from server.metrics import Metrics
-from server.pace import AccountLedger
 from server.parts import Parts
 from server.providers.modal.api import Modal
 from server.providers.pacing import Pacer
@@ -48,15 +51,12 @@ from server.providers.qwen.pieces import QwenHttp
 from server.providers.qwen.realtime import QwenRealtime
 from server.providers.qwen.voice_enrollment import VoiceEnrollment
 from server.providers.resolver import Providers, account_of
-from server.queue import Queue
-from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
-from server.retirements import Retirements
 from server.settings import Settings
 from server.storage.open import open_store
 

@@ -7,7 +7,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
-from server.database import REFUSED
+from server.database.connections import REFUSED
+from server.database.queue import (
+    DEFAULT,
+    DEFAULT_CONCURRENCY,
+    SYNTHESIS,
+    WATCHING,
+    WATCHING_CONCURRENCY,
+)
 from server.jobs.attended import attend
 from server.jobs.design import make_preview
 from server.jobs.finalize import finalize
@@ -16,13 +23,6 @@ from server.jobs.remove import remove
 from server.jobs.renew import renew
 from server.jobs.synthesize import synthesize
 from server.parts import Parts
-from server.queue import (
-    DEFAULT,
-    DEFAULT_CONCURRENCY,
-    SYNTHESIS,
-    WATCHING,
-    WATCHING_CONCURRENCY,
-)
 from server.records.runs import (
     CANCEL_MODAL_JOB,
     COLLECT_MODAL_JOB,

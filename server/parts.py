@@ -3,22 +3,22 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from server.admission import AudioMemory, LongReads, Streams, Unstored, Uploads
-from server.announce import Announcer
-from server.auth import Authenticator, Tickets
-from server.database import Database, Listener
-from server.keyring import KeyRing
+from server.account.retirements import Retirements
+from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
+from server.admission.readiness import Readiness
+from server.auth.keyring import KeyRing
+from server.auth.tokens import Authenticator, Tickets
+from server.database.announce import Announcer
+from server.database.connections import Database, Listener
+from server.database.queue import Queue
 from server.metrics import Metrics
 from server.providers.resolver import Providers
-from server.queue import Queue
-from server.readiness import Readiness
 from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
 from server.relay.spool import SpoolWriter
-from server.retirements import Retirements
 from server.settings import Settings
 from server.storage import ObjectStore
 

@@ -19,8 +19,8 @@ from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 
 from server import logs
+from server.admission.clients import Door, GuardedProtocol, most_connections, raise_file_limit
 from server.app import create_app
-from server.connections import Door, GuardedProtocol, most_connections, raise_file_limit
 from server.lifecycle import stop
 from server.settings import Settings
 from server.startup import startup_problems

@@ -4,8 +4,8 @@ import contextlib
 
 import asyncpg
 
-from server.database import REFUSED, Connection, connect, prepare, trouble
-from server.migrations import MigrationError, too_old, unapplied
+from server.database.connections import REFUSED, Connection, connect, prepare, trouble
+from server.database.migrations import MigrationError, too_old, unapplied
 from server.settings import Settings
 
 

@@ -20,7 +20,7 @@ from psycopg import sql
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
-from server.database import prepare
+from server.database.connections import prepare
 from server.dev.postgres import PORT, USER, running_postgres, socket_url
 from server.dev.simulator import AT_ONCE, Simulator, running_simulator
 from server.settings import Settings
@@ -161,7 +161,7 @@ def postgres_url(postgres_server: PostgresServer) -> str:
 
 def _migrate_template(*, host: str, dbname: str, **_: object) -> None:
     """Bring the template to the current schema, in a thread because a loop may be running in this one."""
-    from server.migrations import migrate
+    from server.database.migrations import migrate
 
     failures: list[BaseException] = []
 

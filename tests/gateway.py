@@ -17,8 +17,8 @@ import asyncpg
 import httpx
 
 from server.app import create_app
-from server.auth import mint_bearer
-from server.database import prepare
+from server.auth.tokens import mint_bearer
+from server.database.connections import prepare
 from server.dev.simulator import Simulator
 from server.parts import Parts
 from server.serve import Server

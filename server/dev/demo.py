@@ -9,8 +9,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from server.auth import Tickets
-from server.database import Connection, prepare
+from server.auth.tokens import Tickets
+from server.database.connections import Connection, prepare
 from server.dev.simulator.speech import Speech, wav_file
 from server.settings import ProviderMode, Settings, speaks_by_tasks
 from server.storage import Bucket

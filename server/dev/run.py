@@ -16,11 +16,11 @@ import msgspec
 
 from server import logs, serve
 from server.app import create_app
+from server.database.migrations import MigrationError, migrate
 from server.dev.demo import DEMO_USER, seed
 from server.dev.postgres import PostgresError, running_postgres
 from server.dev.session import demo_token, session_route
 from server.dev.simulator import running_simulator
-from server.migrations import MigrationError, migrate
 from server.settings import Settings
 from server.startup import startup_problems
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.auth import mint_bearer
+from server.auth.tokens import mint_bearer
 from server.settings import Settings
 
 TOKEN_DAYS = 30

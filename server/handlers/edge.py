@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
-from server.connections import CROWDED
+from server.admission.clients import CROWDED
+from server.database.refusals import will_pass
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, Overloaded, UtterError
 from server.handlers.problems import is_openai_shaped, openai_problem, own_problem
-from server.refusals import will_pass
 from server.settings import Settings
 from server.storage.links import PREFIX
 

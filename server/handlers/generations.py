@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server.captions import CaptionFormat, captions
+from server.audio.captions import CaptionFormat, captions
 from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus, ZipRequest
 from server.errors import Invalid, NotFound
 from server.handlers.links import answer_with_link, audio_filename

@@ -4,10 +4,10 @@ from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.auth.keyring import hash_of, new_key, shown
 from server.contract import KeyCreated, KeyEntry, KeyRequest, KeysAnswer, Ok
 from server.errors import Conflict, Invalid, NotFound
 from server.handlers.requests import bearer, bearer_in_person, json_response, parts_of, path_uuid, read_json
-from server.keyring import hash_of, new_key, shown
 from server.records import keys
 from server.text import is_visible
 

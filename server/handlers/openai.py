@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.audio import Resampler
 from server.contract import Model, ModelList, SpeakingVoice, SpeakingVoices, SpeechWanted
-from server.database import REFUSED
+from server.database.connections import REFUSED
 from server.errors import NotFound, UtterError
 from server.handlers.problems import openai_error
 from server.handlers.requests import bearer, idempotency_key, json_response, key_id_of, parts_of, read_json

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.contract import MeAnswer, Profile, ProfileAnswer, ProfileChange, SignedInUser
-from server.database import REFUSED
+from server.database.connections import REFUSED
 from server.errors import Invalid, NotFound
 from server.handlers.requests import bearer, bearer_or_nobody, json_response, parts_of, read_json
 from server.parts import Parts

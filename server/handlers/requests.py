@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from server.auth import Authenticator
+from server.auth.keyring import is_key
+from server.auth.tokens import Authenticator
 from server.errors import Forbidden, Invalid, TooLarge, Unauthorized
-from server.keyring import is_key
 from server.parts import Parts
 from server.settings import Settings
 

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.audio import format_named
 from server.contract import GenerateRequest, SpokenWord, WordsEvent
-from server.database import REFUSED
+from server.database.connections import REFUSED
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
 from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 
-from server.database import REFUSED
+from server.database.connections import REFUSED
 from server.parts import Parts
 from server.records import attended, speech
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import anyio
 
-from server.database import REFUSED, Connection
+from server.database.connections import REFUSED, Connection
 from server.errors import DatabaseUnavailable, ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.parts import Parts
 from server.records import purchases

@@ -14,7 +14,7 @@ import anyio
 
 from server.audio import has_sound
 from server.contract import DesignPreviewRequest, DesignSaveRequest
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import (
     Conflict,
     Invalid,

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from server.audio import REFERENCE_MIME_TYPES, AudioError, Recording, ReferenceKind, for_other_readers, to_reference_wav
-from server.database import REFUSED, Connection
+from server.database.connections import REFUSED, Connection
 from server.errors import (
     Invalid,
     NotFound,

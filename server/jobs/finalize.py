@@ -13,7 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from server.audio import duration_seconds, format_named
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import StorageUnavailable
 from server.parts import Parts
 from server.records import removals, runs, speech

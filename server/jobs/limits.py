@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import TooMany
 from server.parts import Parts
 from server.records import usage

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from server.audio import AudioError, for_other_readers, read_recording
-from server.database import REFUSED, Connection
+from server.database.connections import REFUSED, Connection
 from server.errors import (
     DatabaseUnavailable,
     Invalid,

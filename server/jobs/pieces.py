@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import NothingToSpeak, ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.jobs.buying import record_failure, say_unknown
 from server.parts import Parts

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from server.database import REFUSED
+from server.database.connections import REFUSED
 from server.parts import Parts
 from server.records import speech
 

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from server.audio import Recording
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import Conflict, NotFound, ProviderError, UtterError
 from server.jobs.clone import LONGEST_RECORDING_BYTES, require_recording
 from server.jobs.enrollment import Enrollment

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import Conflict
 from server.records import idempotency, tasks
 from server.records.tasks import SpeechTask

@@ -6,7 +6,7 @@ that a client's retry takes it over instead of paying for another one.
 
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.records.tasks import ACTIVE
 
 JOINED_WITHIN = "1 minute"

@@ -8,9 +8,9 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
+from server.database.queue import Queue
 from server.objects import own_key
-from server.queue import Queue
 from server.records import removals, runs, speech
 from server.records.speech import Asked, asked_of
 from server.records.tasks import Status

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
 
 KEPT_FOR = "24 hours"
 

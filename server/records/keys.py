@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 if TYPE_CHECKING:
-    from server.database import Connection
+    from server.database.connections import Connection
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

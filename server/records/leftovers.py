@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.records.removals import DOUBTFUL_CLONE
 
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from server.database import Connection
-from server.queue import Queue
+from server.database.connections import Connection
+from server.database.queue import Queue
 from server.records import idempotency, purchases, runs, speech
 from server.records.speech import Ended, Ending
 from server.records.tasks import ACTIVE

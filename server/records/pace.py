@@ -3,7 +3,7 @@
 Each statement stands alone, outside of any transaction, and goes by the database's clock.
 """
 
-from server.database import Connection
+from server.database.connections import Connection
 
 
 async def take(

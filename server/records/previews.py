@@ -4,9 +4,9 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
+from server.database.queue import Queue
 from server.objects import preview_key
-from server.queue import Queue
 from server.records import runs
 from server.records.runs import PREVIEW_JOB
 

@@ -6,7 +6,7 @@ Who is dead is judged from these rows alone, by the database's clock. After a ti
 
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
 
 # Whether the owner of the run ``r`` is dead, as far as anybody can tell; {0} is how many seconds of silence that takes.
 # A process of an older release writes no row here, but every second its runs' own beats.

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.errors import Conflict, Invalid
 
 _COLUMNS = "id, handle, display_name, avatar_url, subscription_tier, credits_remaining, created_at, updated_at"

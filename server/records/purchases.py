@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
 
 Kind = Literal["clone", "design", "http", "modal"]
 State = Literal["calling", "done", "refused", "unknown"]

@@ -3,9 +3,9 @@
 from typing import Any
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
+from server.database.queue import Queue
 from server.objects import named_by, own_key
-from server.queue import Queue
 from server.records.runs import REMOVE_JOB
 
 # As ``purchases.doubt_of`` has it, and those that were throttled as well: keeping too much harms nobody.

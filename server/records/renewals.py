@@ -4,8 +4,8 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
-from server.queue import Queue
+from server.database.connections import Connection
+from server.database.queue import Queue
 from server.records import runs
 from server.records.runs import RENEW_JOB
 

@@ -1,6 +1,6 @@
 """Which of the provider's models and services are gone, as rows that all processes read."""
 
-from server.database import Connection
+from server.database.connections import Connection
 
 # So long a retirement is believed; then somebody's next request asks the provider again.
 BELIEVED_SECONDS = 3600.0

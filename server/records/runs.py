@@ -12,8 +12,8 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
-from server.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
+from server.database.connections import Connection
+from server.database.queue import DEFAULT, SYNTHESIS, WATCHING, Queue
 from server.records import processes
 from server.records.processes import OWNER_IS_DEAD
 

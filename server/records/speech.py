@@ -10,9 +10,9 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
+from server.database.queue import WATCHING, Queue
 from server.errors import Category
-from server.queue import WATCHING, Queue
 from server.records import removals, runs, usage
 from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Storable
 from server.records.tasks import ACTIVE

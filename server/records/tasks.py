@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 
 from server.audio import AudioFormat, format_named
-from server.database import Connection
+from server.database.connections import Connection
 from server.objects import own_key
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]

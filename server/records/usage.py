@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
 
 NO_KEY = UUID(int=0)
 #: What is made and not spoken has rows of its own.

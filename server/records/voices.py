@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from server.database import Connection
+from server.database.connections import Connection
 from server.objects import own_key
 from server.records.history import like
 

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from server.database import Connection
+from server.database.connections import Connection
 
 Word = tuple[str, int, int]
 """A word, and when it begins and ends, in milliseconds from the beginning of the speech."""

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import anyio
 
-from server.announce import Announcer
-from server.database import REFUSED, Connection, Database
+from server.database.announce import Announcer
+from server.database.connections import REFUSED, Connection, Database
 from server.metrics import Metrics
 from server.records import speech, tasks
 from server.records.runs import Fenced

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
 
-from server.announce import LIVE_CHANNEL, Announcer, names
-from server.database import REFUSED, Database, Listener
+from server.database.announce import LIVE_CHANNEL, Announcer, names
+from server.database.connections import REFUSED, Database, Listener
 from server.records import tasks
 from server.records.tasks import Glimpse, SpeechTask
 from server.relay.live import AudioLog, LiveAudio

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from uuid import UUID
 
-from server.database import Database
+from server.database.connections import Database
 from server.records import runs
 from server.relay.live import AudioLog
 from server.relay.spool import SpoolWriter

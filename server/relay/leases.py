@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
-from server.announce import CANCEL_CHANNEL, names
-from server.database import REFUSED, Connection, Database, Listener
+from server.database.announce import CANCEL_CHANNEL, names
+from server.database.connections import REFUSED, Connection, Database, Listener
 from server.records import processes, runs
 
 logger = logging.getLogger(__name__)

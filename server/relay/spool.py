@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
-from server.announce import Announcer
-from server.database import REFUSED, Connection, Database
+from server.database.announce import Announcer
+from server.database.connections import REFUSED, Connection, Database
 from server.metrics import Metrics
 from server.records import runs
 from server.records.runs import Standing

@@ -15,10 +15,10 @@ from uuid import UUID
 
 import asyncpg
 
-from server.announce import Announcer
-from server.database import REFUSED, Connection, Database, wait_for_locks
+from server.database.announce import Announcer
+from server.database.connections import REFUSED, Connection, Database, wait_for_locks
+from server.database.queue import Queue
 from server.metrics import Metrics
-from server.queue import Queue
 from server.records import idempotency, modal, processes, purchases, removals, runs, speech, tasks
 from server.records.runs import WATCH_MODAL_JOB, Lost
 from server.records.speech import RESTARTED, Ended, Ending

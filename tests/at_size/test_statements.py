@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server import database
+from server.database import connections
 from server.dev.simulator import Simulator
 from server.jobs.reconcile import reconcile
 from server.settings import Settings
@@ -26,7 +26,7 @@ from tests.voices import finalize, recording, upload
 if TYPE_CHECKING:
     from asyncpg.connection import LoggedQuery
 
-    from server.database import Connection
+    from server.database.connections import Connection
 
 GENERATIONS, TASKS, VOICES = 30_000, 60_000, 6_000
 REMOVED_AT_MOST = 100
@@ -58,13 +58,13 @@ class Collected:
 def collected(monkeypatch: pytest.MonkeyPatch) -> Collected:
     """What the servers of this test say to their database, from its start."""
     found = Collected()
-    prepare_as_ever = database._prepare_bounded
+    prepare_as_ever = connections._prepare_bounded
 
     async def prepare_and_listen(connection: "Connection") -> None:
         await prepare_as_ever(connection)
         connection.add_query_logger(found.add)
 
-    monkeypatch.setattr(database, "_prepare_bounded", prepare_and_listen)
+    monkeypatch.setattr(connections, "_prepare_bounded", prepare_and_listen)
     return found
 
 

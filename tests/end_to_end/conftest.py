@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server.database.queue import DEFAULT, SYNTHESIS
 from server.parts import STORED_AT_ONCE
-from server.queue import DEFAULT, SYNTHESIS
 from server.settings import VC_REALTIME, Settings
 from tests.end_to_end.hearing import Ears
 from tests.gateway import Gateway, running_gateway

@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 
-from server.auth import Tickets
+from server.auth.tokens import Tickets
 from server.dev.simulator import Planned, Simulator
 from server.settings import Deadlines, Intervals, Settings
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, followers

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.queue import SYNTHESIS
+from server.database.queue import SYNTHESIS
 from tests.gateway import Gateway
 from tests.support import wait_for
 

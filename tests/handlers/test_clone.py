@@ -11,7 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
-from server.admission import UPLOADS_PER_USER
+from server.admission.limits import UPLOADS_PER_USER
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED

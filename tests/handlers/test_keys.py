@@ -14,14 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server import logs
-from server.keyring import new_key
+from server.auth.keyring import new_key
 from server.records import keys
 from server.settings import Settings
+from tests.auth.test_tokens import KeyServer, jwk, key_server  # noqa: F401 - a fixture
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import problem_of
 from tests.postgres_proxy import postgres_proxy
 from tests.support import wait_for
-from tests.test_auth import KeyServer, jwk, key_server  # noqa: F401 - a fixture
 
 
 async def make(client: Client, name: str = "A program", **members: Any) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from server.audio import mp3_duration_seconds, parse_wav
+from server.auth.keyring import new_key
+from server.database.queue import SYNTHESIS
 from server.dev.simulator import Planned, Simulator
 from server.handlers.openai import client_name
-from server.keyring import new_key
-from server.queue import SYNTHESIS
 from server.settings import VC_REALTIME, Settings
 from tests.audio.samples import tone, wav
 from tests.end_to_end.hearing import hold_after

@@ -16,9 +16,9 @@ import httpx
 import jwt
 import pytest
 
-from server.auth import mint_bearer
+from server.admission.readiness import FRESH_SECONDS
+from server.auth.tokens import mint_bearer
 from server.dev.simulator import Simulator
-from server.readiness import FRESH_SECONDS
 from server.settings import Settings
 from tests.conftest import AWS_ENVIRONMENT, Session
 from tests.gateway import Client, Gateway, insert_voice, running_gateway

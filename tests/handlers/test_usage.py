@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from server.queue import SYNTHESIS
+from server.database.queue import SYNTHESIS
 from server.settings import Settings
 from tests.gateway import Client, insert_voice, running_gateway
 from tests.handlers.wire import problem_of

@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from server.database.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.dev.simulator import Planned, Simulator
 from server.jobs import buying, design
 from server.jobs.reconcile import reconcile
-from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
 from server.settings import Settings

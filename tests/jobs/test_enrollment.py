@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from server.contract import CloneFinalizeRequest
+from server.database.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.dev.simulator import Simulator
 from server.jobs import buying, clone, enrollment
-from server.queue import DEFAULT, SYNTHESIS, WATCHING
 from server.records import purchases
 from server.settings import Settings
 from server.storage import s3

@@ -8,8 +8,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from server.database.queue import DEFAULT
 from server.jobs.finalize import LONGEST_PAUSE_SECONDS, finalize
-from server.queue import DEFAULT
 from server.records.runs import FINALIZE_JOB, REMOVE_JOB
 from server.settings import Settings
 from server.storage import Bucket

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from server.audio import parse_wav
+from server.database.queue import DEFAULT_CONCURRENCY
 from server.dev.simulator import Simulator
-from server.queue import DEFAULT_CONCURRENCY
 from server.records import modal as modal_records
 from server.records import runs
 from server.records.runs import WATCH_MODAL_JOB

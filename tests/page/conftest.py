@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
-from server.database import prepare
+from server.database.connections import prepare
 from server.dev.simulator import Pace, Simulator, running_simulator
 from server.settings import Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway

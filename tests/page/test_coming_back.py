@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from playwright.async_api import Route
 
-from server.auth import Tickets
+from server.auth.tokens import Tickets
 from server.dev.simulator import Simulator
 from server.settings import Settings
 from tests.gateway import Client, insert_voice, process

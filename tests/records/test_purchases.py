@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.database import prepare
+from server.database.connections import prepare
 from server.records import purchases
 from server.records.purchases import Kind, provider_name
 

@@ -7,8 +7,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from server.database import Database, Listener
-from server.queue import Queue
+from server.database.connections import Database, Listener
+from server.database.queue import Queue
 from server.records import runs, speech, tasks
 from server.records.runs import Fenced, Storable
 from server.records.speech import Assignment, Ending, NewSpeech, SpeechGone

@@ -40,7 +40,7 @@ MAY_WRITE: Writers = {
     ("internal.runs", "UPDATE state"): {"records.runs"},
     ("internal.runs", "DELETE"): {"records.runs"},
     ("internal.spool", "INSERT"): {"relay.spool"},
-    ("internal.procrastinate_jobs", "DELETE"): {"queue"},
+    ("internal.procrastinate_jobs", "DELETE"): {"database.queue"},
     ("internal.pace", "INSERT"): {"records.pace"},
     ("internal.pace", "UPDATE"): {"records.pace"},
     ("internal.processes", "INSERT"): {"records.processes"},
@@ -75,9 +75,9 @@ MAY_WRITE: Writers = {
     ("internal.idempotency", "INSERT"): {"records.idempotency"},
     ("internal.idempotency", "UPDATE"): {"records.idempotency"},
     ("internal.idempotency", "DELETE"): {"records.idempotency"},
-    ("internal.schema_migrations", "INSERT"): {"migrations"},
-    ("internal.schema_migrations", "DELETE"): {"migrations"},
-    ("internal.queue_migrations", "INSERT"): {"migrations"},
+    ("internal.schema_migrations", "INSERT"): {"database.migrations"},
+    ("internal.schema_migrations", "DELETE"): {"database.migrations"},
+    ("internal.queue_migrations", "INSERT"): {"database.migrations"},
 }
 
 _INSERT = re.compile(r"\bINSERT\s+INTO\s+([\w.{}]+)(.*)", re.DOTALL)

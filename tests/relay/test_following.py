@@ -10,15 +10,15 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.announce import LIVE_CHANNEL, Announcer
-from server.database import Database, Listener
+from server.database.announce import LIVE_CHANNEL, Announcer
+from server.database.connections import Database, Listener
 from server.records import tasks
 from server.relay.following import READ_EVERY_SECONDS, Feed, Following
 from server.relay.live import LiveAudio
 from tests.support import wait_for
 
 if TYPE_CHECKING:
-    from server.database import Connection
+    from server.database.connections import Connection
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.database import Database, Listener
+from server.database.connections import Database, Listener
 from server.relay.leases import Leases
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for

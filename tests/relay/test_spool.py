@@ -11,9 +11,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from server.announce import LIVE_CHANNEL, Announcer, names
 from server.audio import MP3
-from server.database import Database
+from server.database.announce import LIVE_CHANNEL, Announcer, names
+from server.database.connections import Database
 from server.metrics import Metrics
 from server.relay.live import AudioLog
 from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, spooled

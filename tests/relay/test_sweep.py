@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.announce import Announcer
-from server.database import Database, Listener
+from server.database.announce import Announcer
+from server.database.connections import Database, Listener
+from server.database.queue import Queue
 from server.metrics import Metrics
-from server.queue import Queue
 from server.records import processes
 from server.records.runs import ATTEMPTS, COLLECT_ATTEMPTS, COLLECT_MODAL_JOB, PREVIEW_JOB, SYNTHESIZE_JOB
 from server.records.speech import RESTARTED

@@ -1,0 +1,1 @@
+"""What all processes know together of the provider's account."""

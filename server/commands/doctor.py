@@ -1,0 +1,62 @@
+"""`python -m server doctor`: what of the provider is alive, which hosts answer, and what to set."""
+
+import asyncio
+import sys
+
+import asyncpg
+import msgspec
+
+from server import logs
+from server.app import assembled
+from server.database.connections import REFUSED
+from server.errors import UtterError
+from server.jobs.examine import SAMPLE, Finding, examine, models_used, price
+from server.settings import Settings
+
+_SIGNS = {"ok": "ok    ", "gone": "GONE  ", "failed": "FAILED"}
+
+
+def run(settings: Settings, *, speak: bool, as_json: bool) -> int:
+    """Ask everything and print what came; 1 where something that this configuration needs does not work."""
+    logs.configure("critical", settings.log_format)
+    try:
+        findings = asyncio.run(_ask(settings, speak=speak, as_json=as_json))
+    except UtterError as exc:
+        print(exc.detail, file=sys.stderr)
+        return 1
+    except asyncpg.UndefinedTableError:
+        print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
+        return 1
+    except REFUSED as exc:
+        print(f"PostgreSQL at DATABASE_URL cannot be used ({type(exc).__name__}).", file=sys.stderr)
+        return 1
+    if as_json:
+        print(msgspec.json.encode({"findings": findings}).decode())
+    return 1 if any(finding.needed and finding.state != "ok" for finding in findings) else 0
+
+
+async def _ask(settings: Settings, *, speak: bool, as_json: bool) -> list[Finding]:
+    async with assembled(settings) as parts:
+        if speak and not as_json:
+            used = await models_used(parts)
+            print(
+                f"Lists and sockets cost nothing. Speaking {len(SAMPLE)} characters with each of {len(used)} models may"
+                f" cost up to {price(used):.4f} USD."
+            )
+        findings = []
+        async for finding in examine(parts, speak=speak):
+            findings.append(finding)
+            if not as_json:
+                print(line(finding))
+        return findings
+
+
+def line(finding: Finding) -> str:
+    """One finding as a person reads it."""
+    words = [_SIGNS[finding.state], finding.name, f"at {finding.host}" if finding.host else "", finding.detail]
+    told = "  ".join(word for word in words if word)
+    if finding.state != "ok" and not finding.needed:
+        told += "  (nothing here needs it)"
+    elif finding.state == "gone" and finding.advice:
+        told += f"\n        {finding.advice}"
+    return told

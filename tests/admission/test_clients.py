@@ -1,0 +1,209 @@
+"""Clients that send too much, too slowly, or are too many: they are told so, and nobody else notices."""
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+import pytest
+
+from server.admission.clients import HEAD_BYTES, most_connections, raise_file_limit
+from server.dev.simulator import Simulator
+from server.settings import Deadlines, Settings
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
+from tests.handlers.wire import problem_of
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings of a server that soon loses patience, and has room for few."""
+    return replace(settings, connections_limit=5, streams_per_user=2, deadlines=Deadlines(head_seconds=0.5))
+
+
+class Wire:
+    """A connection on which a test says what it likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def say(self, words: bytes) -> None:
+        self.writer.write(words)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next answer that has a length."""
+        async with asyncio.timeout(10.0):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, body
+
+    async def closed(self) -> bool:
+        """Wait until the server has hung up."""
+        async with asyncio.timeout(10.0):
+            try:
+                return await self.reader.read() is not None
+            except ConnectionResetError:
+                return True
+
+    async def get(self, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+        await self.say("\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode())
+        return await self.answer()
+
+
+@asynccontextmanager
+async def wire(gateway: Gateway) -> AsyncIterator[Wire]:
+    address = urlsplit(gateway.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+def says(body: bytes, category: str) -> str:
+    problem: dict[str, Any] = json.loads(body)
+    assert problem["category"] == category
+    assert problem["request_id"]
+    return str(problem["detail"])
+
+
+async def refused(gateway: Gateway, what: str) -> float:
+    """How often that was counted."""
+    return gateway.parts.metrics.registry.get_sample_value("utter_refused_total", {"what": what}) or 0.0
+
+
+def half_a_request(client: Client) -> bytes:
+    """A text whose last byte is still to come."""
+    words = ["POST /api/generate HTTP/1.1", "Host: x", f"Authorization: Bearer {client.token}", "Content-Length: 2"]
+    return "\r\n".join([*words, "", "{"]).encode()
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_head_that_never_ends_is_cut_at_64_kilobytes(gateway: Gateway) -> None:
+    async with wire(gateway) as rude, wire(gateway) as polite:
+        await rude.say(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        for _ in range(HEAD_BYTES // 8192 + 1):
+            await rude.say(b"a" * 8192)
+        status, _, body = await rude.answer()
+        assert (status, says(body, "too_large")) == (431, "The head of this request is too large.")
+        assert await rude.closed()
+        assert (await polite.get("/api/health"))[0] == 200
+        assert await refused(gateway, "heads") == 1
+
+
+async def test_a_head_that_comes_at_once_is_measured_too(gateway: Gateway) -> None:
+    async with wire(gateway) as rude:
+        lines = "".join(f"X-{number}: {'a' * 1000}\r\n" for number in range(80))
+        await rude.say(f"GET /api/health HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+        assert (await rude.answer())[0] == 431
+    async with wire(gateway) as fair:
+        assert (await fair.get("/api/health", f"X-Long: {'a' * 50_000}"))[0] == 200
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n\r\n", b"GET /api/health HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_does_not_come_to_the_point_is_sent_away(gateway: Gateway, said: bytes) -> None:
+    async with wire(gateway) as slow:
+        await slow.say(said)
+        async with asyncio.timeout(5.0):
+            assert await slow.closed()
+
+
+async def test_a_slow_body_is_not_a_slow_head(gateway: Gateway, client: Client) -> None:
+    async with wire(gateway) as slow:
+        await slow.say(half_a_request(client))
+        await asyncio.sleep(0.8)
+        await slow.say(b"}")
+        status, _, body = await slow.answer()
+        assert (status, says(body, "validation")) == (400, "`voice_id` is missing.")
+
+
+async def test_what_is_no_http_is_refused_in_json(gateway: Gateway) -> None:
+    async with wire(gateway) as strange:
+        await strange.say(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+        status, headers, body = await strange.answer()
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert says(body, "validation")
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+async def test_who_only_waits_makes_room_for_who_asks(gateway: Gateway) -> None:
+    async with AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(wire(gateway)) for _ in range(5)]
+        for each in idle:
+            assert (await each.get("/api/health"))[0] == 200
+        one_more = await stack.enter_async_context(wire(gateway))
+        assert (await one_more.get("/api/languages"))[0] == 200
+        assert await idle[0].closed(), "who has waited for the longest"
+        assert (await idle[1].get("/api/languages"))[0] == 200
+
+
+async def test_over_the_limit_only_what_cannot_wait_is_served(
+    gateway: Gateway,
+) -> None:
+    async with AsyncExitStack() as stack:
+        user = gateway.client()
+        for _ in range(5):
+            busy = await stack.enter_async_context(wire(gateway))
+            await busy.say(half_a_request(user))
+        wires = [await stack.enter_async_context(wire(gateway)) for _ in range(3)]
+        status, headers, body = await wires[0].get("/api/voices")
+        assert (status, headers["connection"]) == (503, "close")
+        assert says(body, "overloaded") == "Too many are connected right now. Please try again in a moment."
+        assert int(headers["retry-after"]) > 0
+        assert (await wires[1].get("/api/health"))[0] == 200
+        assert (await wires[1].get("/api/ready"))[0] in (200, 503)
+        cancel = "/api/tasks/5f0c4a7e-8f3b-4f8e-9d5c-0123456789ab/cancel"
+        token = f"Authorization: Bearer {user.token}"
+        assert (await wires[2].get(cancel, token, "Content-Length: 0", method="POST"))[0] == 404, "it was looked for"
+        assert await refused(gateway, "crowded") == 1
+
+
+def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:
+    files = raise_file_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= files
+    assert most_connections(1024) == 312
+    assert most_connections(65_536) > 30_000
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_person_has_so_many_streams_and_no_more(
+    settings: Settings, database_url: str, simulator: Simulator
+) -> None:
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1})
+    async with running_gateway(replace(settings, connections_limit=50)) as gateway, gateway.client() as client:
+        voice_id: UUID = await insert_voice(database_url, client.user_id)
+        task = await client.generate(voice_id)
+        async with client.events(task["stream_url"]) as one, client.events(task["stream_url"]) as two:
+            await anext(one)
+            await anext(two)
+            async with httpx.AsyncClient(base_url=gateway.url) as anybody:
+                response = await anybody.get(task["stream_url"], headers={"Accept": "text/event-stream"})
+            problem_of(response, 429, "overloaded", says="too many streams")
+            response = await client.http.post(
+                "/api/generate/stream", json={"voice_id": str(voice_id), "text": "Not said."}
+            )
+            problem_of(response, 429, "overloaded", says="too many streams")
+            async with gateway.client() as other:
+                other_voice = await insert_voice(database_url, other.user_id)
+                other_task = await other.generate(other_voice)
+                async with other.events(other_task["stream_url"]) as events:
+                    await anext(events)
+            assert await refused(gateway, "streams_of_one") == 2
+            history = (await client.http.get("/api/generations")).json()
+            assert history["pagination"]["total"] == 1, "nothing was bought for a stream that could not be opened"
+        async with client.events(task["stream_url"]) as again:
+            await anext(again)
+        held.release()
