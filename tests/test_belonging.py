@@ -12,7 +12,7 @@ from tests.belonging import ALSO, ALWAYS, ROOT, belonging_to, main
     [
         ("server/audio/mp4.py", {"tests/audio/test_mp4.py", ALWAYS}),
         ("server/page/dom.js", {"tests/handlers/test_page.py", "tests/page"}),
-        ("sql/0001_core_tables.up.sql", {"tests/test_migrations.py"}),
+        ("sql/0001_core_tables.up.sql", {"tests/database/test_migrations.py"}),
         ("tests/audio/test_wav.py", {"tests/audio/test_wav.py", ALWAYS}),
         ("tests/page/ear.js", {"tests/page"}),
     ],

@@ -160,6 +160,12 @@ BAD = [
 REALTIME_ONLY = {"a binary frame", "invalid Base64"}
 
 
+async def believe_nothing_retired(gateway: Gateway, rows: Rows) -> None:
+    """As an hour later: a model that was refused as gone is asked again."""
+    await rows.execute("DELETE FROM internal.retired_models")
+    await gateway.parts.retirements.refresh()
+
+
 async def test_a_bad_session_fails_the_task_with_its_reason(
     client: Client,
     voice_id: UUID,
@@ -173,6 +179,7 @@ async def test_a_bad_session_fails_the_task_with_its_reason(
     cases = [case for case in BAD if spoken_model == VC_REALTIME or case.name not in REALTIME_ONLY]
     for case in cases:
         simulator.reset()
+        await believe_nothing_retired(gateway, rows)
         simulator.behave("realtime", {"minimum_bytes": 10_000, "delta_bytes": 1000, **case.behaviour}, times=0)
         task = await client.generate(voice_id)
         ended = await client.ended(task["task_id"])

@@ -166,7 +166,7 @@ async def test_a_body_over_the_limit_is_413_however_it_comes(
         await exchange(gateway.url, f"{head}Transfer-Encoding: chunked\n", chunks),
         await exchange(gateway.url, f"{head}Transfer-Encoding: chunked\n", chunks + b"0\r\n\r\n"),
     ):
-        if answer.status == 400 and not answer.headers["content-type"].startswith("application/json"):
+        if answer.status == 400 and b"not valid HTTP" in answer.body:
             continue  # the HTTP parser itself refused a length that no number holds
         problem_of(answer, 413, "too_large", says="1024 KiB")
     assert await created(rows) == 0

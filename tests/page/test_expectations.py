@@ -203,7 +203,7 @@ async def test_an_app_is_connected(opened: Opener, gateway: Gateway, client: Cli
         async with httpx.AsyncClient(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}) as app:
             assert (await app.get("/api/voices")).status_code == 200
         await page.keyboard.press("Escape")
-        assert await tab.js("document.querySelector('#key').value") == ""
+        await tab.until("document.querySelector('#key').value === ''")
         await page.get_by_role("button", name="Connect an app").click()
         await page.locator("#key-entries", has_text="My laptop").wait_for()
         assert key not in await page.inner_text("#connect")

@@ -239,9 +239,9 @@ async def test_a_job_that_is_not_in_the_queue_any_more_is_deferred_again_once(wo
 
 async def test_an_object_whose_removal_was_forgotten_is_removed(world: World) -> None:
     await world.rows.execute(
-        """INSERT INTO internal.removals (bucket, object_key, reason, created_at)
-           VALUES ('generations', 'a/old.mp3', 'x', now() - interval '2 minutes'),
-                  ('generations', 'a/new.mp3', 'x', now())"""
+        """INSERT INTO internal.removals (bucket, object_key, reason, next_at)
+           VALUES ('generations', 'a/old.mp3', 'x', now() - interval '1 second'),
+                  ('generations', 'a/new.mp3', 'x', now() + interval '1 minute')"""
     )
     for _ in range(2):
         await world.sweeper.sweep()

@@ -12,7 +12,7 @@ from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
 from server.providers.qwen.customization import CreatedVoice, QwenCustomization
-from server.providers.qwen.errors import ProviderMisconfigured
+from server.providers.qwen.errors import ModelRetired, ProviderMisconfigured
 from tests.providers.conftest import VC_REALTIME, MakeSettings
 
 VD_REALTIME = "qwen3-tts-vd-realtime-2026-01-15"
@@ -140,6 +140,8 @@ async def test_every_refusal_is_one_of_ours(
     error, http_status = caught.value, REFUSALS[code][0]
     if code in _BETTER_RECORDING:
         assert (type(error), error.status) == (ProviderRejected, 400)
+    elif code in ("ModelNotFound", "model_not_found", "Model.AccessDenied"):
+        assert (type(error), error.status) == (ModelRetired, 502)
     elif http_status in (401, 403, 404) or "Bill" in code or "ommodity" in code or code == "Arrearage":
         assert (type(error), error.status) == (ProviderMisconfigured, 502)
     elif http_status >= 429 or code == "ClientDisconnect":
