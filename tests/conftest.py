@@ -30,13 +30,6 @@ from tests.support import fast_folder, make_settings, open_to_all
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
-LONG = "--long"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Tests that have a short form and a long one ask the fixture ``long_form`` which is wanted."""
-    parser.addoption(LONG, action="store_true", help="the long form of tests that have a short one, too")
-
 
 Session = psycopg.Connection[tuple[Any, ...]]
 
@@ -110,8 +103,8 @@ def _postgres_for_tests() -> Iterator[Path]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers a core: half of the time a test waits for somebody else's answer."""
-    return min(8, 2 * (os.cpu_count() or 1))
+    """Three workers a core: much of the time a test waits for somebody else's answer."""
+    return min(12, 3 * (os.cpu_count() or 1))
 
 
 def pytest_configure_node(node: "WorkerController") -> None:
@@ -218,12 +211,6 @@ def database_url(
     """A database of this test alone with the current schema and no rows. Afterwards it is gone, sessions included."""
     with fresh_database(postgres_server, maintenance, migrated_template.template_dbname) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def long_form(pytestconfig: pytest.Config) -> bool:
-    """Whether there is time for minutes instead of seconds: `make chaos`, and whoever says ``--long``."""
-    return bool(pytestconfig.getoption(LONG))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from bench.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 async def run_bench(*arguments: str) -> tuple[int | None, str, str]:
