@@ -19,7 +19,7 @@ dev: ## the whole product at http://127.0.0.1:8000 (ARGS="--port 9000")
 
 test: lint ## style, types and the tests (ARGS="tests/dev -k postgres")
 	@echo "Running the tests…"
-	@$(CLEAN) $(RUN) pytest --numprocesses=auto --dist=worksteal $(ARGS)
+	@$(CLEAN) $(RUN) pytest --numprocesses=auto --dist=worksteal -m "not slow" $(ARGS)
 
 lint: ## style and types alone, of Python and of the page's JavaScript
 	@PYTHON="$(PYTHON)" .ci/install test
@@ -38,9 +38,10 @@ check: ## style, types and the tests that belong to one file (FILE=server/relay/
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) tests.belonging $(FILE) -- $(ARGS)
 
-more: ## what takes longer: the wheel, real proxies, real clients, a short bench (ARGS="-k nginx")
+more: ## what takes longer: the page in a browser, the wheel, real proxies, real clients, a short bench (ARGS="-k nginx")
 	@PYTHON="$(PYTHON)" .ci/install test
 	@echo "Running the long tests…"
+	@$(CLEAN) $(RUN) pytest tests/page -m slow --numprocesses=2 --dist=worksteal $(ARGS)
 	@$(CLEAN) $(RUN) pytest tests/more --timeout=600 $(ARGS)
 
 clients: ## the clients of other people alone, generated and real

@@ -103,8 +103,8 @@ def _postgres_for_tests() -> Iterator[Path]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three workers a core: much of the time a test waits for somebody else's answer."""
-    return min(12, 3 * (os.cpu_count() or 1))
+    """Two workers a core: half of the time a test waits for somebody else's answer."""
+    return min(8, 2 * (os.cpu_count() or 1))
 
 
 def pytest_configure_node(node: "WorkerController") -> None:

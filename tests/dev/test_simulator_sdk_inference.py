@@ -23,7 +23,11 @@ from .realtime_client import TEXT
 dashscope = pytest.importorskip("dashscope")
 
 # The 2.x surface says so of itself wherever it is touched.
-pytestmark = pytest.mark.filterwarnings("ignore:dashscope 2.0 audio API:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:dashscope 2.0 audio API:FutureWarning"),
+    # It leaves sockets of its own to the garbage collector, which may come before the fixture does.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 MODEL = "qwen-audio-3.0-tts-flash"
 VOICE = f"{MODEL}-narrator-0000000000000000000000000000abcd"

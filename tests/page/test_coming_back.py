@@ -19,7 +19,7 @@ from tests.page.conftest import Opener, in_the_shared_loop, shared
 from tests.page.proxy import Proxy, running_proxy
 from tests.support import AUTH_JWT_SECRET, wait_for
 
-pytestmark = in_the_shared_loop
+pytestmark = [in_the_shared_loop, pytest.mark.slow]
 
 SENTENCE = "The lighthouse keeper counted the ships and wished them well."
 HOLD = {"do": "hold", "after_deltas": 12}

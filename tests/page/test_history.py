@@ -14,7 +14,7 @@ from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
 from tests.support import wait_for
 
-pytestmark = in_the_shared_loop
+pytestmark = [in_the_shared_loop, pytest.mark.slow]
 
 TEXTS = ["The first thing that was said.", "A second sentence, about 100% of nothing.", "Third and last."]
 

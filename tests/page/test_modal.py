@@ -9,6 +9,7 @@ from tests.gateway import Client, insert_voice
 from tests.page.conftest import Opener, in_the_shared_loop
 
 pytestmark = [
+    pytest.mark.slow,
     in_the_shared_loop,
     pytest.mark.parametrize("differing", [{"tts_provider_mode": "modal"}], indirect=True, ids=["modal"]),
 ]

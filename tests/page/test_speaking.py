@@ -11,7 +11,7 @@ from tests.gateway import Client
 from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop
 
-pytestmark = in_the_shared_loop
+pytestmark = [in_the_shared_loop, pytest.mark.slow]
 
 SENTENCE = "The lighthouse keeper counted the ships and wished them well."
 HOLD = {"do": "hold", "after_deltas": 12}  # after 1.8 seconds of speech

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from server.dev.simulator import Simulator
 from tests.gateway import Client, Gateway, insert_voice
 from tests.jobs.test_renew import Rows, older_voice
@@ -13,7 +15,7 @@ from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
 from tests.voices import creations
 
-pytestmark = in_the_shared_loop
+pytestmark = [in_the_shared_loop, pytest.mark.slow]
 
 
 @shared()
