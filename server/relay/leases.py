@@ -64,6 +64,7 @@ class Leases:
         self._every_seconds = renew_every_seconds
         self._lost_after_seconds = lost_after_seconds
         self._held: dict[UUID, Hold] = {}
+        self._left = False
 
     @contextmanager
     def hold(
@@ -134,7 +135,8 @@ class Leases:
                 await asyncio.sleep(self._every_seconds)
 
     async def leave(self) -> None:
-        """This process is gone in a moment: what it still holds may be judged at once."""
+        """This process is gone in a moment: what it still holds may be judged at once. It says nothing more."""
+        self._left = True
         try:
             async with asyncio.timeout(ANSWER_SECONDS), self._database.for_leases.connection() as connection:
                 await processes.leave(connection, self.owner)
@@ -142,6 +144,8 @@ class Leases:
             logger.info("left without a word, others notice by themselves", extra={"reason": type(exc).__name__})
 
     async def _beat(self) -> None:
+        if self._left:
+            return
         patience = self._lost_after_seconds
         async with self._database.for_leases.connection() as connection:
             await processes.beat(

@@ -203,3 +203,19 @@ async def test_a_process_that_leaves_lets_go_of_everything_that_still_speaks(wor
         world.leases.release()
         assert world.leases.released
         assert all(event.is_set() for event in lost)
+
+
+async def test_a_process_that_has_left_says_no_more_that_it_lives(world: World) -> None:
+    """Its last beat must not make others wait for a process that is gone."""
+    beat_at = "SELECT beat_at FROM internal.processes WHERE owner = $1"
+
+    async def beats() -> bool:
+        return await world.rows.fetchval(beat_at, world.leases.owner) is not None
+
+    await wait_for(beats)
+    await world.leases.leave()
+    left = await world.rows.fetchval(beat_at, world.leases.owner)
+    for _ in range(3):
+        await world.leases._beat()
+    assert await world.rows.fetchval(beat_at, world.leases.owner) == left
+    assert await world.rows.fetchval("SELECT beat_at = '-infinity' FROM internal.processes")
