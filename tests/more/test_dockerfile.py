@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 # What reaches the registries from this machine, and is no part of the image.
 MACHINE = ("PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy")
 
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"  # where Debian keeps them
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make and enter a root of its own")
 
 
@@ -80,7 +82,9 @@ class Image:
         # As Docker does: names are looked up as on this machine.
         shutil.copy("/etc/resolv.conf", self.root / "etc" / "resolv.conf")
         self.machine = {name: os.environ[name] for name in MACHINE if name in os.environ}
-        if authorities := os.environ.get("PIP_CERT"):
+        # Whom this machine trusts on the way to the registries, the image has to trust here, too.
+        authorities = Path(os.environ.get("PIP_CERT") or AUTHORITIES)
+        if authorities.exists():
             shutil.copy(authorities, self.root / "etc" / "machine.pem")
             self.machine["PIP_CERT"] = "/etc/machine.pem"
 
