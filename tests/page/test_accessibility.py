@@ -202,7 +202,7 @@ async def test_five_hundred_entries_are_scrolled_through_and_only_what_is_new_is
     await full.js("scrollTo(0, 0)")
     await full.generate("Something new.")
     await full.finished()
-    assert (await full.page.locator("#entries .said").first.inner_text()) == "Something new."
+    assert (await full.page.locator("#entries .said").first.text_content()) == "Something new."
     assert asked
     assert all("since=" in url or "ids=" in url for url in asked)
     await full.page.select_option("#history-status", "failed")

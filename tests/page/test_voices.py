@@ -269,7 +269,7 @@ async def test_a_deleted_voice_is_gone_here_and_named_in_the_history(tab: Tab, c
             assert await chosen(tab) == "Ada"
     await tab.page.reload()
     await tab.until("!document.querySelector('#voices-note').hidden")
-    assert "Ada" in await tab.page.locator("#entries li").inner_text()
+    assert "Ada" in (await tab.page.locator("#entries li").text_content() or "")
 
 
 async def test_sixty_voices_are_searched_folded_and_passed_in_few_steps(
