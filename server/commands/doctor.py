@@ -1,15 +1,10 @@
 """`python -m server doctor`: what of the provider is alive, which hosts answer, and what to set."""
 
-import asyncio
-import sys
-
-import asyncpg
 import msgspec
 
 from server import logs
 from server.app import assembled
-from server.database.connections import REFUSED
-from server.errors import UtterError
+from server.commands.ending import ended
 from server.jobs.examine import SAMPLE, Finding, examine, models_used, price
 from server.settings import Settings
 
@@ -19,23 +14,10 @@ _SIGNS = {"ok": "ok    ", "gone": "GONE  ", "failed": "FAILED"}
 def run(settings: Settings, *, speak: bool, as_json: bool) -> int:
     """Ask everything and print what came; 1 where something that this configuration needs does not work."""
     logs.configure("critical", settings.log_format)
-    try:
-        findings = asyncio.run(_ask(settings, speak=speak, as_json=as_json))
-    except UtterError as exc:
-        print(exc.detail, file=sys.stderr)
-        return 1
-    except asyncpg.UndefinedTableError:
-        print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
-        return 1
-    except REFUSED as exc:
-        print(f"PostgreSQL at DATABASE_URL cannot be used ({type(exc).__name__}).", file=sys.stderr)
-        return 1
-    if as_json:
-        print(msgspec.json.encode({"findings": findings}).decode())
-    return 1 if any(finding.needed and finding.state != "ok" for finding in findings) else 0
+    return ended(_ask(settings, speak=speak, as_json=as_json))
 
 
-async def _ask(settings: Settings, *, speak: bool, as_json: bool) -> list[Finding]:
+async def _ask(settings: Settings, *, speak: bool, as_json: bool) -> int:
     async with assembled(settings) as parts:
         if speak and not as_json:
             used = await models_used(parts)
@@ -48,7 +30,9 @@ async def _ask(settings: Settings, *, speak: bool, as_json: bool) -> list[Findin
             findings.append(finding)
             if not as_json:
                 print(line(finding))
-        return findings
+    if as_json:
+        print(msgspec.json.encode({"findings": findings}).decode())
+    return 1 if any(finding.needed and finding.state != "ok" for finding in findings) else 0
 
 
 def line(finding: Finding) -> str:

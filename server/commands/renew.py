@@ -4,11 +4,9 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-import asyncpg
-
 from server import logs
 from server.app import assembled
-from server.database.connections import REFUSED, trouble
+from server.commands.ending import ended
 from server.errors import UtterError
 from server.jobs.renew import Candidate, candidates, remake
 from server.parts import Parts
@@ -23,15 +21,7 @@ PAUSE_SECONDS = 0.5
 def run(settings: Settings, *, everything: bool, model: str | None, dry_run: bool) -> int:
     """Make voices again; 1 where one of them could not be."""
     logs.configure("warning", settings.log_format)
-    try:
-        return asyncio.run(_run(settings, everything=everything, model=model, dry_run=dry_run))
-    except UtterError as exc:
-        print(exc.detail, file=sys.stderr)
-    except asyncpg.UndefinedTableError:
-        print("The database is not up to date. Please run `python -m server migrate`.", file=sys.stderr)
-    except REFUSED as exc:
-        print(trouble(exc), file=sys.stderr)
-    return 1
+    return ended(_run(settings, everything=everything, model=model, dry_run=dry_run))
 
 
 async def _run(settings: Settings, *, everything: bool, model: str | None, dry_run: bool) -> int:
