@@ -1,5 +1,6 @@
 """Everything the environment decides: read once per process, checked as a whole, never printed where it is secret."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -165,6 +166,7 @@ class Settings:
     log_level: str = "info"
     log_format: Literal["text", "json"] = "json"
     forwarded_allow_ips: str = "127.0.0.1"
+    misspelt: tuple[str, ...] = ()
     deadlines: Deadlines = field(default_factory=Deadlines)
     intervals: Intervals = field(default_factory=Intervals)
     retentions: Retentions = field(default_factory=Retentions)
@@ -184,11 +186,12 @@ class Settings:
     def weaknesses(self) -> list[str]:
         """What is allowed but unwise, one sentence each, for the log at start-up."""
         secrets = {"AUTH_JWT_SECRET": self.auth_jwt_secret, "STREAM_TICKET_SECRET": self.stream_ticket_secret}
-        return [
+        guessable = [
             f"{name} is shorter than {STRONG_SECRET_BYTES} bytes and could be guessed; a longer one is advised."
             for name, secret in secrets.items()
             if secret is not None and len(secret.encode()) < STRONG_SECRET_BYTES
         ]
+        return [*guessable, *self.misspelt]
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -364,6 +367,26 @@ VARIABLES: tuple[Variable, ...] = (
 # fmt: on
 
 
+# How alike a name must be to one of ours to be pointed out; shorter ones are too much like anybody's.
+_ALIKE, _LONG_ENOUGH = 0.86, 8
+
+
+def misspelt(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Variables that nobody reads but that look like one of ours which is not set, one sentence each."""
+    names = set(environ)  # of what is not ours the names alone
+    ours = {variable.name for variable in VARIABLES}
+    present = {name for name in ours & names if environ[name].strip()}
+    unset = [name for name in ours - present if len(name) >= _LONG_ENOUGH]
+    found = []
+    for name in sorted(names - ours):
+        # Servers that put their own name in front of every variable are many.
+        plain = name.upper().removeprefix("UTTER_")
+        meant = [plain] if plain in ours else difflib.get_close_matches(plain, unset, n=1, cutoff=_ALIKE)
+        if meant and meant[0] not in present:
+            found.append(f"{name} is set, and nothing here reads it: is {meant[0]} meant?")
+    return tuple(found)
+
+
 _Word = TypeVar("_Word", bound=str)
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 
@@ -438,10 +461,11 @@ class _Reader:
             log_level=self.word("LOG_LEVEL", ("debug", "info", "warning", "error", "critical")),
             log_format=self.word("LOG_FORMAT", ("text", "json")),
             forwarded_allow_ips=self.forwarded_allow_ips(),
+            misspelt=misspelt(self.environ),
         )
         self.check_secrets(settings)
         if self.problems:
-            raise SettingsError(self.problems)
+            raise SettingsError([*self.problems, *settings.misspelt])
         return settings
 
     # Kinds of values

@@ -35,7 +35,7 @@ MODAL = {
 
 
 class Recorded(Mapping[str, str]):
-    """An environment that remembers which names were asked for."""
+    """An environment that remembers whose values were asked for; the names alone are nobody's secret."""
 
     def __init__(self, values: dict[str, str]) -> None:
         self.values_by_name, self.asked = values, set[str]()
@@ -45,7 +45,7 @@ class Recorded(Mapping[str, str]):
         return self.values_by_name[name]
 
     def __iter__(self) -> Iterator[str]:
-        raise AssertionError("nobody may read the whole environment")
+        return iter(self.values_by_name)
 
     def __len__(self) -> int:
         return len(self.values_by_name)
@@ -155,6 +155,37 @@ def test_an_address_of_the_other_region_is_refused(name: str, host: str, region:
 def test_a_loopback_address_agrees_with_both_regions(region: str) -> None:
     environ = {**QWEN, "DASHSCOPE_REGION": region, "DASHSCOPE_BASE_URL": "http://localhost:4010"}
     assert Settings.from_environ(environ).dashscope_region == region
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("QWEN_VC_TARGET_MODELS", "QWEN_VC_TARGET_MODEL"),
+        ("CORS_ALLOWED_ORIGINS", "CORS_ALLOW_ORIGINS"),
+        ("synthesis_concurrency", "SYNTHESIS_CONCURRENCY"),
+        ("SYNTHESIS_CONCURENCY", "SYNTHESIS_CONCURRENCY"),
+        ("UTTER_PORT", "PORT"),
+        ("UTTER_PUBLIC_BASE_URL", "PUBLIC_BASE_URL"),
+        ("AUTH_JWT_SECRET_PREV", "AUTH_JWT_SECRET_PREVIOUS"),
+    ],
+)
+def test_a_name_that_looks_like_one_of_ours_is_pointed_out(name: str, meant: str) -> None:
+    said = Settings.from_environ({**QWEN, name: "1"}).weaknesses
+    assert said == [f"{name} is set, and nothing here reads it: is {meant} meant?"]
+
+
+def test_what_is_somebody_else_s_or_set_under_its_right_name_is_let_alone() -> None:
+    others = {"HOSTNAME": "web.1", "AWS_REGION": "x", "DATABASE_URI": "x", "PORTS": "1", "DASHSCOPE_API_KEYS": "x"}
+    assert Settings.from_environ({**QWEN, **others}).weaknesses == []
+
+
+def test_a_missing_variable_s_misspelling_is_named_with_what_is_missing() -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environ({**QWEN, "DATABASE_URL": "", "DATABASE_URI": "postgresql://x"})
+    assert refused.value.problems == [
+        "DATABASE_URL is missing: it names the PostgreSQL that this server works on.",
+        "DATABASE_URI is set, and nothing here reads it: is DATABASE_URL meant?",
+    ]
 
 
 def test_the_compatible_mode_base_is_refused() -> None:
@@ -333,7 +364,7 @@ def test_lists_flags_and_numbers_are_read() -> None:
 
 
 def test_the_documented_variables_are_exactly_those_that_are_read() -> None:
-    environ = Recorded(QWEN)
+    environ = Recorded({**QWEN, "SOMEBODY_ELSES_SECRET": "hunter2"})
     Settings.from_environ(environ)
     assert environ.asked == {variable.name for variable in VARIABLES}
 
@@ -343,7 +374,7 @@ def test_every_variable_has_a_field_and_every_field_a_variable() -> None:
     for variable in VARIABLES:
         reduce(getattr, variable.field.split("."), settings)
     own = {variable.field.split(".")[0] for variable in VARIABLES}
-    assert own == {field.name for field in fields(Settings)} - set(LIMITS)
+    assert own == {field.name for field in fields(Settings)} - set(LIMITS) - {"misspelt"}
 
 
 def test_documented_defaults_are_the_real_ones() -> None:
