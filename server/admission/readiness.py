@@ -5,6 +5,7 @@ none: speech is heard and kept all the same, and every other process would say t
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -17,6 +18,8 @@ from server.errors import StorageUnavailable
 from server.storage import ObjectStore
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # Askers may be many and nearer to each other than this; none of them costs more than the first.
 FRESH_SECONDS = 4.0
@@ -40,6 +43,7 @@ class Readiness:
         self._queue = queue
         self._probe: asyncio.Task[tuple[bool | None, bool]] | None = None
         self._fresh_until = 0.0
+        self._store_trouble = ""
 
     async def check(self) -> tuple[ReadyAnswer, bool]:
         """How it stands, at most 5 s ago; and whether texts may be sent here."""
@@ -74,8 +78,14 @@ class Readiness:
     async def _stores(self) -> bool:
         try:
             await self._storage.probe()
-        except StorageUnavailable:
+        except StorageUnavailable as exc:
+            if exc.reason != self._store_trouble:  # said once, not with every probe
+                logger.warning("storage cannot be used", extra={"reason": exc.reason})
+            self._store_trouble = exc.reason
             return False
+        if self._store_trouble:
+            logger.info("storage can be used again")
+        self._store_trouble = ""
         return True
 
 

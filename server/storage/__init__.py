@@ -5,7 +5,7 @@ library raises becomes `StorageUnavailable` here; an object that is not there is
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Protocol
 from urllib.parse import quote
 
-from server.errors import TooLarge
+from server.errors import NotFound, StorageUnavailable, TooLarge
 from server.settings import StorageSettings
 
 #: Written and read by ``probe``; never listed.
@@ -105,7 +105,22 @@ class ObjectStore(Protocol):
         """
 
     async def probe(self) -> None:
-        """Prove both buckets by writing and reading a small object."""
+        """Prove both buckets by writing and reading a small object; `StorageUnavailable.reason` says which."""
+
+
+async def prove(store: ObjectStore, names: Mapping[Bucket, str]) -> None:
+    """What every store's ``probe`` does, given what the operator calls its buckets."""
+    for bucket, name in names.items():
+        try:
+            await store.put(
+                bucket, PROBE_KEY, PROBE_BYTES, content_type="application/octet-stream", size=len(PROBE_BYTES)
+            )
+            found = await store.read(bucket, PROBE_KEY, limit=len(PROBE_BYTES))
+        except (NotFound, StorageUnavailable) as exc:
+            said = str(exc.__cause__ or "") or type(exc.__cause__ or exc).__name__
+            raise StorageUnavailable(reason=f"{name}: {said}") from exc
+        if found != PROBE_BYTES:
+            raise StorageUnavailable(reason=f"{name}: it gives back other bytes than it was given")
 
 
 def bucket_names(settings: StorageSettings) -> dict[Bucket, str]:

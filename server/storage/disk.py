@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar, TypeVarTuple
 from server.errors import NotFound, StorageUnavailable
 from server.objects import key_segments
 from server.settings import StorageSettings
-from server.storage import PROBE_BYTES, PROBE_KEY, Bucket, StoredObject, bucket_names, collect
+from server.storage import PROBE_KEY, Bucket, StoredObject, bucket_names, collect, prove
 from server.storage.links import LinkSigner
 
 T = TypeVar("T")
@@ -148,14 +148,7 @@ class DiskStore:
         return base_url.rstrip("/") + self.links.path("PUT", bucket, key, expires_seconds=expires_seconds, size=size)
 
     async def probe(self) -> None:
-        for bucket in Bucket:
-            await self.put(bucket, PROBE_KEY, PROBE_BYTES, content_type=_UNKNOWN_TYPE, size=len(PROBE_BYTES))
-            try:
-                found = await self.read(bucket, PROBE_KEY, limit=len(PROBE_BYTES))
-            except NotFound as exc:
-                raise StorageUnavailable from exc
-            if found != PROBE_BYTES:
-                raise StorageUnavailable
+        await prove(self, {bucket: str(folder) for bucket, folder in self._folders.items()})
 
     async def prepare(self) -> None:
         """Make the folders, and clear away what uploads that died with their process left."""

@@ -33,6 +33,7 @@ from server.storage import (
     bucket_names,
     collect,
     content_disposition,
+    prove,
 )
 
 SLICE_BYTES = 64 * 1024
@@ -151,14 +152,7 @@ class S3Store:
         return await self._signed("put_object", bucket, key, expires_seconds, **told)
 
     async def probe(self) -> None:
-        for bucket in Bucket:
-            await self._put_probe(bucket)
-            try:
-                found = await self.read(bucket, PROBE_KEY, limit=len(PROBE_BYTES))
-            except NotFound as exc:
-                raise StorageUnavailable from exc
-            if found != PROBE_BYTES:
-                raise StorageUnavailable
+        await prove(self, self._names)
 
     async def _call(self, operation: str, **parameters: Any) -> Any:
         async with asyncio.timeout(self._call_seconds):

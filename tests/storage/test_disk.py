@@ -164,8 +164,9 @@ async def test_the_probe_finds_a_folder_that_was_taken_away(disk: DiskStore, fol
     await disk.probe()
     (folder / ".incoming").rmdir()
     (folder / ".incoming").write_bytes(b"")
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailable) as refusal:
         await disk.probe()
+    assert refusal.value.reason.startswith(f"{folder}: ")
 
 
 async def test_links_are_relative_without_a_base_and_nobody_far_away_can_follow_them(disk: DiskStore) -> None:

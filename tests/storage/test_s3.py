@@ -5,6 +5,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -83,10 +84,12 @@ async def test_a_service_that_is_not_there_is_unavailable(s3_server: str) -> Non
 
 
 async def test_a_bucket_that_is_not_there_is_unavailable_not_empty(s3_server: str) -> None:
-    settings = StorageSettings(kind="s3", endpoint=s3_server, bucket_generations="nobody-made-this")
+    settings = replace(await s3_settings(s3_server), bucket_generations="nobody-made-this")
     async with open_store(settings, b"unused") as store:
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailable) as refusal:
             await store.probe()
+        assert refusal.value.reason.startswith("nobody-made-this: ")
+        assert "NoSuchBucket" in refusal.value.reason
         with pytest.raises(StorageUnavailable):
             await store.put(Bucket.GENERATIONS, KEY, b"x", content_type="audio/mpeg", size=1)
         with pytest.raises(StorageUnavailable):
