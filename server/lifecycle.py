@@ -18,11 +18,13 @@ from server.database.queue import (
 from server.jobs.attended import attend
 from server.jobs.design import make_preview
 from server.jobs.finalize import finalize
+from server.jobs.give_back import give_back
 from server.jobs.modal import cancel_modal, watch_modal
 from server.jobs.remove import remove
 from server.jobs.renew import renew
 from server.jobs.synthesize import synthesize
 from server.parts import Parts
+from server.records.purchases import GIVE_BACK_JOB
 from server.records.runs import (
     CANCEL_MODAL_JOB,
     COLLECT_MODAL_JOB,
@@ -50,6 +52,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(RENEW_JOB, partial(renew, parts))
     queue.register(WATCH_MODAL_JOB, partial(watch_modal, parts))
     queue.register(COLLECT_MODAL_JOB, partial(synthesize, parts))
+    queue.register(GIVE_BACK_JOB, partial(give_back, parts))
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
     async with (
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),

@@ -146,6 +146,7 @@ class Settings:
     cors_allow_origins: tuple[str, ...] = ()
     designs_per_user_per_day: int = 20
     clones_per_user_per_day: int = 20
+    preview_kept_hours: float = 24.0
     characters_per_user_per_day: int | None = None
     starts_per_user_per_minute: int | None = None
     metrics_token: str | None = field(default=None, repr=False)
@@ -340,6 +341,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("CORS_ALLOW_ORIGINS", "none", "comma-separated origins of pages on other hosts"),
     Variable("DESIGNS_PER_USER_PER_DAY", "`20`", "previews of designed voices that one person may have made a UTC day"),
     Variable("CLONES_PER_USER_PER_DAY", "`20`", "voices that one person may have cloned a UTC day"),
+    Variable("PREVIEW_KEPT_HOURS", "`24`", "how long a preview that nobody saved can be saved; then it is given back"),
     Variable("CHARACTERS_PER_USER_PER_DAY", "none", "characters that one person may have spoken a UTC day"),
     Variable("STARTS_PER_USER_PER_MINUTE", "none", "speeches that one person may start a minute"),
     Variable("METRICS_TOKEN", "none",
@@ -440,6 +442,7 @@ class _Reader:
             cors_allow_origins=self.origins(),
             designs_per_user_per_day=self.whole_number("DESIGNS_PER_USER_PER_DAY", 0, 1_000_000),
             clones_per_user_per_day=self.whole_number("CLONES_PER_USER_PER_DAY", 0, 1_000_000),
+            preview_kept_hours=self.decimal("PREVIEW_KEPT_HOURS", 0, 87_600, "hours"),
             characters_per_user_per_day=self.optional_number("CHARACTERS_PER_USER_PER_DAY", 0, 1_000_000_000),
             starts_per_user_per_minute=self.optional_number("STARTS_PER_USER_PER_MINUTE", 0, 1_000_000),
             metrics_token=self.text("METRICS_TOKEN"),
@@ -452,8 +455,8 @@ class _Reader:
             unstored_limit=self.bytes_of("UNSTORED_LIMIT"),
             streams_per_user=self.whole_number("STREAMS_PER_USER", 1, 100_000),
             connections_limit=self.optional_number("CONNECTIONS_LIMIT", 1, 1_000_000),
-            shutdown_notice_seconds=self.seconds("SHUTDOWN_NOTICE_SECONDS", 0, 600),
-            shutdown_grace_seconds=self.seconds("SHUTDOWN_GRACE_SECONDS", 0, 3600),
+            shutdown_notice_seconds=self.decimal("SHUTDOWN_NOTICE_SECONDS", 0, 600, "seconds"),
+            shutdown_grace_seconds=self.decimal("SHUTDOWN_GRACE_SECONDS", 0, 3600, "seconds"),
             # The spool and the leases have one each; a job's transaction and a request may need one at the same time.
             database_pool_size=self.whole_number("DATABASE_POOL_SIZE", LEAST_CONNECTIONS, 500),
             host=self.text("HOST") or _DEFAULTS["host"],
@@ -515,14 +518,14 @@ class _Reader:
     def optional_number(self, name: str, low: int, high: int) -> int | None:
         return self.whole_number(name, low, high) if self.text(name) else None
 
-    def seconds(self, name: str, low: int, high: int) -> float:
+    def decimal(self, name: str, low: int, high: int, of: str) -> float:
         value = self.text(name)
         default: float = _DEFAULTS[name.lower()]
         if value is None:
             return default
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) and low <= float(value) <= high:
             return float(value)
-        self.wrong(name, f"must be a number of seconds from {low} to {high}, not {value!r}")
+        self.wrong(name, f"must be a number of {of} from {low} to {high}, not {value!r}")
         return default
 
     def flag(self, name: str) -> bool:

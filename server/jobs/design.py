@@ -261,6 +261,7 @@ async def _decide(
                 attempt=attempt,
                 request_id=request_id,
                 outcome=outcome,
+                give_back_in_seconds=parts.settings.preview_kept_hours * 3600 if shown else None,
             )
         if not shown and state == "done":
             await removals.record(
@@ -336,19 +337,26 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
         else:
             purchase = await purchases.find(connection, request.task_id)
             task = await tasks.find(connection, request.task_id, user_id)
-            if purchase is None or (purchase.user_id, purchase.kind, purchase.state) != (user_id, "design", "done"):
+            if purchase is None or (purchase.user_id, purchase.kind) != (user_id, "design"):
+                raise _unfinished(task)
+            if purchase.state == "given_back":
+                raise _too_old(parts)
+            if purchase.state != "done":
                 raise _unfinished(task)
         known = await voices.saved_from(connection, purchase.subject, user_id)
     if known is not None:
         return require_voice(known)
+    if purchase.age_seconds > parts.settings.preview_kept_hours * 3600:
+        raise _too_old(parts)
     outcome = purchase.outcome or {}
     voice_id = uuid5(_VOICES, str(purchase.subject))
     preview = await _preview_audio(parts, user_id, outcome.get("object_key"))
     # A recording of its own, so that the voice survives its preview, and a provider that clones can be fed with it.
     key = reference_key(user_id, voice_id)
     await parts.storage.put(Bucket.REFERENCES, key, preview, content_type="audio/wav", size=len(preview))
-    return await keep_voice(
+    return await _keep_designed(
         parts,
+        purchase.subject,
         NewVoice(
             id=voice_id,
             user_id=user_id,
@@ -367,6 +375,14 @@ async def save(parts: Parts, user_id: UUID, request: DesignSaveRequest, audio: b
             preview_task_id=purchase.subject,
         ),
     )
+
+
+async def _keep_designed(parts: Parts, subject: UUID, wanted: NewVoice) -> Voice:
+    """The voice, unless its preview is being given back in this moment: one of the two waits for the other's row."""
+    async with parts.database.transaction() as connection:
+        if not await purchases.keep(connection, subject):
+            raise _too_old(parts)
+        return require_voice(await voices.insert(connection, wanted))
 
 
 async def _save_recording(
@@ -414,6 +430,12 @@ async def _preview_audio(parts: Parts, user_id: UUID, object_key: object) -> byt
         return await parts.storage.read(Bucket.GENERATIONS, key, limit=LARGEST_PREVIEW_BYTES)
     except NotFound as exc:
         raise Conflict("This preview's audio no longer exists. Please make it again.") from exc
+
+
+def _too_old(parts: Parts) -> Conflict:
+    hours = parts.settings.preview_kept_hours
+    age = "a day" if hours == 24 else f"{hours:g} hours"
+    return Conflict(f"This preview is older than {age}. Please make it again.")
 
 
 def _unfinished(task: SpeechTask | None) -> UtterError:

@@ -74,7 +74,7 @@ class SpokenProvider(SpeechProvider, Protocol):
 
 
 class VoiceMaker(Protocol):
-    """Who clones voices and finds them again by the name that they were made under."""
+    """Who clones voices, finds them again by the name that they were made under, and takes them back."""
 
     async def clone(
         self,
@@ -88,6 +88,8 @@ class VoiceMaker(Protocol):
     ) -> CreatedVoice: ...
 
     async def find(self, kind: Kind, preferred_name: str) -> ListedVoice | None: ...
+
+    async def delete(self, kind: Kind, voice_id: str) -> None: ...
 
 
 class DesignedPreview(msgspec.Struct, frozen=True, kw_only=True):

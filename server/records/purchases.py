@@ -12,9 +12,12 @@ from uuid import UUID
 import msgspec
 
 from server.database.connections import Connection
+from server.database.queue import Queue
 
 Kind = Literal["clone", "design", "http", "modal"]
-State = Literal["calling", "done", "refused", "unknown"]
+State = Literal["calling", "done", "refused", "unknown", "given_back"]
+
+GIVE_BACK_JOB = "give_back"
 
 LEASE_SECONDS = 180.0
 
@@ -147,14 +150,19 @@ async def decide(
     part: int = 0,
     request_id: str | None = None,
     outcome: dict[str, Any] | None = None,
+    give_back_in_seconds: float | None = None,
 ) -> bool:
     """Say what became of a purchase. False when another attempt has taken over meanwhile.
 
     An answer that comes after its buyer was given up still counts.
+
+    Args:
+        give_back_in_seconds: After which the provider may have it back, unless it is kept by then; None for never.
     """
     decided = await connection.fetchval(
         """UPDATE internal.purchases
-              SET state = $3, request_id = coalesce($4, request_id), outcome = $5, updated_at = now()
+              SET state = $3, request_id = coalesce($4, request_id), outcome = $5, updated_at = now(),
+                  give_back_at = now() + make_interval(secs => $7)
             WHERE subject = $1 AND part = $2 AND attempt = $6
               AND (state = 'calling' OR (state = 'unknown' AND $3 = 'done')) RETURNING true""",
         subject,
@@ -163,8 +171,49 @@ async def decide(
         request_id,
         outcome,
         attempt,
+        give_back_in_seconds,
     )
     return bool(decided)
+
+
+async def keep(connection: Connection, subject: UUID) -> bool:
+    """Let nobody give this back any more, from this transaction on. False where it was given back already."""
+    kept = await connection.fetchval(
+        """UPDATE internal.purchases SET give_back_at = NULL
+            WHERE subject = $1 AND part = 0 AND state = 'done' RETURNING true""",
+        subject,
+    )
+    return bool(kept)
+
+
+async def give_back_due(connection: Connection, queue: Queue, *, at_most: int = 100) -> list[Purchase]:
+    """Give up what nobody has kept in time, and defer the jobs that tell the provider. Commit before it is told.
+
+    Returns:
+        What was given up. A preview that is a voice by now (a release before this one saved it) is none of it.
+    """
+    rows = await connection.fetch(
+        """UPDATE internal.purchases p
+              SET give_back_at = NULL, updated_at = now(),
+                  state = CASE WHEN EXISTS (SELECT FROM public.voices v WHERE v.preview_task_id = p.subject)
+                               THEN state ELSE 'given_back' END
+            WHERE (p.subject, p.part) IN (
+                SELECT subject, part FROM internal.purchases WHERE give_back_at < now()
+                 ORDER BY give_back_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING p.subject, p.state""",
+        at_most,
+    )
+    given_back = [row["subject"] for row in rows if row["state"] == "given_back"]
+    for subject in given_back:
+        await defer_give_back(connection, queue, subject)
+    return [purchase for subject in given_back if (purchase := await find(connection, subject))]
+
+
+async def defer_give_back(
+    connection: Connection, queue: Queue, subject: UUID, *, tries: int = 0, in_seconds: float = 0.0
+) -> None:
+    """Have the provider told that a voice is not needed any more."""
+    await queue.defer(connection, GIVE_BACK_JOB, in_seconds=in_seconds, preview_id=subject, tries=tries)
 
 
 async def take_back(connection: Connection, subject: UUID, *, attempt: int, part: int = 0) -> None:

@@ -174,6 +174,12 @@ class Sweeper:
             await self._queue.abort_orphans(connection)
             await processes.forget_old(connection)
             orphans = await runs.lost_unregistered(connection, self._deadlines.lost_after_seconds)
+        async with self._database.transaction() as connection:
+            for preview in await purchases.give_back_due(connection, self._queue):
+                if object_key := (preview.outcome or {}).get("object_key"):
+                    bucket = self._settings.storage.bucket_generations
+                    reason = "preview given back"
+                    await removals.record(connection, self._queue, bucket, object_key, asked_by=None, reason=reason)
         for run in orphans:
             with _somebody_holds_it(run.task_id):
                 await self._take_from_the_dead(run, silent_for_seconds=self._deadlines.lost_after_seconds)

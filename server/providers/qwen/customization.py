@@ -1,8 +1,8 @@
 """Qwen's customization API: voices cloned from a recording, voices designed from a description, and finding both again.
 
 Creating is billed per success and is not idempotent: the job that calls it claims the purchase first, gives the voice
-a ``preferred_name`` of its own, and after an unknown end looks for that name before it creates again. Nothing here
-deletes a voice: a lost answer is found again in the provider's list.
+a ``preferred_name`` of its own, and after an unknown end looks for that name before it creates again. A lost
+answer is found again in the provider's list; what is deleted was given up before (``jobs/give_back.py``).
 
 Source: Model Studio, "Qwen-TTS voice cloning" and "Qwen-TTS voice design"; docs/providers.md, "Voices at Qwen".
 """
@@ -182,6 +182,17 @@ class QwenCustomization:
             if named.search(voice.voice_id) and not other_kind:
                 return voice
         return None
+
+    async def delete(self, kind: Kind, voice_id: str) -> None:
+        """Have a voice removed for good; nothing can speak with it afterwards.
+
+        Raises:
+            VoiceGone: It was not there (any more).
+        """
+        body = {"model": _CLONE if kind == "vc" else _DESIGN, "input": {"action": "delete", "voice": voice_id}}
+        await self._rest.post(
+            CUSTOMIZATION_PATH, msgspec.json.encode(body), dict[str, Any], within_seconds=self._within_seconds
+        )
 
     async def _page(self, kind: Kind, page_index: int) -> _Page:
         body = {

@@ -227,6 +227,15 @@ class VoiceEnrollment:
                 return
         raise ProviderUnavailable(diagnostics={"code": "endless_list", "text_sent": True})
 
+    async def delete(self, _kind: Kind, voice_id: str) -> None:
+        """Have a voice removed for good, a clone or a design.
+
+        Raises:
+            VoiceGone: It was not there (any more).
+        """
+        body = {"model": _MODEL, "input": {"action": "delete_voice", "voice_id": voice_id}}
+        await self._post(msgspec.json.encode(body))
+
     async def _post(self, body: bytes) -> _Answer:
         within = self._deadlines.customization_seconds
         return await self._rest.post(CUSTOMIZATION_PATH, body, _Answer, within_seconds=within)
