@@ -8,7 +8,7 @@ from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_r
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.errors import Invalid, NotFound
 from server.jobs.enrollment import Enrollment, in_memory
-from server.jobs.limits import count_clone
+from server.jobs.limits import count_made
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.requirements import require_language, require_name
 from server.objects import reference_key
@@ -63,7 +63,7 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest, *, 
         # Counted once, however often or at once it is asked for.
         voice_id = request.voice_id
         if await idempotency.remember(connection, user_id, f"clone {voice_id}", b"", voice_id) is None:
-            await count_clone(parts, connection, Account(user_id, CLONE, key_id))
+            await count_made(parts, connection, Account(user_id, CLONE, key_id))
     abilities = parts.providers.abilities
     wanted = NewVoice(
         id=request.voice_id,

@@ -26,7 +26,7 @@ from server.errors import (
     UtterError,
 )
 from server.jobs.buying import record_failure, refusal_of, say_unknown, written
-from server.jobs.limits import count_design
+from server.jobs.limits import count_made
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.progress import show
 from server.jobs.repeats import Repeatable
@@ -92,7 +92,7 @@ async def submit_preview(
         limit = parts.settings.queue_limit
         if await runs.waiting(connection, PREVIEW_JOB, limit) >= limit:
             raise Overloaded
-        await count_design(parts, connection, Account(user_id, DESIGN, key_id))
+        await count_made(parts, connection, Account(user_id, DESIGN, key_id))
         await previews.create(
             connection,
             parts.queue,

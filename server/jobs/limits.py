@@ -38,33 +38,21 @@ async def count_speech(parts: Parts, connection: Connection, account: Account, c
     await usage.add_start(connection, account, characters)
 
 
-async def count_design(parts: Parts, connection: Connection, account: Account) -> None:
-    """Count a preview of a designed voice that this transaction orders.
+async def count_made(parts: Parts, connection: Connection, account: Account) -> None:
+    """Count a voice that is about to be made: designed or cloned, as the account's lane says.
 
     Raises:
         TooMany: It is more than its user may have made.
     """
     await usage.lock(connection, account.user_id)
     spent = await usage.spent(connection, account.user_id)
-    limit = parts.settings.designs_per_user_per_day
-    if spent.designs >= limit:
-        words = f"You may have {limit} voices designed a day. Please come back tomorrow (UTC)."
-        raise _more(parts, "designs", words, spent.day_ends_in_seconds)
-    await usage.add_start(connection, account, 0)
-
-
-async def count_clone(parts: Parts, connection: Connection, account: Account) -> None:
-    """Count a voice that is about to be cloned.
-
-    Raises:
-        TooMany: It is more than its user may have made.
-    """
-    await usage.lock(connection, account.user_id)
-    spent = await usage.spent(connection, account.user_id)
-    limit = parts.settings.clones_per_user_per_day
-    if spent.clones >= limit:
-        words = f"You may have {limit} voices cloned a day. Please come back tomorrow (UTC)."
-        raise _more(parts, "clones", words, spent.day_ends_in_seconds)
+    if account.lane == usage.DESIGN:
+        done, limit, made = spent.designs, parts.settings.designs_per_user_per_day, "designed"
+    else:
+        done, limit, made = spent.clones, parts.settings.clones_per_user_per_day, "cloned"
+    if done >= limit:
+        words = f"You may have {limit} voices {made} a day. Please come back tomorrow (UTC)."
+        raise _more(parts, f"{account.lane}s", words, spent.day_ends_in_seconds)
     await usage.add_start(connection, account, 0)
 
 
