@@ -56,6 +56,7 @@ from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
 from server.settings import Settings
 from server.storage.open import open_store
@@ -204,6 +205,8 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             announcer=announcer,
             endings=Endings(database, announcer, metrics),
             leases=leases,
+            speeches=Speeches(settings.synthesis_concurrency),
+            pacer=pacer,
             live=live,
             spool=spool,
             kept=KeptLogs(database, spool, leases.owner),

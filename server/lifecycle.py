@@ -22,6 +22,7 @@ from server.jobs.give_back import give_back
 from server.jobs.modal import cancel_modal, watch_modal
 from server.jobs.remove import remove
 from server.jobs.renew import renew
+from server.jobs.starts import take_turn
 from server.jobs.synthesize import synthesize
 from server.parts import Parts
 from server.records.purchases import GIVE_BACK_JOB
@@ -45,7 +46,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
     queue, settings = parts.queue, parts.settings
     sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.leases, parts.metrics, settings)
-    queue.register(SYNTHESIZE_JOB, partial(synthesize, parts))
+    queue.register(SYNTHESIZE_JOB, partial(take_turn, parts))
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))
     queue.register(PREVIEW_JOB, partial(make_preview, parts))
@@ -58,8 +59,10 @@ async def working(parts: Parts) -> AsyncIterator[None]:
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
         background(sweeper.run, parts.kept.run, parts.keyring.run, parts.retirements.run, partial(attend, parts)),
         asyncio.TaskGroup() as group,
+        parts.speeches.running(),
     ):
-        synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=settings.synthesis_concurrency))
+        places, at_most = parts.speeches.places, settings.synthesis_concurrency
+        synthesis = group.create_task(queue.work(SYNTHESIS, concurrency=at_most, places=places))
         # Speeches end by our own deadline; what the other queues run may be cut and done again.
         cut = settings.deadlines.drain_seconds
         default = group.create_task(queue.work(DEFAULT, concurrency=DEFAULT_CONCURRENCY, cut_after_seconds=cut))
@@ -92,10 +95,10 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
 
 
 async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
-    """Until the worker has ended. One that does not, though nobody speaks, waits for a database that is gone."""
+    """Until the worker has ended and nobody speaks. A worker that does not then waits for a database that is gone."""
     silent_seconds, step_seconds = 0.0, 0.25
-    while not synthesis.done() and silent_seconds < parts.settings.deadlines.drain_seconds:
-        await asyncio.wait({synthesis}, timeout=step_seconds)
+    while (parts.leases.speaking or not synthesis.done()) and silent_seconds < parts.settings.deadlines.drain_seconds:
+        await asyncio.sleep(step_seconds)
         silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
 
 

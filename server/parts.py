@@ -12,12 +12,14 @@ from server.database.announce import Announcer
 from server.database.connections import Database, Listener
 from server.database.queue import Queue
 from server.metrics import Metrics
+from server.providers.pacing import Pacer
 from server.providers.resolver import Providers
 from server.relay.endings import Endings
 from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
 from server.settings import Settings
 from server.storage import ObjectStore
@@ -43,6 +45,8 @@ class Parts:
     announcer: Announcer
     endings: Endings
     leases: Leases
+    speeches: Speeches
+    pacer: Pacer
     live: LiveAudio
     spool: SpoolWriter
     kept: KeptLogs

@@ -155,6 +155,10 @@ class AudioMemory:
         self._reserved = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def has_room(self, size: int) -> bool:
+        """Whether so much could be reserved at this moment, with nobody before it."""
+        return not self._queue and (self._reserved + size <= self._limit or not self._reserved)
+
     @asynccontextmanager
     async def room(self, size: int, *, within_seconds: float) -> AsyncIterator[None]:
         """Wait for room, first come first served, and keep it while the context is open.

@@ -162,9 +162,17 @@ class JobFunction(Protocol):
 
 
 class _Worker(Worker):
-    """The library's worker, not ended by a failed fetch: replacing it would wait for its longest speech."""
+    """The library's worker, not ended by a failed fetch: replacing it would wait for its longest speech.
+
+    Attributes:
+        places: Where its jobs share their number with others; one is taken before a job is fetched.
+    """
+
+    places: asyncio.Semaphore | None = None
 
     async def _fetch_and_process_jobs(self) -> None:
+        if self.places is not None:
+            self._job_semaphore = self.places
         try:
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
         except exceptions.ConnectorException as exc:
@@ -213,10 +221,18 @@ class Queue:
         workers = [self._workers.get(name) for name in queues]
         return all(worker is not None and worker.worker_id is not None for worker in workers)
 
-    async def work(self, queue: str, *, concurrency: int, cut_after_seconds: float | None = None) -> None:
+    async def work(
+        self,
+        queue: str,
+        *,
+        concurrency: int,
+        places: asyncio.Semaphore | None = None,
+        cut_after_seconds: float | None = None,
+    ) -> None:
         """Run jobs of one queue until ``stop``; a worker that dies is logged and replaced.
 
         Args:
+            places: Taken one for each job, where others take them too.
             cut_after_seconds: How long jobs may go on after ``stop``; None for those that end by themselves.
         """
         while queue not in self._stopping:
@@ -231,6 +247,7 @@ class Queue:
                 stalled_worker_timeout=_PRUNE_AFTER_SECONDS,
                 shutdown_graceful_timeout=cut_after_seconds,
             )
+            worker.places = places
             self._workers[queue] = worker
             try:
                 await worker.run()  # type: ignore[no-untyped-call]

@@ -90,7 +90,7 @@ async def submit_preview(
         if first := await repeatable.claim(connection, task_id):
             return first.id
         limit = parts.settings.queue_limit
-        if await runs.waiting(connection, PREVIEW_JOB, limit) >= limit:
+        if (await runs.waiting(connection, PREVIEW_JOB, limit)).all >= limit:
             raise Overloaded
         await count_made(parts, connection, Account(user_id, DESIGN, key_id))
         await previews.create(

@@ -77,6 +77,7 @@ async def speak(
         body=wanted,
         attended_hash=hashlib.sha256(msgspec.json.encode(wanted)).digest(),
         asks_again=asks_again,
+        begun_within_seconds=parts.settings.deadlines.door_wait_seconds,
         instruction=wanted.instructions if lane.instructs else None,
     )
     return await submit(parts, user_id, request, key, origin)

@@ -9,11 +9,12 @@ from msgspec import UNSET
 
 from server.audio import format_named
 from server.contract import GenerateRequest
-from server.errors import Conflict, Invalid, NotFound, Overloaded
+from server.errors import Conflict, Invalid, NotFound, Overloaded, TooMany
 from server.jobs import modal
 from server.jobs.limits import count_speech
 from server.jobs.repeats import Repeatable
 from server.jobs.requirements import count_characters, require_language, require_text
+from server.jobs.starts import begin
 from server.objects import audio_key
 from server.parts import Parts
 from server.records import attended, purchases, runs, speech, tasks, voices
@@ -22,6 +23,7 @@ from server.records.speech import Asked, NewSpeech
 from server.records.tasks import SpeechTask
 from server.records.usage import Account
 
+SMALL_QUEUE = 10
 IN_PROGRESS = "A generation is already in progress. Please wait for it to finish, or cancel it."
 
 
@@ -36,6 +38,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         body: What tells it from other requests with the same ``Idempotency-Key``; None for the request itself.
         attended_hash: The speech lasts only as long as somebody follows it; this names the request that it answers.
         asks_again: The client has sent the same request a moment ago.
+        begun_within_seconds: How long it may wait to be begun, where that is less than for others.
     """
 
     key_id: UUID | None = None
@@ -45,9 +48,15 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     body: msgspec.Struct | None = None
     attended_hash: bytes | None = None
     asks_again: bool = False
+    begun_within_seconds: float | None = None
 
 
 ON_THE_PAGE = Origin()
+
+
+def most_of_one(queue_limit: int) -> int:
+    """How many of the texts that wait may be one user's: half, where there are places enough to be divided."""
+    return max(queue_limit // 2, min(queue_limit, SMALL_QUEUE))
 
 
 async def submit(
@@ -94,6 +103,7 @@ async def submit(
         text_length=count_characters(text),
         language=language,
         provider=voice.tts_provider,
+        provider_voice_id=voice.provider_voice_id,
         model=voice.provider_target_model,
         format_name=audio_format.name,
         object_key=audio_key(user_id, generation_id, audio_format.name),
@@ -102,9 +112,11 @@ async def submit(
         key_id=origin.key_id,
         job_name=WATCH_MODAL_JOB if submits else SYNTHESIZE_JOB,
         in_seconds=parts.settings.intervals.modal_watch_seconds if submits else 0.0,
+        within_seconds=None if submits else origin.begun_within_seconds or parts.settings.deadlines.queue_seconds,
     )
+    create = partial(_create, parts, wanted, repeatable, origin)
     try:
-        task = await _create(parts, wanted, repeatable, origin)
+        task = await (create(None) if submits else begin(parts, wanted, create))
     except asyncpg.UniqueViolationError as exc:
         # The older system allowed one active generation per user, by an index that may still be there.
         raise Conflict(IN_PROGRESS) from exc
@@ -134,7 +146,14 @@ async def _decided(parts: Parts, task: SpeechTask) -> SpeechTask:
     return await modal.submitted(parts, task) if parts.providers.abilities_of(task.provider).takes_jobs else task
 
 
-async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origin: Origin) -> SpeechTask:
+async def _create(
+    parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origin: Origin, owner: UUID | None
+) -> SpeechTask:
+    """Insert the rows, or find those of the first such request.
+
+    Args:
+        owner: The process that speaks it, unless somebody waits already: then this waits as well.
+    """
     async with parts.database.transaction() as connection:
         if first := await repeatable.claim(connection, wanted.task_id):
             return first
@@ -144,11 +163,15 @@ async def _create(parts: Parts, wanted: NewSpeech, repeatable: Repeatable, origi
                 return first
         await parts.unstored.require_room(partial(runs.unstored_bytes, connection))
         limit = parts.settings.queue_limit
-        if await runs.waiting(connection, wanted.job_name, limit) >= limit:
+        waiting = await runs.waiting(connection, wanted.job_name, limit, wanted.user_id)
+        if waiting.all >= limit:
             raise Overloaded
+        if waiting.of_user >= most_of_one(limit):
+            parts.metrics.refused("queue_of_one")
+            raise TooMany("Many of your texts are waiting already. Please wait for some of them.")
         account = Account(wanted.user_id, wanted.lane, wanted.key_id)
         await count_speech(parts, connection, account, wanted.text_length)
-        await speech.create(connection, parts.queue, wanted)
+        await speech.create(connection, parts.queue, wanted, owner=None if waiting.all else owner)
         if origin.attended_hash:
             await attended.add(connection, wanted.task_id, wanted.user_id, origin.attended_hash)
         if wanted.job_name == WATCH_MODAL_JOB:

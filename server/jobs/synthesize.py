@@ -43,40 +43,55 @@ SECONDS_PER_CHARACTER, BYTES_PER_SECOND = 0.1, 48_000
 
 
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
-    """Speak one attempt of a run, if it is still there to be spoken."""
+    """Speak this attempt of a run, if it is still there to be spoken (a job)."""
     if parts.leases.holds(task_id, attempt):
         return  # a job too many for what is being spoken here already
     scope = anyio.CancelScope()
     # Held before it is claimed: whoever claims again because an answer was lost must not find it a stranger's.
     with parts.leases.hold(task_id, attempt, scope.cancel, claimed=False) as hold:
-        assignment = await _claim(parts, task_id, attempt)
+        assignment = await claim(parts, task_id, attempt)
         if assignment is None:
             return
         hold.claimed = True
-        with parts.metrics.session(assignment.provider):
-            with scope:
-                await _in_memory(parts, assignment, scope, hold)
-            if scope.cancelled_caught and parts.leases.released:
-                await _give_back(parts, assignment)
+        await speak(parts, assignment, scope, hold)
 
 
-async def _in_memory(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
-    """Speak once there is room for what the text can become; others go on meanwhile, and a cancel is heard."""
-    most = len(assignment.text) * SECONDS_PER_CHARACTER * BYTES_PER_SECOND
-    try:
-        async with parts.memory.room(round(most), within_seconds=parts.settings.deadlines.queue_seconds):
-            await _Synthesis(parts, assignment, scope, hold).run()
-    except Overloaded as exc:
-        ending = Ending(detail=exc.detail, category=exc.category, facts={"error": {"code": "no_memory"}})
-        await parts.endings.end(assignment.task_id, ending, attempt=assignment.attempt)
-
-
-async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
+async def claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
+    """Take a run that waits; None where somebody else has it, or its speech has ended."""
     try:
         return await parts.database.patiently(speech.claim, task_id, attempt, parts.leases.owner)
     except speech.SpeechGone:
         await parts.database.patiently(speech.end, task_id, speech.CANCELLED)
         return None
+
+
+async def speak(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
+    """Speak a run that this process holds, to whatever end. Raises nothing for the speech's own failures.
+
+    Args:
+        scope: What whoever ends the speech cancels; not entered yet.
+    """
+    with parts.metrics.session(assignment.provider):
+        with scope:
+            await _in_memory(parts, assignment, scope, hold)
+        if scope.cancelled_caught and parts.leases.released:
+            await _give_back(parts, assignment)
+
+
+def bytes_of(text: str) -> int:
+    """The most that a text can become, in bytes of audio."""
+    return round(len(text) * SECONDS_PER_CHARACTER * BYTES_PER_SECOND)
+
+
+async def _in_memory(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
+    """Speak once there is room for what the text can become; others go on meanwhile, and a cancel is heard."""
+    wait = parts.settings.deadlines.queue_seconds
+    try:
+        async with parts.memory.room(bytes_of(assignment.text), within_seconds=wait):
+            await _Synthesis(parts, assignment, scope, hold).run()
+    except Overloaded as exc:
+        ending = Ending(detail=exc.detail, category=exc.category, facts={"error": {"code": "no_memory"}})
+        await parts.endings.end(assignment.task_id, ending, attempt=assignment.attempt)
 
 
 async def _give_back(parts: Parts, assignment: Assignment) -> None:

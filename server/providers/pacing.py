@@ -6,6 +6,7 @@ too. Here is what one process adds: an order among its own starts, a small gap b
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from server.providers.speech import PACED_OUT
 _GAP_SECONDS = 0.005
 # Of what was missing a little is waited for too little, so that nobody sleeps past a start that has become free.
 _LONGEST_SLEEP_SECONDS = 1.0
+
+# A start that was taken and not used for so long is nobody's any more.
+IN_HAND_SECONDS = 2.0
 
 # So many starts may come at once after a pause, so that a few people who press the button together need not queue.
 BURST = 10.0
@@ -116,14 +120,35 @@ class Pacer:
         self._clock = clock
         self._sleep = sleep
         self._turn = asyncio.Lock()
+        self._in_hand: dict[str, deque[float]] = {}
         self._started_at = clock() - _GAP_SECONDS
 
+    async def take(self, model: str) -> float:
+        """Take one start for whoever calls ``start`` next, within two seconds: later it is void.
+
+        Returns:
+            0 where it was taken, else the seconds until there may be one.
+        """
+        pause = await self.ledger.take(model)
+        if not pause:
+            self._in_hand.setdefault(model, deque()).append(self._clock())
+        return pause
+
+    def _has_in_hand(self, model: str) -> bool:
+        taken = self._in_hand.get(model, ())
+        while taken:
+            if self._clock() - taken.popleft() < IN_HAND_SECONDS:
+                return True
+        return False
+
     async def start(self, model: str) -> None:
-        """Wait for the turn of one start.
+        """Wait for the turn of one start, unless one was taken for it a moment ago.
 
         Raises:
             ProviderUnavailable: If the turn did not come within ``wait_at_most_seconds``. Nothing was started.
         """
+        if self._has_in_hand(model):
+            return
         try:
             async with asyncio.timeout(self._wait_at_most_seconds), self._turn:
                 while (gap := self._started_at + _GAP_SECONDS - self._clock()) > 1e-6:

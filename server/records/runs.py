@@ -34,12 +34,29 @@ _QUEUES = {
 
 # A worker that died before the first byte is replaced once; after that the text itself is suspect.
 ATTEMPTS = 2
+# Its time to begin may be over by then; nobody is to be refused for that.
+AGAIN_WITHIN_SECONDS = 60.0
 # A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
 COLLECT_ATTEMPTS = 5
 
 
 class Fenced(Exception):
     """This attempt was taken over, or cancelled, between two statements. Rolls the transaction back."""
+
+
+class Begins(msgspec.Struct, frozen=True, kw_only=True):
+    """What begins a speech.
+
+    Attributes:
+        user_id: Whose turn it is.
+        provider_voice_id, model: Who speaks it, as it was when the text came.
+        within_seconds: How long it may wait to be begun; None for as long as anything may.
+    """
+
+    user_id: UUID | None = None
+    provider_voice_id: str | None = None
+    model: str | None = None
+    within_seconds: float | None = None
 
 
 # --- queued -----------------------------------------------------------------------------------------------------------
@@ -53,17 +70,36 @@ async def add(
     job_name: str,
     object_key: str,
     generation_id: UUID | None = None,
+    begins: "Begins | None" = None,
+    owner: UUID | None = None,
     in_seconds: float = 0.0,
 ) -> None:
-    """Insert the first attempt and defer its job, to start ``in_seconds`` from now."""
+    """Insert the first attempt and defer its job, to start ``in_seconds`` from now.
+
+    Args:
+        begins: What whoever begins it has to know, for a speech.
+        owner: The process that speaks it already; no job is needed then.
+    """
+    known = begins or Begins()
     await connection.execute(
-        "INSERT INTO internal.runs (task_id, generation_id, job_name, object_key) VALUES ($1, $2, $3, $4)",
+        """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, user_id, provider_voice_id, model,
+                  start_by, owner, state)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, now() + make_interval(secs => $8), $9,
+                   CASE WHEN $9::uuid IS NULL THEN 'queued' ELSE 'speaking' END)""",
         task_id,
         generation_id,
         job_name,
         object_key,
+        known.user_id,
+        known.provider_voice_id,
+        known.model,
+        known.within_seconds,
+        owner,
     )
-    await start_job(connection, queue, job_name, task_id, 1, in_seconds=in_seconds)
+    if owner is None:
+        await start_job(connection, queue, job_name, task_id, 1, in_seconds=in_seconds)
+    elif known.user_id is not None:
+        await _count_turn(connection, known.user_id)
 
 
 async def add_watched(connection: Connection, task_id: UUID) -> bool:
@@ -101,24 +137,89 @@ async def unstored_bytes(connection: Connection) -> int:
     return size
 
 
-async def waiting(connection: Connection, job_name: str, at_most: int) -> int:
-    """How many runs that begin with this job are not being worked on yet; counting stops at ``at_most``."""
-    count: int = await connection.fetchval(
-        "SELECT count(*) FROM (SELECT 1 FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w",
+class Waiting(msgspec.Struct, frozen=True):
+    """How many runs are not being worked on yet: everybody's, and one user's among them."""
+
+    all: int
+    of_user: int
+
+
+async def waiting(connection: Connection, job_name: str, at_most: int, user_id: UUID | None = None) -> Waiting:
+    """How many runs wait that begin with this job; counting stops at ``at_most``."""
+    row = await connection.fetchrow(
+        """SELECT count(*) AS all, count(*) FILTER (WHERE user_id = $3) AS of_user
+             FROM (SELECT user_id FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w""",
         at_most,
         job_name,
+        user_id,
     )
-    return count
+    return Waiting(**dict(row)) if row else Waiting(0, 0)
+
+
+async def wake(connection: Connection, queue: Queue, task_id: UUID, attempt: int) -> None:
+    """Defer the job of a run again that still waits, for whoever can take it."""
+    job_name: str | None = await connection.fetchval(
+        "SELECT job_name FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND state = 'queued'", task_id, attempt
+    )
+    if job_name is not None:
+        await start_job(connection, queue, job_name, task_id, attempt)
+
+
+class Next(msgspec.Struct, frozen=True):
+    """The run whose turn it is. ``model``: whose pace it needs; None where that is not known."""
+
+    task_id: UUID
+    attempt: int
+    model: str | None
+
+
+# What a user has begun fades within a minute, as it would leave a window of one.
+_TURNS = "coalesce(t.starts * greatest(0, 1 - extract(epoch FROM now() - t.counted_at) / 60), 0)"
+
+
+async def next_in_turn(connection: Connection, job_name: str, without_models: list[str]) -> Next | None:
+    """Whose turn it is: of the users with a text that waits the one who began the fewest lately, then the oldest text.
+
+    Reads every run that waits, of which there are no more than ``QUEUE_LIMIT`` lets in.
+
+    Args:
+        without_models: Models that cannot start anything at the moment.
+    """
+    row = await connection.fetchrow(
+        f"""SELECT r.task_id, r.attempt, r.model
+             FROM internal.runs r LEFT JOIN internal.turns t ON t.user_id = r.user_id
+            WHERE r.state = 'queued' AND r.job_name = $1 AND coalesce(r.start_by > now(), true)
+              AND coalesce(r.model <> ALL($2::text[]), true)
+            ORDER BY {_TURNS}, r.created_at LIMIT 1""",  # noqa: S608 - constants
+        job_name,
+        without_models,
+    )
+    return Next(**dict(row)) if row else None
+
+
+async def _count_turn(connection: Connection, user_id: UUID) -> None:
+    await connection.execute(
+        f"""INSERT INTO internal.turns AS t (user_id, starts) VALUES ($1, 1)
+           ON CONFLICT (user_id) DO UPDATE SET starts = {_TURNS} + 1, counted_at = now()""",  # noqa: S608 - constants
+        user_id,
+    )
+
+
+async def forget_turns(connection: Connection) -> None:
+    """What has faded goes."""
+    await connection.execute("DELETE FROM internal.turns WHERE counted_at < now() - interval '1 hour'")
 
 
 # --- speaking ---------------------------------------------------------------------------------------------------------
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """A run that has just become somebody's. ``waited_seconds``: since it was made."""
+    """A run that has just become somebody's. ``waited_seconds``: since it was made; the voice is as it was then."""
 
     generation_id: UUID | None
     object_key: str
+    provider_voice_id: str | None
+    model: str | None
     waited_seconds: float
 
 
@@ -130,13 +231,19 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
     row = await connection.fetchrow(
         """UPDATE internal.runs SET owner = $3, state = 'speaking', beat_at = now()
             WHERE task_id = $1 AND attempt = $2
-              AND (state = 'queued' OR (state = 'speaking' AND owner = $3 AND byte_length = 0))
-        RETURNING generation_id, object_key, extract(epoch FROM now() - created_at)::float8 AS waited_seconds""",
+              AND ((state = 'queued' AND coalesce(start_by > now(), true))
+                   OR (state = 'speaking' AND owner = $3 AND byte_length = 0))
+        RETURNING generation_id, object_key, provider_voice_id, model, user_id,
+                  extract(epoch FROM now() - created_at)::float8 AS waited_seconds""",
         task_id,
         attempt,
         owner,
     )
-    return Claimed(**dict(row)) if row else None
+    if row is None:
+        return None
+    if row["user_id"] is not None:
+        await _count_turn(connection, row["user_id"])
+    return Claimed(**{name: row[name] for name in Claimed.__struct_fields__})
 
 
 async def holds(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> bool:
@@ -208,7 +315,8 @@ async def requeue(
     """
     job_name: str | None = await connection.fetchval(
         f"""UPDATE internal.runs r
-              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0
+              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0,
+                  start_by = greatest(start_by, now() + make_interval(secs => $5))
             WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
               AND ($4::float8 IS NULL OR {OWNER_IS_DEAD.format("$4")})
         RETURNING job_name""",  # noqa: S608 - constants
@@ -216,6 +324,7 @@ async def requeue(
         attempt,
         COLLECT_MODAL_JOB,
         silent_for_seconds,
+        AGAIN_WITHIN_SECONDS,
     )
     if job_name is None:
         return False
@@ -528,10 +637,11 @@ async def strays(connection: Connection, owner: UUID, held: list[UUID]) -> list[
 
 
 async def overdue(connection: Connection, older_than_seconds: float) -> list[tuple[UUID, int]]:
-    """Tasks (with the attempt) that nobody has begun to speak for so long after they were asked for."""
+    """Tasks (with the attempt) that nobody has begun in their time: their own, or so long after they were asked for."""
     rows = await connection.fetch(
         """SELECT task_id, attempt FROM internal.runs
-            WHERE state = 'queued' AND job_name = ANY($2) AND created_at < now() - make_interval(secs => $1)""",
+            WHERE state = 'queued' AND job_name = ANY($2)
+              AND coalesce(start_by, created_at + make_interval(secs => $1)) < now()""",
         older_than_seconds,
         [SYNTHESIZE_JOB, PREVIEW_JOB, RENEW_JOB],
     )

@@ -55,7 +55,9 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         lane, key_id: To which row of its user's usage it is counted; no key for a sign-in token.
+        provider_voice_id: The provider's name of the voice as it is now.
         job_name: The job that the run begins with, ``in_seconds`` from now.
+        within_seconds: How long it may wait to be begun.
     """
 
     task_id: UUID
@@ -66,6 +68,7 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     text_length: int
     language: str
     provider: str
+    provider_voice_id: str | None = None
     model: str | None
     format_name: str
     object_key: str
@@ -74,10 +77,15 @@ class NewSpeech(msgspec.Struct, frozen=True, kw_only=True):
     key_id: UUID | None = None
     job_name: str = SYNTHESIZE_JOB
     in_seconds: float = 0.0
+    within_seconds: float | None = None
 
 
-async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> None:
-    """Insert generation, task and run and defer the job: none exists without the others."""
+async def create(connection: Connection, queue: Queue, speech: NewSpeech, *, owner: UUID | None = None) -> None:
+    """Insert generation, task and run and defer the job: none exists without the others.
+
+    Args:
+        owner: The process that speaks it from now on, without a job.
+    """
     await connection.execute(
         """INSERT INTO public.generations
                 (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format,
@@ -113,6 +121,13 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech) -> Non
         job_name=speech.job_name,
         object_key=speech.object_key,
         generation_id=speech.generation_id,
+        begins=runs.Begins(
+            user_id=speech.user_id,
+            provider_voice_id=speech.provider_voice_id,
+            model=speech.model,
+            within_seconds=speech.within_seconds,
+        ),
+        owner=owner,
         in_seconds=speech.in_seconds,
     )
 
@@ -173,8 +188,8 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         format_name=speech["output_format"],
         object_key=claimed.object_key,
         provider=speech["tts_provider"],
-        provider_voice_id=speech["provider_voice_id"],
-        provider_target_model=speech["provider_target_model"] or speech["provider_model"],
+        provider_voice_id=claimed.provider_voice_id or speech["provider_voice_id"],
+        provider_target_model=claimed.model or speech["provider_target_model"] or speech["provider_model"],
         asked=asked_of(speech["asked"]),
         job=speech["job"],
         waited_seconds=claimed.waited_seconds,

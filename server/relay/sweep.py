@@ -173,6 +173,7 @@ class Sweeper:
             await runs.forget_unstored(connection, kept_since_spoken)
             await self._queue.abort_orphans(connection)
             await processes.forget_old(connection)
+            await runs.forget_turns(connection)
             orphans = await runs.lost_unregistered(connection, self._deadlines.lost_after_seconds)
         async with self._database.transaction() as connection:
             for preview in await purchases.give_back_due(connection, self._queue):

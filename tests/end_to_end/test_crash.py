@@ -435,7 +435,7 @@ async def test_a_speech_that_nobody_was_free_for_fails_with_words(
     await take_no_jobs(gateway)
     async with gateway.client(user_id) as client:
         task = await client.generate(voice_id)
-        await rows.execute("UPDATE internal.runs SET created_at = now() - interval '301 seconds'")
+        await rows.execute("UPDATE internal.runs SET start_by = now() - interval '1 second'")
         ended = await client.ended(task["task_id"])
     assert (ended["status"], ended["error_category"]) == ("failed", "provider_unavailable")
     assert ended["error"] == NOBODY_FREE.detail

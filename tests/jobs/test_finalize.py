@@ -46,8 +46,7 @@ async def spoken(gateway: Gateway, client: Client, voice_id: UUID, rows: Rows) -
 
         async def state() -> bool:
             found = await rows.fetchval("SELECT state FROM internal.runs WHERE task_id = $1", UUID(task["task_id"]))
-            speaking = await rows.fetchval("SELECT count(*) FROM internal.procrastinate_jobs WHERE status = 'doing'")
-            return bool(found == "spoken" and not speaking)
+            return bool(found == "spoken" and not gateway.parts.leases.held)
 
         await wait_for(state, 30.0)
     await rows.execute("DELETE FROM internal.procrastinate_jobs WHERE task_name = $1", FINALIZE_JOB)

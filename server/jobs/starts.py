@@ -1,0 +1,162 @@
+"""Where and when a speech begins: here and at once in the process that took its text, else by turns.
+
+What waits, waits as a queued row and nowhere else. Its job only says that there is one; whoever has a place and a start
+of the account's pace takes the next by turns: the user who has begun the fewest speeches lately, then who came first.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import TypeAlias
+from uuid import UUID
+
+import anyio
+
+from server.database.connections import REFUSED
+from server.database.queue import SYNTHESIS
+from server.jobs.synthesize import bytes_of, claim, speak
+from server.parts import Parts
+from server.providers.lanes import lane_of
+from server.records import runs, tasks
+from server.records.runs import SYNTHESIZE_JOB
+from server.records.speech import Assignment, NewSpeech
+from server.records.tasks import SpeechTask
+from server.relay.leases import Hold
+
+logger = logging.getLogger(__name__)
+
+# Creates the rows and returns the task: with a run that the given process speaks already, if nobody waits before it.
+Create: TypeAlias = Callable[[UUID | None], Awaitable[SpeechTask]]
+# So long a start that nobody could use yet is waited for at most before the rows are asked again.
+_LOOK_SECONDS = 1.0
+
+
+async def begin(parts: Parts, wanted: NewSpeech, create: Create) -> SpeechTask:
+    """Create a speech, and begin it in this process where there is room for it.
+
+    What is begun here goes on whatever becomes of the request, from its transaction on.
+    """
+    if not await _there_is_room(parts, wanted):
+        return await create(None)
+    created: asyncio.Future[SpeechTask] = asyncio.get_running_loop().create_future()
+    created.add_done_callback(lambda done: done.cancelled() or done.exception())  # the request may have gone away
+    await parts.speeches.begin(_begin_here(parts, wanted, create, created))
+    return await asyncio.shield(created)
+
+
+async def _there_is_room(parts: Parts, wanted: NewSpeech) -> bool:
+    """Whether there is a place, memory, and a start of the model's pace, which is then in our hands."""
+
+    def is_free() -> bool:
+        taking = parts.queue.up((SYNTHESIS,)) and not parts.stopping.is_set()
+        return taking and parts.speeches.free and parts.memory.has_room(bytes_of(wanted.text))
+
+    return is_free() and await _pause_before(parts, wanted.provider, wanted.model) <= 0 and is_free()
+
+
+async def _pause_before(parts: Parts, provider: str, model: str | None) -> float:
+    """Seconds until the model's pace allows a start; 0 for one that was taken, and for a lane that paces itself."""
+    lane = lane_of(provider, model)
+    if lane is None or lane.begins != "spoken" or model is None:
+        return 0.0
+    return await parts.pacer.take(model)
+
+
+async def _begin_here(parts: Parts, wanted: NewSpeech, create: Create, created: "asyncio.Future[SpeechTask]") -> None:
+    scope = anyio.CancelScope()
+    # Held before it is there: a cancel may come with the commit.
+    with parts.leases.hold(wanted.task_id, 1, scope.cancel, claimed=False) as hold:
+        try:
+            task = await _created(parts, wanted.task_id, create)
+        except BaseException as exc:
+            created.set_exception(exc)
+            if isinstance(exc, Exception):
+                return  # the request has it, and answers
+            raise
+        created.set_result(task)
+        if task.id != wanted.task_id or task.run_state != "speaking":
+            return  # the same request made another before, or others wait before this one
+        hold.claimed = True
+        await speak(parts, _assignment(wanted), scope, hold)
+
+
+async def _created(parts: Parts, task_id: UUID, create: Create) -> SpeechTask:
+    try:
+        return await create(parts.leases.owner)
+    except REFUSED:
+        if found := await _committed(parts, task_id):
+            return found
+        raise
+
+
+async def _committed(parts: Parts, task_id: UUID) -> SpeechTask | None:
+    """Our task, where only the answer to its commit was lost. Where nobody can tell now, the sweep finds it later."""
+    try:
+        async with parts.database.connection() as connection:
+            standing = (await runs.standings(connection, [task_id])).get(task_id)
+            ours = standing is not None and standing.owner == parts.leases.owner
+            return await tasks.get(connection, task_id) if ours else None
+    except REFUSED:
+        return None
+
+
+def _assignment(wanted: NewSpeech) -> Assignment:
+    return Assignment(
+        task_id=wanted.task_id,
+        attempt=1,
+        generation_id=wanted.generation_id,
+        user_id=wanted.user_id,
+        voice_id=wanted.voice_id,
+        text=wanted.text,
+        language=wanted.language,
+        format_name=wanted.format_name,
+        object_key=wanted.object_key,
+        provider=wanted.provider,
+        provider_voice_id=wanted.provider_voice_id,
+        provider_target_model=wanted.model,
+        asked=wanted.asked,
+        job=None,
+        waited_seconds=0.0,
+    )
+
+
+async def take_turn(parts: Parts, *, task_id: UUID, attempt: int) -> None:
+    """Begin the next text that waits, by turns, and speak it (a job; whoever it was made for may come later)."""
+    scope = anyio.CancelScope()
+    with ExitStack() as stack:
+        async with parts.speeches.turns:
+            taken = await _take_next(parts, scope, stack)
+        if taken is not None:
+            await speak(parts, taken[0], scope, taken[1])
+    if parts.stopping.is_set() and taken is None:
+        # Whoever comes after us need not wait until the sweep has missed this job.
+        async with parts.database.transaction() as connection:
+            await runs.wake(connection, parts.queue, task_id, attempt)
+
+
+async def _take_next(parts: Parts, scope: anyio.CancelScope, stack: ExitStack) -> tuple[Assignment, Hold] | None:
+    """Claim the next run, as soon as its model's pace allows; None where nothing waits, or this process is leaving."""
+    barred: dict[str, float] = {}  # models without a start at the moment
+    while not parts.stopping.is_set():
+        following = await parts.database.patiently(runs.next_in_turn, SYNTHESIZE_JOB, list(barred))
+        if following is None and not barred:
+            return None
+        if following is None:
+            await asyncio.sleep(min(_LOOK_SECONDS, *barred.values()))
+            barred.clear()
+            continue
+        pause = await _pause_before(parts, "qwen", following.model)
+        if pause > 0 and following.model is not None:
+            barred[following.model] = pause
+            continue
+        with ExitStack() as trying:
+            hold = trying.enter_context(
+                parts.leases.hold(following.task_id, following.attempt, scope.cancel, claimed=False)
+            )
+            assignment = await claim(parts, following.task_id, following.attempt)
+            if assignment is not None:
+                hold.claimed = True
+                stack.push(trying.pop_all())
+                return assignment, hold
+    return None

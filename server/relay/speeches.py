@@ -1,0 +1,46 @@
+"""The speeches of this process: how many there may be at once, and where those live that a request has begun.
+
+There is one counter of places. A request takes one for the speech that it begins here; the worker of the queue takes
+one before it fetches a job. So a process that is full fetches nothing, and a free one need not wait for a job.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+
+
+class Speeches:
+    """Places for speeches, and the group in which those run that were begun by a request.
+
+    Attributes:
+        places: One for each speech that there may be; shared with the queue's worker.
+        turns: Held by whoever looks for the next text that waits: one at a time in a process is enough.
+    """
+
+    def __init__(self, at_most: int) -> None:
+        self.places = asyncio.Semaphore(at_most)
+        self.turns = asyncio.Lock()
+        self._group: asyncio.TaskGroup | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take speeches while the context is open; leaving it waits for those that were begun."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                yield
+            finally:
+                self._group = None
+
+    @property
+    def free(self) -> bool:
+        """Whether a speech could be begun here at this moment, with nobody before it."""
+        return self._group is not None and not self.places.locked()
+
+    async def begin(self, speech: Coroutine[None, None, None]) -> None:
+        """Run a speech in a free place until it ends by itself, whatever becomes of whoever began it."""
+        if self._group is None:
+            raise RuntimeError("no speeches are taken")
+        await self.places.acquire()  # free, so nobody comes in between
+        task = self._group.create_task(speech)
+        task.add_done_callback(lambda _: self.places.release())
