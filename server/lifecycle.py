@@ -82,6 +82,7 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
         async with asyncio.timeout(parts.settings.shutdown_grace_seconds + drain_seconds):
             await _until_spoken(parts, synthesis)
     synthesis.cancel()
+    parts.speeches.cut()
     with contextlib.suppress(TimeoutError, *REFUSED):
         async with asyncio.timeout(drain_seconds):
             while await _waiting(parts):  # noqa: ASYNC110 - what is waited for happens in the database

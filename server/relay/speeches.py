@@ -21,6 +21,7 @@ class Speeches:
         self.places = asyncio.Semaphore(at_most)
         self.turns = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -43,4 +44,14 @@ class Speeches:
             raise RuntimeError("no speeches are taken")
         await self.places.acquire()  # free, so nobody comes in between
         task = self._group.create_task(speech)
-        task.add_done_callback(lambda _: self.places.release())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.places.release()
+
+    def cut(self) -> None:
+        """End whatever is left of those that were begun here: the process has no more time for it."""
+        for task in self._tasks:
+            task.cancel()

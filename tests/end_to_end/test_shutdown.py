@@ -14,6 +14,7 @@ import pytest
 
 from server.dev.simulator import Simulator
 from server.lifecycle import stop
+from server.parts import STORED_AT_ONCE
 from server.records.speech import RESTARTED
 from server.settings import Settings
 from tests.end_to_end.conftest import deaf, take_no_jobs
@@ -254,6 +255,23 @@ async def test_a_database_that_is_gone_does_not_keep_the_process(
             told_at = time.monotonic()
         assert time.monotonic() - told_at < 10.0
         plan.release()
+
+
+async def test_a_store_that_does_not_take_a_speech_does_not_keep_the_process(
+    settings: Settings, user_id: UUID, voice_id: UUID, rows: Rows
+) -> None:
+    """It is spoken and durable: the next process stores it."""
+    brief = with_limits(settings, shutdown_grace_seconds=0.1, drain_seconds=0.5, store_elsewhere_seconds=600.0)
+    async with asyncio.timeout(30.0), running_gateway(brief) as leaving, leaving.client(user_id) as client:
+        for _ in range(STORED_AT_ONCE):
+            await leaving.parts.storing.acquire()
+        task = await client.generate(voice_id)
+
+        async def is_spoken() -> bool:
+            return bool((await row_of(rows, task))["state"] == "spoken")
+
+        await wait_for(is_spoken)
+    assert (await row_of(rows, task))["state"] == "spoken"
 
 
 async def test_a_stream_that_is_opened_while_the_server_leaves_ends_at_once(
