@@ -52,7 +52,7 @@ matrix: ## the tests on each PostgreSQL and Python that can be had (ARGS="postgr
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) tests.matrix $(ARGS)
 
-bench: ## measure the server against a bare relay
+bench: ## measure the server against a bare relay and a usual handler (ARGS=--short)
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(RUN) bench $(ARGS)
 

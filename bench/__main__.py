@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench [--streams 50,100,200] [--seconds 5] [--json]``."""
+"""The command line: ``python -m bench [--short] [--streams 100,200,400] [--seconds 10] [--write FILE] [--json]``."""
 
 import argparse
 import asyncio
@@ -7,8 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
+from bench import document
 from bench.children import ChildFailed
 from bench.measure import measure
 from bench.report import Report, as_json, as_table
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     progress("Done.")
     print(as_json(report) if options.json else as_table(report))
+    if options.write:
+        document.write(report, options.write)
     return 1 if report.problems else 0
 
 
@@ -40,8 +44,14 @@ async def _measure(options: argparse.Namespace, progress: Callable[[str], None])
     task = cast("asyncio.Task[Report]", asyncio.current_task())
     with contextlib.suppress(NotImplementedError):  # Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    short: bool = options.short
     return await measure(
-        options.streams, options.seconds, progress, floor=not options.server_only, polls=not options.no_polls
+        options.streams or ([50] if short else [100, 200, 400]),
+        options.seconds or (3.0 if short else 10.0),
+        progress,
+        rounds=options.rounds,
+        floor=not options.server_only,
+        extras=not options.streams_only,
     )
 
 
@@ -63,13 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="How fast the server is, beside the least that could be done in its place."
     )
-    parser.add_argument(
-        "--streams", type=_counts, default=[50, 100, 200], metavar="N,N,…", help="streams at a time (50,100,200)"
-    )
-    parser.add_argument("--seconds", type=_seconds, default=5.0, help="how long each turn is measured (5)")
+    parser.add_argument("--short", action="store_true", help="50 streams for 3 s: about a minute in all")
+    parser.add_argument("--streams", type=_counts, metavar="N,N,…", help="streams at a time (100,200,400)")
+    parser.add_argument("--seconds", type=_seconds, help="how long each turn is measured (10)")
+    parser.add_argument("--rounds", type=int, default=1, choices=range(1, 11), metavar="N", help="how often all of it")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the figures into this document, as well")
     parser.add_argument("--json", action="store_true", help="report as JSON")
-    parser.add_argument("--server-only", action="store_true", help="without the bare relay, and so without ratios")
-    parser.add_argument("--no-polls", action="store_true", help="without the polled endpoint")
+    parser.add_argument("--server-only", action="store_true", help="without relay and plain handler")
+    parser.add_argument("--streams-only", action="store_true", help="without bursts, first audio, audience and polls")
     return parser
 
 

@@ -2,7 +2,7 @@
 
 It starts its streams one after the other and says ``{"running": n, "problems": […]}`` when all of them have audio. Told
 to ``probe`` it starts a few more, whose first audio is timed, and says ``{"probed": n}``. When all have ended it says
-everything it saw, as ``Seen``. It ends with its parent.
+everything it saw, as ``Seen``. Given a path it follows that one speech with every stream. It ends with its parent.
 """
 
 import argparse
@@ -31,20 +31,23 @@ class Seen(msgspec.Struct):
     Attributes:
         first_audio_ns: For each probe from its request to its first audio.
         sent_ns, received_ns: When each delta left the source, and when its event was here as a whole.
+        ended_ns: When each stream had ended, and what it was of was stored.
         problems: One sentence for each stream that was not as it should be.
     """
 
     first_audio_ns: list[int] = []
     sent_ns: list[int] = []
     received_ns: list[int] = []
+    ended_ns: list[int] = []
     problems: list[str] = []
 
 
 class Stream(asyncio.Protocol):
     """One request and its event stream."""
 
-    def __init__(self, request: bytes, seen: Seen, *, ends_with_task: bool, timed: bool) -> None:
+    def __init__(self, request: bytes, seen: Seen, *, ends_with_task: bool, timed: bool, joins: bool = False) -> None:
         self._request = request
+        self._joins = joins  # in the middle of a speech
         self._timed = timed
         self._seen = seen
         self._ends_with_task = ends_with_task
@@ -83,10 +86,10 @@ class Stream(asyncio.Protocol):
         stamp = decode_stamp(bytes(self._held[at : at + STAMP_LETTERS]))
         self._seen.sent_ns.append(stamp.sent_ns)
         self._seen.received_ns.append(now)
-        if stamp.delta != self._next_index:
+        if stamp.delta != self._next_index and (self._next_index or not self._joins):
             self._problem(f"expected delta {self._next_index}, got {stamp.delta}")
         self._next_index = stamp.delta + 1
-        if not stamp.delta:
+        if not self.has_audio.is_set():
             if self._timed:
                 self._seen.first_audio_ns.append(now - self._started_ns)
             self.has_audio.set()
@@ -99,6 +102,7 @@ class Stream(asyncio.Protocol):
             self._problem("ended without audio")
         elif self._ends_with_task and b'"status":"completed"' not in self._last_task:
             self._problem(f"did not end completed: {self._last_task[-300:]!r}")
+        self._seen.ended_ns.append(time.monotonic_ns())
         self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,14 +129,23 @@ def request_bytes(method: str, path: str, *, port: int, token: str = "", body: d
 
 
 class Followers:
-    """All streams of this process: of the server, or of the relay where there is no token."""
+    """All streams of this process: of the server, or of a relay where there is no token.
 
-    def __init__(self, port: int, token: str, voice_id: str) -> None:
+    Args:
+        path: Of one speech that all of them follow, where each has none of its own.
+        probe_gap_seconds: The shortest and the longest time between two starts that are timed.
+    """
+
+    def __init__(self, port: int, token: str, voice_id: str, path: str, probe_gap_seconds: tuple[float, float]) -> None:
         self._port = port
         self._token = token
+        self._path = path
+        self._probe_gap_seconds = probe_gap_seconds
         self._seen = Seen()
         self._streams: list[Stream] = []
-        if token:
+        if path:
+            self._request = request_bytes("GET", path, port=port)
+        elif token:
             body = {"voice_id": voice_id, "text": "Good evening.", "language": "English"}
             self._request = request_bytes("POST", "/api/generate/stream", port=port, token=token, body=body)
         else:
@@ -143,7 +156,7 @@ class Followers:
         await self._start(count, _START_GAP_SECONDS, timed=False)
         say(running=count, problems=self._seen.problems)
         await probe.wait()
-        await self._start(probes, _PROBE_GAP_SECONDS, timed=True)
+        await self._start(probes, self._probe_gap_seconds, timed=True)
         say(probed=probes)
         for stream in self._streams:
             await stream.ended.wait()
@@ -160,7 +173,8 @@ class Followers:
             await stream.has_audio.wait()
 
     def _new_stream(self, *, timed: bool) -> Stream:
-        return Stream(self._request, self._seen, ends_with_task=bool(self._token), timed=timed)
+        task = bool(self._token or self._path)
+        return Stream(self._request, self._seen, ends_with_task=task, timed=timed, joins=bool(self._path))
 
 
 async def main(followers: Followers, count: int, probes: int) -> None:
@@ -181,5 +195,9 @@ if __name__ == "__main__":
     parser.add_argument("--probes", type=int, required=True)
     parser.add_argument("--token", default="")
     parser.add_argument("--voice", default="")
+    parser.add_argument("--path", default="")
+    parser.add_argument("--probe-gap", type=float, nargs=2, default=_PROBE_GAP_SECONDS)
     options = parser.parse_args()
-    run_child(main(Followers(options.port, options.token, options.voice), options.streams, options.probes))
+    gap = (options.probe_gap[0], options.probe_gap[1])
+    followers = Followers(options.port, options.token, options.voice, options.path, gap)
+    run_child(main(followers, options.streams, options.probes))

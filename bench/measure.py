@@ -15,9 +15,9 @@ import asyncpg
 import httpx
 
 from bench.children import Child, ChildFailed
-from bench.report import Kind, Point, Polls, Report, percentiles
+from bench.report import Audience, Burst, Firsts, Kind, Point, Polls, Report, percentiles
 from bench.stamps import INTERVAL_SECONDS
-from bench.usage import usage
+from bench.usage import memory, usage
 from server.auth.tokens import mint_bearer
 from server.database.migrations import migrate
 from server.dev.postgres import EmbeddedPostgres, running_postgres
@@ -26,11 +26,16 @@ from server.settings import VC_REALTIME
 # Streams that have just begun are not yet what they are in the long run.
 _SETTLE_SECONDS = 0.5
 _START_SECONDS = 60.0
-_END_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 # Connections, statements and caches as they are in a server that has been running for a while.
 _WARM_UP_STREAMS = 12
 PROBES = 10
+# Starts of a burst come within two seconds, each at a time of its own.
+_BURST_SECONDS = 2.0
+_AUDIENCE = 200
+_FIRSTS = 20
+# How long a store may take with what all streams of a turn have left it.
+_STORED_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +56,31 @@ class Lane:
     token: str = ""
     voice_id: str = ""
     database_pid: int | None = None
+    cold_start_seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return {"floor": "the bare relay", "plain": "the plain handler", "server": "the server"}[self.kind]
 
 
 async def measure(
-    streams: Sequence[int], seconds: float, progress: Callable[[str], None], *, floor: bool = True, polls: bool = True
+    streams: Sequence[int],
+    seconds: float,
+    progress: Callable[[str], None],
+    *,
+    rounds: int = 1,
+    floor: bool = True,
+    extras: bool = True,
 ) -> Report:
-    """Measure both lanes at every number of streams.
+    """Measure all lanes at every number of streams.
 
     Args:
         streams: How many at a time, one entry a turn.
         seconds: How long each turn is measured, beside its beginning and end.
         progress: Takes one sentence for each step.
+        rounds: How often all of that, for the spread.
         floor: False measures the server alone.
-        polls: False leaves the polled endpoint out.
+        extras: False leaves out polls, bursts, first audio and audiences.
 
     Raises:
         ChildFailed: One of the processes did not do its part.
@@ -78,24 +95,32 @@ async def measure(
         lanes = []
         if floor:
             lanes.append(await stack.enter_async_context(_floor(folder, source_port, postgres.url())))
+            lanes.append(await stack.enter_async_context(_plain(folder, source_port)))
         lanes.append(await stack.enter_async_context(_server(folder, source_port, postgres, max(streams))))
         progress("Warming up…")
         for lane in lanes:
             await _streams(lane, source, folder, _WARM_UP_STREAMS, 0.0, probes=0)
-        points = []
-        for count in streams:
+        server = lanes[-1]
+        report = Report(points=[], cold_start_seconds=server.cold_start_seconds)
+        for _ in range(rounds):
+            for count in streams:
+                for lane in lanes:
+                    progress(f"{count} streams through {lane.name}, {seconds:g} s…")
+                    report.points.append(await _streams(lane, source, folder, count, seconds))
+        if extras:
             for lane in lanes:
-                what = "the bare relay" if lane.kind == "floor" else "the server"
-                progress(f"{count} streams through {what}, {seconds:g} s…")
-                points.append(await _streams(lane, source, folder, count, seconds))
-        polled = []
-        if polls:
-            task_id = await _speaking_task(lanes[-1])
-            for lane in lanes:
+                progress(f"{max(streams)} starts within {_BURST_SECONDS:g} s through {lane.name}…")
+                report.bursts.append(await _burst(lane, source, folder, max(streams)))
+            progress(f"First audio of {_FIRSTS} texts, by stream and at the door…")
+            report.firsts.append(await _firsts(server, source, folder))
+            progress(f"{_AUDIENCE} followers of one speech…")
+            report.audiences.append(await _audience(server, source, folder, seconds))
+            task_id = await _speaking_task(server)
+            for lane in (lane for lane in lanes if lane.poll_path):
                 progress("Polling " + ("one SELECT…" if lane.kind == "floor" else "the server…"))
-                polled.append(await _polls(lane, folder, task_id, min(seconds, _POLL_SECONDS)))
+                report.polls.append(await _polls(lane, folder, task_id, min(seconds, _POLL_SECONDS)))
             source.tell("stop")
-        return Report(points=points, polls=polled)
+        return report
 
 
 @contextlib.contextmanager
@@ -120,6 +145,14 @@ async def _floor(folder: Path, source_port: int, database_url: str) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
+async def _plain(folder: Path, source_port: int) -> AsyncIterator[Lane]:
+    arguments = ("-m", "bench.plain", "--source", f"ws://127.0.0.1:{source_port}/")
+    async with Child.running("plain", *arguments, folder=folder) as child:
+        port = (await child.hear(_START_SECONDS))["port"]
+        yield Lane(kind="plain", child=child, port=port, poll_path="")
+
+
+@contextlib.asynccontextmanager
 async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, most_streams: int) -> AsyncIterator[Lane]:
     secret = secrets.token_hex(32)
     user_id = uuid4()
@@ -134,13 +167,15 @@ async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, mo
         # Samples: what the source sends is no music, and need not be.
         "QWEN_DEFAULT_RESPONSE_FORMAT": "wav",
         "QWEN_STARTS_PER_MINUTE": "100000",
-        "SYNTHESIS_CONCURRENCY": str(most_streams + 10),
+        "SYNTHESIS_CONCURRENCY": str(max(most_streams, 2 * _FIRSTS) + 20),
         "SHUTDOWN_GRACE_SECONDS": "1",
         "HOST": "127.0.0.1",
         "PORT": str(port),
     }
+    began = time.monotonic()
     async with Child.running("server", "-m", "bench.served", folder=folder, environ=environ) as child:
         await _ready(child, port)
+        cold_start_seconds = time.monotonic() - began
         yield Lane(
             kind="server",
             child=child,
@@ -149,6 +184,7 @@ async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, mo
             token=mint_bearer(user_id, days=1, secret=secret, audience="authenticated"),
             voice_id=str(await _new_voice(postgres.url(), user_id)),
             database_pid=postgres.pid,
+            cold_start_seconds=cold_start_seconds,
         )
 
 
@@ -195,9 +231,9 @@ async def _streams(
     lane: Lane, source: Child, folder: Path, count: int, seconds: float, *, probes: int = PROBES
 ) -> Point:
     """So many streams through one lane, from their starts to their ends; what is measured lies in between."""
-    arguments = ["-m", "bench.followers", "--port", str(lane.port), "--streams", str(count), "--probes", str(probes)]
-    arguments += ["--token", lane.token, "--voice", lane.voice_id] if lane.token else []
+    arguments = _following(lane, "--streams", str(count), "--probes", str(probes))
     async with _blaming(lane.child), Child.running("followers", *arguments, folder=folder) as followers:
+        held_before = memory(lane.child.pid)
         begin = usage(lane.child.pid, lane.database_pid)
         running = await followers.hear(_START_SECONDS + count * 0.1)
         if running["problems"]:
@@ -207,10 +243,13 @@ async def _streams(
         opened = usage(lane.child.pid, lane.database_pid)
         await asyncio.sleep(seconds)
         closed = usage(lane.child.pid, lane.database_pid)
+        held = memory(lane.child.pid)
         followers.tell("probe")
         await followers.hear(_START_SECONDS)
+        told_ns = time.monotonic_ns()
         source.tell("stop")
-        seen = await followers.hear(_END_SECONDS)
+        seen = await followers.hear(_STORED_SECONDS)
+        whole = usage(lane.child.pid, lane.database_pid).since(begin)
     window = closed.since(opened)
     latencies = [
         (received - sent) / 1e6
@@ -227,12 +266,77 @@ async def _streams(
         deltas=len(latencies),
         cpu_per_delta_microseconds=cpu_per_delta * 1e6,
         cpu_per_start_milliseconds=max(0.0, cpu_of_starts) / count * 1e3,
+        whole_life_microseconds=whole.process / max(1, len(seen["received_ns"])) * 1e6,
+        ends_per_second=len(seen["ended_ns"]) / max(1e-3, (max(seen["ended_ns"], default=told_ns) - told_ns) / 1e9),
+        memory_per_stream_kilobytes=(held - held_before) / count / 1e3,
         cores=window.process / window.seconds,
         database_cores=window.database / window.seconds if lane.database_pid else None,
         other_cores=max(0.0, window.others / window.seconds),
         latency_milliseconds=percentiles(latencies),
         first_audio_milliseconds=percentiles([waited / 1e6 for waited in seen["first_audio_ns"]]),
         pace=len(latencies) / (count * window.seconds / INTERVAL_SECONDS),
+        problems=seen["problems"],
+    )
+
+
+def _following(lane: Lane, *arguments: str) -> list[str]:
+    """The command of clients of a lane."""
+    own = ["--token", lane.token, "--voice", lane.voice_id] if lane.token else []
+    return ["-m", "bench.followers", "--port", str(lane.port), *arguments, *own]
+
+
+async def _burst(lane: Lane, source: Child, folder: Path, count: int) -> Burst:
+    """So many starts within two seconds, and how long each waits for its first audio."""
+    gap = _BURST_SECONDS / count
+    arguments = _following(lane, "--streams", "0", "--probes", str(count), "--probe-gap", "0", str(2 * gap))
+    async with _blaming(lane.child), Child.running("burst", *arguments, folder=folder) as followers:
+        await followers.hear(_START_SECONDS)
+        followers.tell("probe")
+        await followers.hear(_START_SECONDS + count * 0.1)
+        source.tell("stop")
+        seen = await followers.hear(_STORED_SECONDS)
+    first = percentiles([waited / 1e6 for waited in seen["first_audio_ns"]])
+    return Burst(kind=lane.kind, starts=count, first_audio_milliseconds=first, problems=seen["problems"])
+
+
+async def _firsts(lane: Lane, source: Child, folder: Path) -> Firsts:
+    """The same text by the native stream and at the OpenAI-shaped door, in turns."""
+    arguments = ["-m", "bench.firsts", "--port", str(lane.port), "--token", lane.token, "--voice", lane.voice_id]
+    async with Child.running("firsts", *arguments, "--times", str(_FIRSTS), folder=folder) as asking:
+        waited = await asking.hear(_START_SECONDS)
+        source.tell("stop")
+    return Firsts(
+        texts=_FIRSTS,
+        stream_milliseconds=percentiles([ns / 1e6 for ns in waited["stream"]]),
+        door_milliseconds=percentiles([ns / 1e6 for ns in waited["door"]]),
+    )
+
+
+async def _audience(lane: Lane, source: Child, folder: Path, seconds: float) -> Audience:
+    """Many that follow one speech."""
+    headers = {"Authorization": f"Bearer {lane.token}"}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{lane.port}", trust_env=False, headers=headers) as http:
+        body = {"voice_id": lane.voice_id, "text": "Good evening."}
+        path = (await http.post("/api/generate", json=body)).raise_for_status().json()["stream_url"]
+    arguments = _following(lane, "--streams", str(_AUDIENCE), "--probes", "0", "--path", path)
+    async with _blaming(lane.child), Child.running("audience", *arguments, folder=folder) as followers:
+        await followers.hear(_START_SECONDS)
+        opened = usage(lane.child.pid, lane.database_pid)
+        await asyncio.sleep(seconds)
+        closed = usage(lane.child.pid, lane.database_pid)
+        followers.tell("probe")
+        await followers.hear(_START_SECONDS)
+        source.tell("stop")
+        seen = await followers.hear(_STORED_SECONDS)
+    latencies = [
+        (received - sent) / 1e6
+        for sent, received in zip(seen["sent_ns"], seen["received_ns"], strict=True)
+        if opened.at_ns <= received < closed.at_ns
+    ]
+    return Audience(
+        followers=_AUDIENCE,
+        cpu_per_event_microseconds=closed.since(opened).process / max(1, len(latencies)) * 1e6,
+        latency_milliseconds=percentiles(latencies),
         problems=seen["problems"],
     )
 

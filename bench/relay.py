@@ -27,7 +27,7 @@ _CONVERSATION: list[dict[str, Any]] = [
     {"type": "input_text_buffer.append", "text": "Good evening."},
     {"type": "session.finish"},
 ]
-_OPENING = [
+OPENING = [
     msgspec.json.encode({"event_id": f"event_{number}", **event}).decode() for number, event in enumerate(_CONVERSATION)
 ]
 
@@ -49,7 +49,7 @@ class Relay:
         async with connect(
             self._source_url, compression=None, proxy=None, ping_interval=None, max_size=2**24
         ) as spoken:
-            for frame in _OPENING:
+            for frame in OPENING:
                 await spoken.send(frame)
             await _start(send, b"text/event-stream")
             finished = False
@@ -73,9 +73,14 @@ async def _start(send: Send, media_type: bytes) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media_type)]})
 
 
+def listening() -> socket.socket:
+    """A socket that takes as many clients at once as come."""
+    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+
+
 async def main(source_url: str, database_url: str) -> None:
     """Serve until standard input ends."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with listening() as listener:
         async with asyncpg.create_pool(database_url, min_size=1, max_size=10) as pool:
             config = uvicorn.Config(
                 Relay(source_url, pool), lifespan="off", log_config=None, access_log=False, ws="none"

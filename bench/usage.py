@@ -43,6 +43,12 @@ def usage(pid: int, database_pid: int | None) -> Usage:
     )
 
 
+def memory(pid: int) -> int:
+    """What a process holds in memory at this moment, in bytes."""
+    held: int = psutil.Process(pid).memory_info().rss
+    return held
+
+
 def _family(pid: int) -> list[psutil.Process]:
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
