@@ -71,7 +71,7 @@ async def store_speech(parts: Parts, storable: Storable, object_key: str, *, lat
     pieces: list[bytes] = []
     start = 0
     while start < storable.byte_length:
-        fresh = await parts.database.patiently_say(spooled, storable.task_id, storable.attempt, start=start)
+        fresh = await parts.database.patiently_say(spooled, storable.task_id, start=start)
         if not fresh:  # cancelled or deleted between the two reads
             return False
         pieces += fresh

@@ -36,6 +36,8 @@ _QUEUES = {
 ATTEMPTS = 2
 # Its time to begin may be over by then; nobody is to be refused for that.
 AGAIN_WITHIN_SECONDS = 60.0
+# Somebody has heard its beginning: a process will be there, however long a deploy takes.
+GO_ON_WITHIN_SECONDS = 300.0
 # A job's result is fetched as often as one likes, so only a result that kills whoever fetches it is given up.
 COLLECT_ATTEMPTS = 5
 
@@ -178,7 +180,8 @@ _TURNS = "coalesce(t.starts * greatest(0, 1 - extract(epoch FROM now() - t.count
 
 
 async def next_in_turn(connection: Connection, job_name: str, without_models: list[str]) -> Next | None:
-    """Whose turn it is: of the users with a text that waits the one who began the fewest lately, then the oldest text.
+    """Whose turn it is: a speech that goes on, for it has been heard; of the users with a text that waits the one who
+    began the fewest lately; then the oldest text.
 
     Reads every run that waits, of which there are no more than ``QUEUE_LIMIT`` lets in.
 
@@ -190,7 +193,7 @@ async def next_in_turn(connection: Connection, job_name: str, without_models: li
              FROM internal.runs r LEFT JOIN internal.turns t ON t.user_id = r.user_id
             WHERE r.state = 'queued' AND r.job_name = $1 AND coalesce(r.start_by > now(), true)
               AND coalesce(r.model <> ALL($2::text[]), true)
-            ORDER BY {_TURNS}, r.created_at LIMIT 1""",  # noqa: S608 - constants
+            ORDER BY r.byte_length > 0 DESC, {_TURNS}, r.created_at LIMIT 1""",  # noqa: S608 - constants
         job_name,
         without_models,
     )
@@ -213,6 +216,22 @@ async def forget_turns(connection: Connection) -> None:
 # --- speaking ---------------------------------------------------------------------------------------------------------
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What former attempts have left to one that goes on.
+
+    Attributes:
+        kept_bytes: Of audio.
+        marked_bytes, marked_characters: Where the last whole sentence of it ends, in the audio and in the text.
+        paid_twice_from: Where in the text the sentence begins that was begun twice; -1 where none was.
+    """
+
+    kept_bytes: int = 0
+    marked_bytes: int = 0
+    marked_characters: int = 0
+    paid_twice_from: int = -1
+    sample_rate_hz: int = 24_000
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """A run that has just become somebody's. ``waited_seconds``: since it was made; the voice is as it was then."""
 
@@ -221,6 +240,7 @@ class Claimed(msgspec.Struct, frozen=True):
     provider_voice_id: str | None
     model: str | None
     waited_seconds: float
+    kept: Kept
 
 
 async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Claimed | None:
@@ -232,9 +252,10 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         """UPDATE internal.runs SET owner = $3, state = 'speaking', beat_at = now()
             WHERE task_id = $1 AND attempt = $2
               AND ((state = 'queued' AND coalesce(start_by > now(), true))
-                   OR (state = 'speaking' AND owner = $3 AND byte_length = 0))
+                   OR (state = 'speaking' AND owner = $3 AND byte_length = kept_bytes))
         RETURNING generation_id, object_key, provider_voice_id, model, user_id,
-                  extract(epoch FROM now() - created_at)::float8 AS waited_seconds""",
+                  extract(epoch FROM now() - created_at)::float8 AS waited_seconds,
+                  kept_bytes, marked_bytes, marked_characters, paid_twice_from, sample_rate_hz""",
         task_id,
         attempt,
         owner,
@@ -243,7 +264,8 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         return None
     if row["user_id"] is not None:
         await _count_turn(connection, row["user_id"])
-    return Claimed(**{name: row[name] for name in Claimed.__struct_fields__})
+    kept = Kept(**{name: row[name] for name in Kept.__struct_fields__})
+    return Claimed(**{name: row[name] for name in Claimed.__struct_fields__ if name != "kept"}, kept=kept)
 
 
 async def holds(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> bool:
@@ -298,6 +320,24 @@ async def note_sample_rate(connection: Connection, task_id: UUID, attempt: int, 
     )
 
 
+async def note_begun_again(connection: Connection, task_id: UUID, attempt: int, characters: int) -> None:
+    """The sentence that begins there is begun for the second time, by the process that began it first."""
+    await connection.execute(
+        "UPDATE internal.runs SET paid_twice_from = $3 WHERE task_id = $1 AND attempt = $2",
+        task_id,
+        attempt,
+        characters,
+    )
+
+
+class Requeued(msgspec.Struct, frozen=True):
+    """A run that waits for another process, with the audio that it keeps and how much of the text that is."""
+
+    job_name: str
+    kept_bytes: int
+    marked_characters: int
+
+
 async def requeue(
     connection: Connection,
     queue: Queue,
@@ -305,32 +345,45 @@ async def requeue(
     attempt: int,
     *,
     silent_for_seconds: float | None = None,
-) -> bool:
-    """Let somebody else work on a run of which nobody has heard a byte: a new attempt, and a new job for it.
+    begun: bool = True,
+) -> Requeued | None:
+    """Let somebody else work on a run of which nobody has heard a byte, or which goes on: a new attempt, and a job.
 
-    What is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
+    What goes on is begun again with the sentence after its mark, which is paid for twice then, and never thrice. What
+    is collected from a job API is heard only when it is stored, and fetched again as often as one likes.
 
     Args:
         silent_for_seconds: Only if its owner is still silent for so long, as far as anybody can tell.
+        begun: False where this attempt is known not to have sent its text.
     """
-    job_name: str | None = await connection.fetchval(
+    row = await connection.fetchrow(
         f"""UPDATE internal.runs r
-              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(), byte_length = 0,
-                  start_by = greatest(start_by, now() + make_interval(secs => $5))
-            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking' AND (byte_length = 0 OR job_name = $3)
+              SET attempt = attempt + 1, state = 'queued', owner = NULL, beat_at = now(),
+                  start_by = greatest(
+                      start_by, now() + make_interval(secs => CASE WHEN goes_on THEN $7::float8 ELSE $6::float8 END)),
+                  byte_length = CASE WHEN goes_on THEN byte_length ELSE 0 END,
+                  kept_bytes = CASE WHEN goes_on THEN byte_length ELSE 0 END,
+                  paid_twice_from = CASE WHEN $5 THEN marked_characters ELSE paid_twice_from END
+            WHERE task_id = $1 AND attempt = $2 AND state = 'speaking'
+              AND (byte_length = 0 OR job_name = $3 OR (goes_on AND (marked_characters > paid_twice_from OR NOT $5)))
               AND ($4::float8 IS NULL OR {OWNER_IS_DEAD.format("$4")})
-        RETURNING job_name""",  # noqa: S608 - constants
+        RETURNING job_name, kept_bytes, marked_characters""",  # noqa: S608 - constants
         task_id,
         attempt,
         COLLECT_MODAL_JOB,
         silent_for_seconds,
+        begun,
         AGAIN_WITHIN_SECONDS,
+        GO_ON_WITHIN_SECONDS,
     )
-    if job_name is None:
-        return False
-    await connection.execute("DELETE FROM internal.spool WHERE task_id = $1 AND attempt <= $2", task_id, attempt)
-    await start_job(connection, queue, job_name, task_id, attempt + 1)
-    return True
+    if row is None:
+        return None
+    requeued = Requeued(**dict(row))
+    await connection.execute(
+        "DELETE FROM internal.spool WHERE task_id = $1 AND byte_offset >= $2", task_id, requeued.kept_bytes
+    )
+    await start_job(connection, queue, requeued.job_name, task_id, attempt + 1)
+    return requeued
 
 
 # --- watched ----------------------------------------------------------------------------------------------------------
@@ -575,7 +628,7 @@ async def forget_unstored(connection: Connection, older_than_seconds: float) -> 
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A run whose owner has been silent for long. ``repeatable``: another process may work on it from its start."""
+    """A run whose owner has been silent for long. ``repeatable``: another process may work on it."""
 
     task_id: UUID
     attempt: int
@@ -583,7 +636,9 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 # The parameters are the same wherever this stands: $2 to $4.
-_REPEATABLE = """CASE WHEN r.job_name = $2 THEN r.attempt < $3 ELSE r.byte_length = 0 AND r.attempt < $4 END"""
+_REPEATABLE = """CASE WHEN r.job_name = $2 THEN r.attempt < $3
+    WHEN r.goes_on AND r.byte_length > 0 THEN r.marked_characters > r.paid_twice_from
+    ELSE r.byte_length = 0 AND r.attempt < $4 END"""
 
 
 async def lost(connection: Connection, silent_for_seconds: float, judge: UUID) -> list[Lost]:

@@ -14,7 +14,7 @@ from server.database.connections import Connection
 from server.database.queue import WATCHING, Queue
 from server.errors import Category
 from server.records import removals, runs, usage
-from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Storable
+from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Kept, Storable
 from server.records.tasks import ACTIVE
 from server.records.usage import Account
 
@@ -154,6 +154,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     asked: Asked = Asked()
     job: str | None
     waited_seconds: float
+    kept: Kept = Kept()
 
 
 async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> Assignment | None:
@@ -193,6 +194,7 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         asked=asked_of(speech["asked"]),
         job=speech["job"],
         waited_seconds=claimed.waited_seconds,
+        kept=claimed.kept,
     )
 
 
@@ -299,24 +301,40 @@ async def requeue(
     *,
     reason: str,
     silent_for_seconds: float | None = None,
+    begun: bool = True,
+    facts: dict[str, Any] | None = None,
 ) -> bool:
-    """Let somebody else speak a run of which nobody has heard a byte, and note what became of this attempt.
+    """Let somebody else speak a run of which nobody has heard a byte, or which goes on; note what became of this
+    attempt.
 
     Args:
         silent_for_seconds: Only if its owner still has not said for so long that it lives.
+        begun: False where its text is known not to have been sent: the sentence under way was not paid for.
+        facts: What its provider told of it.
     """
     generation_id = await connection.fetchval(
         """SELECT g.id FROM public.generations g JOIN internal.runs r ON r.generation_id = g.id
             WHERE r.task_id = $1 FOR UPDATE OF g""",
         task_id,
     )
-    if not await runs.requeue(connection, queue, task_id, attempt, silent_for_seconds=silent_for_seconds):
+    requeued = await runs.requeue(
+        connection, queue, task_id, attempt, silent_for_seconds=silent_for_seconds, begun=begun
+    )
+    if requeued is None:
         return False
+    noted: dict[str, Any] = {"attempt": attempt, "reason": reason}
+    if requeued.kept_bytes:
+        noted |= {
+            **(facts or {}),
+            "bytes": requeued.kept_bytes,
+            "goes_on_at_character": requeued.marked_characters,
+            "sentence_paid_again": begun,
+        }
     await connection.execute(
         f"""UPDATE public.generations SET provider_metadata = {_WITH_FACTS.format("$2")}
              WHERE id = $1 AND status IN ('pending', 'processing')""",  # noqa: S608 - constants
         generation_id,
-        {"attempts": [{"attempt": attempt, "reason": reason}]},
+        {"attempts": [noted]},
     )
     return True
 

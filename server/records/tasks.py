@@ -159,8 +159,9 @@ async def read_glimpses(
               LEFT JOIN LATERAL (
                   SELECT string_agg(x.bytes, ''::bytea ORDER BY x.byte_offset) AS bytes, min(x.byte_offset) AS start
                     FROM (SELECT p.bytes, p.byte_offset FROM internal.spool p
-                           WHERE p.task_id = r.task_id AND p.attempt = r.attempt
-                             AND p.byte_offset >= CASE WHEN f.attempt = r.attempt THEN f.byte_offset ELSE 0 END
+                           WHERE p.task_id = r.task_id AND p.byte_offset < r.byte_length
+                             AND p.byte_offset >= CASE WHEN f.attempt = r.attempt OR f.byte_offset <= r.kept_bytes
+                                                       THEN f.byte_offset ELSE 0 END
                            ORDER BY p.byte_offset LIMIT $4) x
               ) s ON f.attempt >= 0""",  # noqa: S608 - constants
         [task_id for task_id, _, _ in wanted],

@@ -29,8 +29,8 @@ class Feed:
 
     Attributes:
         task: The rows as they were last read.
-        log: The growing audio, once there is an attempt that has any; it may be replaced by another attempt's only
-            while nobody has heard a byte.
+        log: The growing audio, once there is an attempt that has any; it is replaced by another attempt's only while
+            nobody has heard a byte, or where that begins with what was heard.
         gone: The task's row disappeared altogether.
     """
 
@@ -160,7 +160,7 @@ class Following:
             return feed.task.id, NO_MIRROR, 0
         if feed.log is None:
             return feed.task.id, 0, 0
-        return feed.task.id, feed.log.attempt, feed.log.length
+        return feed.task.id, feed.log.attempt, feed.log.visible if feed.log.goes_on else feed.log.length
 
     def _take(self, feed: Feed, glimpse: Glimpse) -> None:
         task = glimpse.task
@@ -172,12 +172,15 @@ class Following:
             return
         log = feed.log
         if log is None or log.attempt != task.attempt:
+            # A later attempt may have kept what is here; then it was read from the end of that on.
+            kept = log.read(0, glimpse.audio_offset) if log and glimpse.audio_offset == self._wanted(feed)[2] else b""
             log = AudioLog(
                 task_id=task.id,
                 attempt=task.attempt,
                 audio_format=task.audio_format,
                 sample_rate_hz=task.sample_rate_hz,
             )
+            log.append(kept)
         if glimpse.audio_offset <= log.length:
             # Rows merge what one tick brought, so the first may begin before the end of what is here.
             log.append(glimpse.audio[log.length - glimpse.audio_offset :])

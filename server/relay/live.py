@@ -9,6 +9,7 @@ from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 from uuid import UUID
 
 from server.audio import AudioFormat
@@ -26,26 +27,50 @@ def delta_event(audio: bytes | memoryview, stop: int, encoded: bytes | None = No
     return b'event: response.audio.delta\nid: %d\ndata: {"delta":"%b"}\n\n' % (stop, encoded or b64encode(audio))
 
 
+class Note(NamedTuple):
+    """What becomes durable together with the audio before ``at``.
+
+    Attributes:
+        at: Payload bytes before it.
+        marked_bytes, marked_characters: Where the last whole sentence ends, in the payload and in the text.
+        position, words: A batch of words that have been heard, and its number; None where there are none.
+    """
+
+    at: int
+    marked_bytes: int
+    marked_characters: int
+    position: int | None = None
+    words: list[tuple[str, int, int]] | None = None
+
+
 class AudioLog:
-    """The audio of one attempt, append-only.
+    """The audio of one attempt, append-only, behind that of the attempts whose audio it keeps.
 
     Attributes:
         length: Payload bytes so far.
         durable: Payload bytes that the spool holds. Until the first of them are committed followers see nothing, so
             that "no durable byte" means that nobody heard anything and the text may be spoken again
             (docs/architecture.md, "The first delta waits for its commit").
+        goes_on: Another process may append to it, should this one not finish: so followers see nothing that is not
+            durable, and what was heard is what is kept.
+        notes: What becomes durable with the audio, in order; the first ``settled`` of them have.
         heard: Followers may have read it: some of it has been durable.
         ended: No byte will be added. The task may still be open: storing the audio comes after.
         wakes: Set at every change, one event per follower.
     """
 
-    def __init__(self, *, task_id: UUID, attempt: int, audio_format: AudioFormat, sample_rate_hz: int) -> None:
+    def __init__(
+        self, *, task_id: UUID, attempt: int, audio_format: AudioFormat, sample_rate_hz: int, goes_on: bool = False
+    ) -> None:
         self.task_id = task_id
         self.attempt = attempt
         self.audio_format = audio_format
         self.sample_rate_hz = sample_rate_hz
         self.length = 0
         self.durable = 0
+        self.goes_on = goes_on
+        self.notes: list[Note] = []
+        self.settled = 0
         self.heard = False
         self.ended = False
         self._starts: list[int] = []
@@ -58,7 +83,14 @@ class AudioLog:
     @property
     def visible(self) -> int:
         """How far a follower may read."""
+        if self.goes_on:
+            return self.durable
         return self.length if self.heard else 0
+
+    @property
+    def kept(self) -> bool:
+        """Everything is durable, notes as well."""
+        return self.durable >= self.length and self.settled == len(self.notes)
 
     def append(self, audio: bytes, encoded: bytes | None = None) -> None:
         """Add one delta, cut where it is longer than an event may be.
@@ -71,7 +103,7 @@ class AudioLog:
                 self._add(audio[start : start + DELTA_BYTES], None)
         elif audio:
             self._add(audio, encoded)
-        if self.heard:
+        if self.heard and not self.goes_on:
             self._wake()
 
     def _add(self, audio: bytes, encoded: bytes | None) -> None:
@@ -86,14 +118,16 @@ class AudioLog:
 
     def committed(self, offset: int) -> None:
         """The spool holds everything before ``offset``."""
-        first, self.durable, self.heard = not self.heard, offset, True
+        news = not self.heard or (self.goes_on and offset > self.durable)
+        self.durable, self.heard = offset, True
         self._commits.set()
-        if first:
+        if news:
             self._wake()
 
     def rewound(self, offset: int) -> None:
         """The database came back without commits that it had confirmed: only what is before ``offset`` is kept."""
         self.durable = offset
+        self.settled = sum(note.at <= offset for note in self.notes[: self.settled])
 
     async def next_commit(self) -> None:
         """Return at the next ``committed`` after this call."""
@@ -125,8 +159,11 @@ class AudioLog:
         offset, visible = start, self.visible
         while offset < visible and offset - start < BATCH_BYTES:
             at, chunk = self._starts[index], self._chunks[index]
-            stop = at + len(chunk)
-            batch.append(self._event(index, chunk, stop) if offset == at else delta_event(chunk[offset - at :], stop))
+            stop = min(at + len(chunk), visible)
+            whole = offset == at and stop == at + len(chunk)
+            batch.append(
+                self._event(index, chunk, stop) if whole else delta_event(chunk[offset - at : stop - at], stop)
+            )
             offset, index = stop, index + 1
         return (batch[0] if len(batch) == 1 else b"".join(batch)), offset
 

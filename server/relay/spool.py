@@ -17,37 +17,61 @@ from server.database.connections import REFUSED, Connection, Database
 from server.metrics import Metrics
 from server.records import runs
 from server.records.runs import Standing
-from server.relay.live import AudioLog
+from server.relay.live import AudioLog, Note
 
 logger = logging.getLogger(__name__)
 
 ROW_BYTES = 256 * 1024
 STATEMENT_BYTES = 4 * 1024 * 1024
 
+# Marks and words are durable exactly when the audio before them is. A word's row locks its generation's, which the
+# locks' order puts first: it is taken only where nobody holds it, and else they come with the next tick.
+#
 # ``start = byte_length`` makes a gap, a repeat and a double commit impossible; SKIP LOCKED makes it wait for nobody;
 # the locked run row makes sure that no spool row appears after a cancel has deleted them.
 _APPEND = """
 WITH batch AS (
     SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bytea[]) AS b (task_id, attempt, byte_offset, bytes)
+), marks AS (
+    SELECT * FROM unnest($6::uuid[], $7::bigint[], $8::int[]) AS m (task_id, marked_bytes, marked_characters)
+), said AS (
+    SELECT * FROM unnest($9::uuid[], $10::int[], $11::jsonb[]) AS w (task_id, position, words)
 ), span AS (
     SELECT task_id, attempt, min(byte_offset) AS start, max(byte_offset + length(bytes)) AS stop
       FROM batch GROUP BY task_id, attempt
 ), held AS (
-    SELECT r.task_id, s.stop
+    SELECT r.task_id, r.generation_id, s.stop
       FROM internal.runs r
       JOIN span s ON s.task_id = r.task_id AND s.attempt = r.attempt AND s.start = r.byte_length
      WHERE r.state = 'speaking' AND r.owner = $5
      ORDER BY r.task_id
        FOR NO KEY UPDATE OF r SKIP LOCKED
+), locked AS (
+    SELECT h.task_id, g.id FROM held h JOIN public.generations g ON g.id = h.generation_id
+     WHERE h.task_id IN (SELECT task_id FROM said)
+       FOR KEY SHARE OF g SKIP LOCKED
+), ready AS (
+    SELECT h.task_id, h.stop, m.task_id IS NOT NULL AS goes_on, m.marked_bytes, m.marked_characters,
+           h.task_id NOT IN (SELECT task_id FROM said) OR h.task_id IN (SELECT task_id FROM locked)
+           OR NOT EXISTS (SELECT 1 FROM public.generations g WHERE g.id = h.generation_id) AS settled
+      FROM held h LEFT JOIN marks m USING (task_id)
 ), moved AS (
-    UPDATE internal.runs r SET byte_length = h.stop, beat_at = now()
-      FROM held h WHERE r.task_id = h.task_id
-    RETURNING r.task_id, r.attempt, r.byte_length
+    UPDATE internal.runs r
+       SET byte_length = h.stop, beat_at = now(), goes_on = h.goes_on,
+           marked_bytes = CASE WHEN h.goes_on AND h.settled THEN h.marked_bytes ELSE r.marked_bytes END,
+           marked_characters = CASE WHEN h.goes_on AND h.settled THEN h.marked_characters ELSE r.marked_characters END
+      FROM ready h WHERE r.task_id = h.task_id
+    RETURNING r.task_id, r.attempt, r.byte_length, h.settled
 ), inserted AS (
     INSERT INTO internal.spool (task_id, attempt, byte_offset, bytes)
     SELECT b.task_id, b.attempt, b.byte_offset, b.bytes FROM batch b JOIN moved m USING (task_id, attempt)
+     WHERE length(b.bytes) > 0
+), timed AS (
+    INSERT INTO internal.words (generation_id, position, words)
+    SELECT l.id, w.position, w.words FROM said w JOIN moved m USING (task_id) JOIN locked l USING (task_id)
+    ON CONFLICT (generation_id, position) DO UPDATE SET words = excluded.words
 )
-SELECT task_id, byte_length FROM moved
+SELECT task_id, byte_length, settled FROM moved
 """
 
 
@@ -55,6 +79,14 @@ class _Row(NamedTuple):
     log: AudioLog
     byte_offset: int
     audio: bytes
+
+
+class _Noted(NamedTuple):
+    """What a statement says of a log that goes on: its last mark, and the notes up to ``settles`` with their words."""
+
+    mark: Note
+    settles: int
+    words: list[Note]
 
 
 class SpoolWriter:
@@ -95,12 +127,12 @@ class SpoolWriter:
             self._urgent.set()
 
     async def flush(self, log: AudioLog) -> None:
-        """Return when every byte of ``log`` is committed, however long the database is away.
+        """Return when ``log`` is committed, every byte and note of it, however long the database is away.
 
         What was paid for and is in memory is not thrown away; whoever waits here is cancelled where the run is lost
         or the process leaves.
         """
-        while log.durable < log.length:
+        while not log.kept:
             self.grew(log)
             self._urgent.set()
             await log.next_commit()
@@ -147,6 +179,8 @@ class SpoolWriter:
                 batch.append(_Row(log, start, audio))
                 start += len(audio)
                 size += len(audio)
+            if start == log.durable and start == stop and not log.kept:
+                batch.append(_Row(log, start, b""))  # notes alone
             if start < stop:
                 self._grown[log] = None
                 self._wake.set()
@@ -159,19 +193,27 @@ class SpoolWriter:
         Frozen, because a commit whose answer was lost must be repeated as it was: the comparison then refuses it
         and the run's length says what was kept.
         """
+        ends = {row.log: row.byte_offset + len(row.audio) for row in batch}
+        noted = {log: _noted(log, stop) for log, stop in ends.items() if log.goes_on}
+        said = [(log, note) for log, notes in noted.items() for note in notes.words]
         columns = (
             [row.log.task_id for row in batch],
             [row.log.attempt for row in batch],
             [row.byte_offset for row in batch],
             [row.audio for row in batch],
             self._owner,
+            [log.task_id for log in noted],
+            [notes.mark.marked_bytes for notes in noted.values()],
+            [notes.mark.marked_characters for notes in noted.values()],
+            [log.task_id for log, _ in said],
+            [note.position for _, note in said],
+            [note.words for _, note in said],
         )
-        ends = {row.log: row.byte_offset + len(row.audio) for row in batch}
         pause = 0.05
         while True:
             try:
                 async with self._database.connection() as connection:
-                    kept = {row["task_id"]: row["byte_length"] for row in await connection.fetch(_APPEND, *columns)}
+                    kept = {row["task_id"]: row["settled"] for row in await connection.fetch(_APPEND, *columns)}
                     missing = [log for log in ends if log.task_id not in kept]
                     standing = await runs.standings(connection, [log.task_id for log in missing]) if missing else {}
                 break
@@ -181,9 +223,14 @@ class SpoolWriter:
                 pause = min(1.0, pause * 2)
         for log, stop in ends.items():
             if log.task_id in kept:
+                if log in noted and kept[log.task_id]:
+                    log.settled = max(log.settled, noted[log].settles)
                 log.committed(stop)
             else:
                 self._recover(log, stop, standing.get(log.task_id))
+            if log.durable >= log.length and not log.kept and log in self._writing:
+                self._grown[log] = None
+                self._wake.set()
         self._announcer.spread(kept)
 
     def _recover(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
@@ -212,16 +259,23 @@ class SpoolWriter:
             log.rewound(standing.byte_length)
 
 
-async def spooled(connection: Connection, task_id: UUID, attempt: int, *, start: int = 0) -> list[bytes]:
-    """The durable payload of one attempt from byte ``start`` on, in order: a few rows of it, none where it ends."""
+def _noted(log: AudioLog, stop: int) -> _Noted:
+    notes = [note for note in log.notes if note.at <= stop]
+    mark = notes[-1] if notes else Note(0, 0, 0)
+    words = [note for note in notes[log.settled :] if note.position is not None]
+    return _Noted(mark, len(notes), words)
+
+
+async def spooled(connection: Connection, task_id: UUID, *, start: int = 0) -> list[bytes]:
+    """The durable payload of a task from byte ``start`` on, in order, whoever wrote it: a few rows of it, none where it
+    ends."""
     rows = await connection.fetch(
         """SELECT byte_offset, bytes FROM internal.spool
-            WHERE task_id = $1 AND attempt = $2
+            WHERE task_id = $1
               AND byte_offset >= coalesce((SELECT max(byte_offset) FROM internal.spool
-                    WHERE task_id = $1 AND attempt = $2 AND byte_offset <= $3), 0)
+                    WHERE task_id = $1 AND byte_offset <= $2), 0)
             ORDER BY byte_offset LIMIT 16""",
         task_id,
-        attempt,
         start,
     )
     parts = [row["bytes"][max(0, start - row["byte_offset"]) :] for row in rows]

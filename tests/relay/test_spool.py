@@ -299,7 +299,7 @@ async def test_the_spool_is_read_from_any_byte(world: World, start: int) -> None
     for delta in (b"abc", b"d", b"efgh"):
         world.say(speech, delta)
         await world.writer.flush(speech.log)
-    parts = await spooled(world.rows, speech.log.task_id, 1, start=start)
+    parts = await spooled(world.rows, speech.log.task_id, start=start)
     assert b"".join(parts) == b"abcdefgh"[start:]
 
 
@@ -309,7 +309,7 @@ async def test_the_spool_is_read_over_many_rows(world: World) -> None:
         world.say(speech, b"%04d" % number)
         await world.writer.flush(speech.log)
     read = b""
-    while parts := await spooled(world.rows, speech.log.task_id, 1, start=len(read)):
+    while parts := await spooled(world.rows, speech.log.task_id, start=len(read)):
         assert len(parts) <= 16, "a few rows at a time"
         read += b"".join(parts)
     assert read == b"".join(b"%04d" % number for number in range(40))
