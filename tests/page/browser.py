@@ -100,6 +100,25 @@ class Tab:
             stage = await self.page.inner_text("#stage")
             raise AssertionError(f"never true: {expression}\nstage: {stage!r}\nconsole: {self.problems}") from None
 
+    async def eventually(self, expression: str, wanted: Any, timeout: float = 15.0) -> None:
+        """Wait until the expression has this value: what a click brings about may take the page a moment."""
+        value: Any = None
+
+        async def reached() -> bool:
+            nonlocal value
+            value = await self._js_of_any_page(expression)
+            return bool(value == wanted)
+
+        try:
+            await wait_for(reached, timeout, every_seconds=0.02)
+        except AssertionError:
+            await self.shot("stuck")
+            raise AssertionError(f"{expression}\nis   {value!r}\nnot  {wanted!r}\nconsole: {self.problems}") from None
+
+    async def focused(self, identifier: str) -> None:
+        """Wait until the focus is at the element with this id."""
+        await self.eventually("document.activeElement.id", identifier)
+
     async def _js_of_any_page(self, expression: str) -> Any:
         try:
             return await self.js(expression)

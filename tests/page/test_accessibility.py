@@ -141,8 +141,8 @@ async def test_all_of_it_is_in_the_window_of_a_common_laptop(full: Tab, simulato
     assert await outside(full, "#stage", "#retry", "#copy-reference", "#close-stage") == []
     await full.shot("failed")
     await full.page.click("#close-stage")
-    assert await full.page.get_attribute("#stage", "data-state") == "empty"
-    assert await full.js("document.activeElement.id") == "text"
+    await full.eventually("document.querySelector('#stage').dataset.state", "empty")
+    await full.focused("text")
 
 
 async def test_a_failure_offers_another_try_and_a_reference(opened: Opener, voice_id: UUID) -> None:
@@ -153,24 +153,24 @@ async def test_a_failure_offers_another_try_and_a_reference(opened: Opener, voic
         await tab.page.route("**/api/generate", lambda route: route.fulfill(status=502, json=REFUSAL))
         await tab.generate("First refused, then spoken.")
         await tab.state("It did not work.")
-        assert await tab.page.is_disabled("#play")
-        assert await tab.page.get_attribute("#play", "aria-label") == "Play"
+        await tab.eventually("document.querySelector('#play').disabled", True)
+        await tab.eventually("document.querySelector('#play').getAttribute('aria-label')", "Play")
         await tab.page.click("#copy-reference")
-        assert await tab.page.evaluate("navigator.clipboard.readText()") == "r-4711"
+        await tab.eventually("navigator.clipboard.readText()", "r-4711")
         await tab.page.unroute("**/api/generate")
         await tab.page.click("#retry")
         await tab.finished()
-        assert await tab.page.is_hidden("#retry")
+        await tab.page.locator("#retry").wait_for(state="hidden")
 
 
 async def test_arabic_runs_from_right_to_left_wherever_it_stands(full: Tab) -> None:
     await full.generate(ARABIC)
     await full.heard(0.1)
     for selector in ("#text", "#stage-title", "#entries .said"):
-        assert await full.js(f"getComputedStyle(document.querySelector({selector!r})).direction") == "rtl"
+        await full.eventually(f"getComputedStyle(document.querySelector({selector!r})).direction", "rtl")
     assert await full.js("getComputedStyle(document.querySelector('#counter')).direction") == "ltr"
     await full.page.fill("#text", "English again")
-    assert await full.js("getComputedStyle(document.querySelector('#text')).direction") == "ltr"
+    await full.eventually("getComputedStyle(document.querySelector('#text')).direction", "ltr")
 
 
 async def test_buttons_can_be_told_in_forced_colours(opened: Opener, voice_id: UUID) -> None:
@@ -202,7 +202,7 @@ async def test_five_hundred_entries_are_scrolled_through_and_only_what_is_new_is
     await full.js("scrollTo(0, 0)")
     await full.generate("Something new.")
     await full.finished()
-    assert (await full.page.locator("#entries .said").first.text_content()) == "Something new."
+    await full.eventually("document.querySelector('#entries .said').textContent", "Something new.")
     assert asked
     assert all("since=" in url or "ids=" in url for url in asked)
     await full.page.select_option("#history-status", "failed")

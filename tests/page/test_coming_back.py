@@ -12,7 +12,7 @@ from playwright.async_api import Route
 
 from server.auth.tokens import Tickets
 from server.dev.simulator import Simulator
-from server.settings import Settings
+from server.settings import Deadlines, Settings
 from tests.gateway import Client, insert_voice, process
 from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
@@ -56,7 +56,7 @@ async def test_a_broken_connection_is_taken_up_where_it_broke(
         proxy.down = False
         await tab.finished()
         assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
-        assert await tab.page.inner_text("#stage-problem") == ""
+        await tab.eventually("document.querySelector('#stage-problem').textContent", "")
 
 
 async def test_a_proxy_that_answers_503_does_not_end_the_speech(
@@ -96,7 +96,7 @@ async def test_a_stream_that_falls_silent_is_left_for_another(
         first, second = await tab.offsets
         assert first == 0
         assert second > 0
-        assert await tab.js("document.querySelector('#stage').dataset.link") == "none"
+        await tab.eventually("document.querySelector('#stage').dataset.link", "none")
         await assert_every_byte_came_once(tab, client)
 
 
@@ -175,9 +175,14 @@ async def test_a_reload_goes_on_where_one_was(tab: Tab, simulator: Simulator, cl
     assert await tab.seconds == pytest.approx(await duration_of_newest(client), abs=0.1)
     await tab.page.reload()
     await tab.ready()
-    assert await tab.page.get_attribute("#stage", "data-state") == "empty"
+    await tab.eventually("document.querySelector('#stage').dataset.state", "empty")
 
 
+# On a machine with much else to do, a process takes its time to start; the voice is silent for as long.
+PATIENT = {"deadlines": Deadlines(silence_seconds=120.0)}
+
+
+@pytest.mark.parametrize("differing", [PATIENT], indirect=True, ids=["patient"])
 async def test_a_killed_server_is_not_missed(
     settings: Settings, simulator: Simulator, opened: Opener, client: Client, voice_id: UUID, tmp_path: Path
 ) -> None:

@@ -28,21 +28,22 @@ async def test_texts_wait_for_their_turn_and_one_after_another_is_heard(
 ) -> None:
     held = simulator.behave("realtime", HOLD, text_contains="lighthouse")
     page = tab.page
-    assert await page.is_hidden("#enqueue")
+    await page.locator("#enqueue").wait_for(state="hidden")
     await tab.generate(SENTENCE)
     await tab.heard(0.2)
     for text in ("The second.", "Never this one.", "The third."):
         await page.fill("#text", text)
         await page.keyboard.press("Control+Shift+Enter")
-        assert await page.input_value("#text") == ""
-    assert await page.locator("#queued .said").all_inner_texts() == ["The second.", "Never this one.", "The third."]
+        await tab.eventually("document.querySelector('#text').value", "")
+    queued = "Array.from(document.querySelectorAll('#queued .said'), (e) => e.textContent)"
+    await tab.eventually(queued, ["The second.", "Never this one.", "The third."])
     await page.locator("#queued li", has_text="Never").get_by_role("button", name="Take it out").click()
     held.release()
     for text in ("The second.", "The third."):
         await tab.until(f"document.querySelector('#stage-title').textContent === {text!r}", 20.0)
     await tab.finished()
     assert await texts(client) == ["The third.", "The second.", SENTENCE]
-    assert await page.is_hidden("#queue")
+    await page.locator("#queue").wait_for(state="hidden")
 
 
 async def test_a_text_that_is_too_long_is_spoken_in_parts(tab: Tab, client: Client) -> None:
@@ -121,10 +122,10 @@ async def test_speed_and_volume_are_kept_and_hold_for_what_comes(tab: Tab, clien
     await page.select_option("#rate", "2")
     await page.locator("#volume").fill("40")
     await page.keyboard.press("Escape")
-    assert await tab.js("document.activeElement.id") == "sound"
+    await tab.focused("sound")
     await tab.finished()
     elements = "Array.from(ear.elements, ({ playbackRate, volume }) => [playbackRate, volume])"
-    assert [2, 0.4] in await tab.js(elements)
+    await tab.until(f"JSON.stringify({elements}).includes('[2,0.4]')")
     await page.reload()
     await tab.ready()
     await page.locator("#entries .round").first.click()
@@ -147,7 +148,7 @@ async def test_a_context_that_somebody_else_suspends_is_a_pause(tab: Tab, simula
     before = (await tab.ear)["audibleSeconds"]
     await tab.page.click("#play")
     await tab.finished()
-    assert (await tab.ear)["audibleSeconds"] > before + 0.3
+    await tab.until(f"ear.audibleSeconds > {before + 0.3}")
 
 
 async def test_what_a_voice_can_vary_is_offered_and_asked_for(tab: Tab, client: Client, rows: object) -> None:
@@ -175,7 +176,7 @@ async def test_a_first_visit_says_what_this_is_and_offers_a_sentence(tab: Tab) -
     await tab.page.get_by_role("button", name="Try a sentence").click()
     await tab.page.click("#generate")
     await tab.finished()
-    assert await tab.js("document.querySelector('#hello').className.includes('unseen')")
+    await tab.until("document.querySelector('#hello').className.includes('unseen')")
 
 
 async def test_an_app_is_connected(opened: Opener, gateway: Gateway, client: Client, voice_id: UUID) -> None:
@@ -192,11 +193,12 @@ async def test_an_app_is_connected(opened: Opener, gateway: Gateway, client: Cli
         await tab.until("document.querySelector('#key').value")
         key = await page.input_value("#key")
         await page.click("#copy-key")
-        assert await page.evaluate("navigator.clipboard.readText()") == key
+        await tab.eventually("navigator.clipboard.readText()", key)
         for client_name in ("curl", "Python (openai)", "Open WebUI", "LiveKit Agents"):
             await page.select_option("#client", label=client_name)
             await page.click("#copy-lines")
-            lines = await page.evaluate("navigator.clipboard.readText()")
+            lines = await page.inner_text("#client-lines")
+            await tab.eventually("navigator.clipboard.readText()", lines)
             assert key in lines
             assert f"{gateway.url}/v1" in lines
         await tab.shot("made")

@@ -41,11 +41,17 @@ def entry(tab: Tab, text: str):  # type: ignore[no-untyped-def]
     return tab.page.locator("#entries li", has_text=text)
 
 
+async def shows(tab: Tab, texts: list[str]) -> None:
+    """Wait until these are the texts in the history, from the top. Not ``innerText``: a row that has not been drawn yet
+    (the page leaves out those beyond the window) has none."""
+    await tab.eventually("Array.from(document.querySelectorAll('#entries .said'), (e) => e.textContent)", texts)
+
+
 async def test_history_is_newest_first_and_can_be_searched(history: Tab) -> None:
-    assert await shown(history) == TEXTS[::-1]
+    await shows(history, TEXTS[::-1])
     await history.page.fill("#history-search", "100%")
     await history.until("document.querySelectorAll('#entries li').length === 1")
-    assert await shown(history) == [TEXTS[1]]
+    await shows(history, [TEXTS[1]])
     await history.page.fill("#history-search", "nobody said this")
     await history.until("document.querySelector('#history-note').textContent === 'Nothing found.'")
 
@@ -55,11 +61,11 @@ async def test_an_entry_is_played_paused_and_sought(history: Tab, client: Client
     await row.get_by_role("button", name="Play").click()
     await history.heard(0.4)
     assert (await history.ear)["loudest"] > 0.02
-    assert await history.page.inner_text("#stage-title") == TEXTS[1]
+    await history.eventually("document.querySelector('#stage-title').textContent", TEXTS[1])
     await row.get_by_role("button", name="Pause").click()
     await row.get_by_role("button", name="Play").wait_for()
     stored = (await client.http.get("/api/generations?search=100%25")).json()["generations"][0]
-    assert await history.seconds == pytest.approx(stored["duration_seconds"], abs=0.1)
+    await history.until(f"Math.abs(document.querySelector('#seek').max - {stored['duration_seconds']}) < 0.1")
     peaks = await history.js("document.querySelector('#seek').max")
     assert float(peaks) > 1
     await history.page.evaluate(
@@ -104,19 +110,19 @@ async def test_several_entries_are_taken_as_one_zip_and_deleted_at_once(history:
     await page.click("#select")
     for text in TEXTS[:2]:
         await page.get_by_role("checkbox", name=f"Select {text}").check()
-    assert await page.inner_text("#selected-count") == "2 selected"
+    await page.get_by_text("2 selected", exact=True).wait_for()
     async with page.expect_download() as downloading:
         await page.click("#selected-zip")
     with zipfile.ZipFile(await (await downloading.value).path()) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["01-A-second-sentence-about-100-of.mp3", "02-The-first-thing-that-was-said.mp3"]
     await page.click("#selected-delete")
-    assert await shown(history) == [TEXTS[2]]
+    await shows(history, [TEXTS[2]])
     await page.get_by_role("button", name="Undo").click()
-    assert await shown(history) == TEXTS[::-1]
+    await shows(history, TEXTS[::-1])
     await page.click("#selected-done")
     assert await page.is_hidden("#selected")
-    assert await history.js("document.activeElement.id") == "select"
+    await history.focused("select")
 
 
 async def test_an_entry_is_used_again(history: Tab) -> None:
@@ -137,12 +143,6 @@ async def test_the_address_of_a_regeneration_fills_the_form(opened: Opener, clie
         assert await tab.page.input_value("#language") == "English"
 
 
-async def shown(tab: Tab) -> list[str]:
-    """The texts in the history, from the top. Not ``innerText``: a row that has not been drawn yet (the page leaves out
-    those beyond the window) has none."""
-    return await tab.page.locator("#entries .said").all_text_contents()
-
-
 async def test_what_was_deleted_can_be_had_back_for_a_while(history: Tab, client: Client) -> None:
     """It is out of sight at once, the focus goes to its neighbour, and the server hears of it a little later, at the
     latest when the page is left."""
@@ -159,15 +159,15 @@ async def test_what_was_deleted_can_be_had_back_for_a_while(history: Tab, client
     await entry(history, TEXTS[1]).get_by_role("button", name="Play").click()
     await history.heard(0.1)
     await delete(TEXTS[1])
-    assert await shown(history) == [TEXTS[2], TEXTS[0]]
-    assert await page.get_attribute("#stage", "data-state") == "empty"
-    assert await history.js("document.activeElement.closest('li').getAttribute('aria-label')") == TEXTS[0]
+    await shows(history, [TEXTS[2], TEXTS[0]])
+    await history.eventually("document.querySelector('#stage').dataset.state", "empty")
+    await history.eventually("document.activeElement.closest('li')?.getAttribute('aria-label')", TEXTS[0])
     await page.get_by_role("button", name="Undo").click()
-    assert await shown(history) == TEXTS[::-1]
+    await shows(history, TEXTS[::-1])
     await delete(TEXTS[1])
     await delete(TEXTS[2])
     await page.keyboard.press("Control+z")  # the last one
-    assert await shown(history) == [TEXTS[2], TEXTS[0]]
+    await shows(history, [TEXTS[2], TEXTS[0]])
     assert await are_left(3)
     await page.reload()
     await wait_for(lambda: are_left(2))

@@ -95,11 +95,11 @@ async def test_the_player_shows_what_is_going_on(tab: Tab, simulator: Simulator)
     await tab.heard(0.2)
     assert "first sound after" in await tab.page.inner_text("#first")
     assert " of about " in await tab.page.inner_text("#time")
-    assert int(await tab.page.get_attribute("#progress", "aria-valuenow") or 0) > 5
+    await tab.until("Number(document.querySelector('#progress').getAttribute('aria-valuenow')) > 5")
     held.release()
     await tab.finished()
-    assert " of about " not in await tab.page.inner_text("#time")
-    assert await tab.page.is_hidden("#progress")
+    await tab.until("!document.querySelector('#time').textContent.includes(' of about ')")
+    await tab.page.locator("#progress").wait_for(state="hidden")
     # Played once more, from the middle, by keyboard: what is heard now is the stored audio.
     await tab.page.focus("#seek")
     await tab.page.keyboard.press("ArrowRight")
@@ -109,9 +109,9 @@ async def test_the_player_shows_what_is_going_on(tab: Tab, simulator: Simulator)
     before = (await tab.ear)["audibleSeconds"]
     await tab.page.click("#play")
     await tab.heard(0.5)
-    assert (await tab.ear)["audibleSeconds"] > before
+    await tab.until(f"ear.audibleSeconds > {before}")
     await tab.page.click("#play")
-    assert await tab.page.get_attribute("#play", "aria-label") == "Play"
+    await tab.eventually("document.querySelector('#play').getAttribute('aria-label')", "Play")
 
 
 async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simulator, client: Client) -> None:
@@ -120,11 +120,11 @@ async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simul
     await tab.heard(0.2)
     await tab.page.click("#cancel")
     await tab.state("Cancelled.")
-    assert await tab.page.is_hidden("#cancel")
+    await tab.page.locator("#cancel").wait_for(state="hidden")
     assert (await newest(client))["status"] == "cancelled"
     await tab.page.locator("#entries .status", has_text="cancelled").wait_for()
     await tab.until("ear.playing === false")
-    assert await tab.page.is_enabled("#generate")
+    await tab.eventually("document.querySelector('#generate').disabled", False)
 
 
 async def test_a_speech_that_fails_ends_in_a_sentence(tab: Tab, simulator: Simulator, client: Client) -> None:
@@ -135,7 +135,7 @@ async def test_a_speech_that_fails_ends_in_a_sentence(tab: Tab, simulator: Simul
     await tab.heard(0.2)
     held.release()
     await tab.state("It did not work.")
-    assert len(await tab.page.inner_text("#stage-problem")) > 20
+    await tab.until("document.querySelector('#stage-problem').textContent.length > 20")
     await tab.page.locator("#entries .status", has_text="did not work").wait_for()
     await tab.until("ear.audibleSeconds > 0.9")
     await tab.page.click("#generate")
@@ -148,7 +148,7 @@ async def test_a_refused_request_is_a_sentence_too(tab: Tab, rows: Any, voice_id
     await rows.execute("UPDATE public.voices SET deleted_at = now() WHERE id = $1", voice_id)
     await tab.generate(SENTENCE)
     await tab.until("document.querySelector('#stage-problem').textContent.length > 10")
-    assert await tab.page.is_enabled("#generate")
+    await tab.eventually("document.querySelector('#generate').disabled", False)
     assert await tab.page.input_value("#text") == SENTENCE
 
 
