@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from server.errors import Category
 
 TaskType = Literal["generate", "design_preview", "clone"]
+Moment = Annotated[datetime, Meta(tz=True)]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
 
@@ -92,6 +93,12 @@ class PreviewResult(Struct, frozen=True, kw_only=True):
     object_key: str
 
 
+class RenewalResult(Struct, frozen=True, kw_only=True):
+    """``result`` of a completed ``clone`` task: the voice that was made again."""
+
+    voice_id: UUID
+
+
 class TaskAnswer(Struct, frozen=True, kw_only=True):
     id: UUID
     type: TaskType
@@ -100,8 +107,8 @@ class TaskAnswer(Struct, frozen=True, kw_only=True):
     error: str | None
     error_category: str | None
     generation_id: UUID | None
-    created_at: datetime
-    completed_at: datetime | None
+    created_at: Moment
+    completed_at: Moment | None
     provider: str
     provider_status: str | None
     provider_poll_count: int
@@ -151,7 +158,7 @@ class GenerationEntry(Struct, frozen=True, kw_only=True):
     status: TaskStatus
     generation_time_seconds: float | None
     error_message: str | None
-    created_at: datetime
+    created_at: Moment
     tts_provider: str
     output_format: str | None
     client: str | None
@@ -270,7 +277,7 @@ class VoiceEntry(Struct, frozen=True, kw_only=True):
     source: str
     description: str | None
     consent: str | None
-    created_at: datetime
+    created_at: Moment
     tts_provider: str
     provider_voice_id: str | None
     provider_target_model: str | None
@@ -335,6 +342,28 @@ class OpenAIProblem(Struct, frozen=True):
     error: OpenAIError
 
 
+class OpenAIDeltaEvent(Struct, frozen=True, kw_only=True):
+    """The next audio in base64, where ``stream_format`` is ``sse``."""
+
+    type: Literal["speech.audio.delta"] = "speech.audio.delta"
+    audio: str
+
+
+class OpenAITokens(Struct, frozen=True, kw_only=True):
+    """``input_tokens`` are the characters of the text."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class OpenAIDoneEvent(Struct, frozen=True, kw_only=True):
+    """The last event of a speech that is whole."""
+
+    type: Literal["speech.audio.done"] = "speech.audio.done"
+    usage: OpenAITokens
+
+
 class SpeakingVoice(Struct, frozen=True, kw_only=True):
     id: UUID
     name: str
@@ -373,9 +402,9 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
     id: UUID
     name: str
     prefix: str
-    created_at: datetime
-    last_used_at: datetime | None
-    expires_at: datetime | None
+    created_at: Moment
+    last_used_at: Moment | None
+    expires_at: Moment | None
 
 
 class KeyCreated(Struct, frozen=True, kw_only=True):
@@ -385,8 +414,8 @@ class KeyCreated(Struct, frozen=True, kw_only=True):
     name: str
     prefix: str
     key: str
-    created_at: datetime
-    expires_at: datetime | None
+    created_at: Moment
+    expires_at: Moment | None
 
 
 class KeysAnswer(Struct, frozen=True):
@@ -466,8 +495,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     avatar_url: str | None
     subscription_tier: str | None
     credits_remaining: float | None
-    created_at: datetime | None
-    updated_at: datetime | None
+    created_at: Moment | None
+    updated_at: Moment | None
 
 
 class ProfileChange(Struct, frozen=True, kw_only=True):

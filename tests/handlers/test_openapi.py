@@ -2,17 +2,21 @@
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
+from server import contract
 from server.dev.simulator import Simulator
 from server.handlers.openapi import document
-from tests.gateway import Client, Gateway, insert_voice
+from server.settings import Settings
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.support import wait_for
 
 # Links are opaque: a client follows what it was given, and what stands in them is nobody's business but ours.
@@ -68,19 +72,81 @@ def test_names_of_operations_are_unique_and_every_one_has_a_summary() -> None:
 
 def test_generators_find_what_they_need() -> None:
     described = document()
-    result = described["components"]["schemas"]["TaskAnswer"]["properties"]["result"]
-    names = {option.get("$ref", "").rpartition("/")[2] for option in result["anyOf"]}
-    assert {"SpeechResult", "PreviewResult"} <= names
+    schemas = described["components"]["schemas"]
+    for type_, result in (
+        ("generate", "SpeechResult"),
+        ("design_preview", "PreviewResult"),
+        ("clone", "RenewalResult"),
+    ):
+        task = schemas[schemas["TaskAnswer"]["discriminator"]["mapping"][type_].rpartition("/")[2]]
+        assert task["properties"]["type"]["enum"] == [type_]
+        assert task["properties"]["result"]["$ref"].endswith(f"/{result}")
+    assert schemas["GenerationEntry"]["properties"]["created_at"] == {"type": "string", "format": "date-time"}
     assert described["servers"][0]["url"] == "/"
-    tags = {tag["name"] for tag in described["tags"]}
-    for methods in described["paths"].values():
-        for operation in methods.values():
-            assert set(operation["tags"]) <= tags
-            assert operation["tags"]
+    tags = {tag["name"] for tag in described["tags"] if tag["description"]}
+    for operation in operations():
+        assert set(operation["tags"]) <= tags
+        assert operation["tags"]
     stream = described["paths"]["/api/generate/stream"]["get"]["responses"]["200"]
     assert stream["content"]["audio/mpeg"]["schema"] == {"type": "string", "format": "binary"}
     assert stream["content"]["text/event-stream"]["schema"] == {"type": "string"}
     assert "X-Utter-Task-Id" in stream["headers"]
+    for event in ("DeltaEvent", "WordsEvent"):
+        assert event in stream["description"]
+        assert schemas[event]["properties"]
+    form = described["paths"]["/api/voices/design"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["audio"] == {"type": "string", "format": "binary"}
+
+
+def test_everybody_is_told_what_an_operation_does_with_an_example_that_is_true() -> None:
+    """Every JSON that an operation takes or answers, in the form of its schema; a request is taken by its type."""
+    described = document()
+    for operation in operations():
+        assert len(operation["description"]) > 20
+        body = operation.get("requestBody", {"content": {}})
+        jsons = [
+            answer["content"]["application/json"]
+            for answer in operation["responses"].values()
+            if "content" in answer and "application/json" in answer["content"]
+        ]
+        for media in (*jsons, *(media for name, media in body["content"].items() if name == "application/json")):
+            if "$ref" in media["schema"]:
+                assert media["example"]
+                valid(described, media["schema"], media["example"])
+        if "application/json" in body["content"]:
+            media = body["content"]["application/json"]
+            type_ = getattr(contract, media["schema"]["$ref"].rpartition("/")[2])
+            msgspec.convert(media["example"], type_, strict=False)
+
+
+def operations() -> list[dict[str, Any]]:
+    return [operation for methods in document()["paths"].values() for operation in methods.values()]
+
+
+def valid(described: dict[str, Any], schema: dict[str, Any], value: object) -> None:
+    whole = {**schema, "components": described["components"]}
+    Draft202012Validator(whole, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(value)
+
+
+async def test_its_limits_are_those_of_the_settings(settings: Settings, database_url: str) -> None:
+    """What it forbids is refused, what it allows is taken."""
+    changed = replace(settings, qwen_max_text_chars=60, public_base_url="https://voice.example/speech")
+    async with running_gateway(changed) as gateway, gateway.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id)
+        served = (await client.http.get("/api/openapi.json")).json()
+        assert served["servers"][0]["url"] == "https://voice.example/speech"
+        schemas = served["components"]["schemas"]
+        asked = schemas["GenerateRequest"]["properties"]
+        assert (asked["text"]["minLength"], asked["text"]["maxLength"]) == (1, 60)
+        assert schemas["SpeechWanted"]["properties"]["input"]["maxLength"] == 4096
+        languages = (await client.http.get("/api/languages")).json()["languages"]
+        assert asked["language"]["enum"] == languages
+        for text, status in (("x" * 60, 200), ("x" * 61, 400), ("", 400)):
+            answer = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": text})
+            assert answer.status_code == status
+        [page] = [p for p in served["paths"]["/api/voices"]["get"]["parameters"] if p["name"] == "page"]
+        for number, status in ((page["schema"]["maximum"], 200), (page["schema"]["maximum"] + 1, 400)):
+            assert (await client.http.get("/api/voices", params={"page": number})).status_code == status
 
 
 async def test_what_needs_a_token_says_so(gateway: Gateway) -> None:
@@ -119,14 +185,11 @@ class Witness:
         if "content" in answer:
             assert content_type in answer["content"], (method, path, status, content_type)
             if content_type == "application/json":
-                schema = answer["content"][content_type]["schema"]
-                whole = {**schema, "components": self._described["components"]}
-                Draft202012Validator(whole, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
-                    response.json()
-                )
+                valid(self._described, answer["content"][content_type]["schema"], response.json())
         else:
             assert not response.content, (method, path, status)
-        for header, described in answer.get("headers", {}).items():
+        for header in answer.get("headers", {}):
+            described = self._described["components"]["headers"][header]
             assert header in response.headers or not described.get("required")
         return response
 
