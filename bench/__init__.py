@@ -9,7 +9,8 @@
   the spool, the leases and the storing of what was spoken;
 - the **floor**, a bare relay from the source's socket to the follower's, with the same two network libraries, without
   a database, an id, an authorization or a second reader (``relay.py``);
-- a **plain handler**, the same relay as it is usually written: FastAPI, ``json``, a queue for each client (``plain.py``).
+- a **plain handler**, the same relay as it is usually written: FastAPI, ``json``, a queue for each client
+  (``plain.py``).
 
 The three take turns with the same source and the same followers, so that the ratios mean something on any
 machine; absolute figures are those of this machine on this day. What is reported, for each number of streams:

@@ -2,7 +2,7 @@
 
 The same two libraries carry the bytes as in the server (``websockets`` in, uvicorn out), so the difference is what the
 product does between them: parsing, checking, decoding, keeping, sharing, resuming, authorizing. Beside it one endpoint
-that answers a poll with one indexed SELECT.
+that answers a poll with one indexed SELECT, behind the framework that the server uses.
 """
 
 import argparse
@@ -13,6 +13,10 @@ from typing import Any
 import asyncpg
 import msgspec
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
@@ -38,10 +42,11 @@ class Relay:
     def __init__(self, source_url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._source_url = source_url
         self._pool = pool
+        self._polls = Starlette(routes=[Route("/poll/{task_id}", self._poll)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/poll/"):
-            await self._poll(scope["path"].removeprefix("/poll/"), send)
+            await self._polls(scope, receive, send)
         else:
             await self._stream(send)
 
@@ -63,10 +68,11 @@ class Relay:
                     finished = b'"session.finished"' in heard
         await send({"type": "http.response.body", "body": b""})
 
-    async def _poll(self, task_id: str, send: Send) -> None:
-        row = await self._pool.fetchrow("SELECT id, status FROM public.tasks WHERE id = $1", task_id)
-        await _start(send, b"application/json")
-        await send({"type": "http.response.body", "body": msgspec.json.encode(dict(row or {}))})
+    async def _poll(self, request: Request) -> Response:
+        row = await self._pool.fetchrow(
+            "SELECT id, status FROM public.tasks WHERE id = $1", request.path_params["task_id"]
+        )
+        return Response(msgspec.json.encode(dict(row or {})), media_type="application/json")
 
 
 async def _start(send: Send, media_type: bytes) -> None:
