@@ -56,6 +56,7 @@ from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.progress import ProgressWriter
 from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
 from server.settings import Settings
@@ -209,6 +210,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             pacer=pacer,
             live=live,
             spool=spool,
+            progress=ProgressWriter(database, announcer, every_seconds=settings.intervals.spool_every_seconds),
             kept=KeptLogs(database, spool, leases.owner),
             following=Following(database, listener, live, announcer),
             storage=storage,

@@ -57,7 +57,14 @@ async def working(parts: Parts) -> AsyncIterator[None]:
     queue.register(CANCEL_MODAL_JOB, partial(cancel_modal, parts))
     async with (
         background(parts.listener.run, parts.announcer.run, parts.spool.run, parts.following.run, parts.leases.run),
-        background(sweeper.run, parts.kept.run, parts.keyring.run, parts.retirements.run, partial(attend, parts)),
+        background(
+            parts.progress.run,
+            sweeper.run,
+            parts.kept.run,
+            parts.keyring.run,
+            parts.retirements.run,
+            partial(attend, parts),
+        ),
         asyncio.TaskGroup() as group,
         parts.speeches.running(),
     ):

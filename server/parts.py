@@ -19,6 +19,7 @@ from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.progress import ProgressWriter
 from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
 from server.settings import Settings
@@ -49,6 +50,7 @@ class Parts:
     pacer: Pacer
     live: LiveAudio
     spool: SpoolWriter
+    progress: ProgressWriter
     kept: KeptLogs
     following: Following
     storage: ObjectStore

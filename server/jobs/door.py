@@ -24,8 +24,8 @@ OPENAI_TEXT_CHARS = 4096
 FORMATS = ("mp3", "wav", "pcm")
 SLOWEST, FASTEST = 0.5, 2.0
 NAMES_AT_MOST = 30
-# What a task says as long as its text cannot have left us.
-_NOT_SENT = (None, "ws_connecting", "provider_synthesizing")
+# Nobody begins it in the moment in which its client is told that nobody has.
+_BEFORE_SECONDS = 0.25
 
 FULL = "Too many people are speaking right now, so this was not begun. Please try again in a moment."
 
@@ -77,7 +77,7 @@ async def speak(
         body=wanted,
         attended_hash=hashlib.sha256(msgspec.json.encode(wanted)).digest(),
         asks_again=asks_again,
-        begun_within_seconds=parts.settings.deadlines.door_wait_seconds,
+        begun_within_seconds=max(0.0, parts.settings.deadlines.door_wait_seconds - _BEFORE_SECONDS),
         instruction=wanted.instructions if lane.instructs else None,
     )
     return await submit(parts, user_id, request, key, origin)
@@ -133,9 +133,11 @@ async def give_up_waiting(parts: Parts, user_id: UUID, task_id: UUID) -> None:
     """
     async with parts.database.connection() as connection:
         task = await tasks.find(connection, task_id, user_id)
-        if task is None or task.terminal or task.byte_length or task.run_state not in ("queued", "speaking"):
+        if task is None or task.terminal or task.generation_id is None:
             return
-        if task.provider_status not in _NOT_SENT or task.generation_id is None:
+        # Of what is being spoken, only what is bought piece by piece has a record of whether anything was.
+        in_pieces = task.run_state == "speaking" and task.provider_status == "provider_synthesizing"
+        if task.run_state != "queued" and not in_pieces:
             return
         if await purchases.any_of(connection, task_id):
             return

@@ -16,7 +16,7 @@ from server.errors import Overloaded, ProviderError, StorageUnavailable, UtterEr
 from server.jobs.encoding import AsMp3
 from server.jobs.finalize import store_spoken
 from server.jobs.pieces import InPieces
-from server.jobs.progress import show, unless_away
+from server.jobs.progress import unless_away
 from server.parts import Parts
 from server.providers.lanes import lane_of
 from server.providers.speech import (
@@ -32,7 +32,7 @@ from server.providers.speech import (
 )
 from server.records import speech, voices, words
 from server.records.runs import Fenced, Storable
-from server.records.speech import RESTARTED, Assignment, Ending, Marked
+from server.records.speech import RESTARTED, Assignment, Ending, Marked, Progress
 from server.relay.leases import Hold
 from server.relay.live import AudioLog
 
@@ -133,23 +133,32 @@ class _Synthesis:
         self._unwritten: dict[int, list[words.Word]] = {}
         self._doubted = False  # whether a voice that is said to be gone was asked for once more
         self._said = "streaming"  # the provider's last word; each lane has its own
+        self._noting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         parts, assignment, log = self._parts, self._assignment, self._log
-        with parts.live.speaking(log), parts.spool.writing(log, self._scope.cancel):
-            parts.announcer.changed(assignment.task_id)
-            try:
-                facts = await self._speak_until_it_works()
-            except VoiceGone as exc:
-                await self._mark_voice_gone()
-                await self._failed(exc)
-            except UtterError as exc:
-                await self._failed(exc)
-            except Exception:  # a mistake of ours ends this speech with words, not with a silent wait for the sweep
-                logger.exception("synthesis failed", extra={"task_id": str(assignment.task_id)})
-                await self._failed(UtterError())
-            else:
-                await self._spoken(facts)
+        async with asyncio.TaskGroup() as self._beside:
+            with (
+                parts.live.speaking(log),
+                parts.spool.writing(log, self._scope.cancel),
+                parts.progress.showing(assignment.task_id),
+            ):
+                parts.announcer.changed(assignment.task_id)
+                await self._to_its_end()
+
+    async def _to_its_end(self) -> None:
+        try:
+            facts = await self._speak_until_it_works()
+        except VoiceGone as exc:
+            await self._mark_voice_gone()
+            await self._failed(exc)
+        except UtterError as exc:
+            await self._failed(exc)
+        except Exception:  # a mistake of ours ends this speech with words, not with a silent wait for the sweep
+            logger.exception("synthesis failed", extra={"task_id": str(self._assignment.task_id)})
+            await self._failed(UtterError())
+        else:
+            await self._spoken(facts)
 
     async def _speak_until_it_works(self) -> dict[str, object]:
         """The provider's facts about a complete speech, after as many starts as ``may_start_again`` allows."""
@@ -211,38 +220,43 @@ class _Synthesis:
         async for event in spoken:
             if type(event) is AudioDelta:
                 first = not log.length
+                if first:
+                    self._show(self._said)  # not before: "streaming" means that there is audio
                 log.append(event.audio, event.encoded)
                 spool.grew(log)
                 if first:
-                    await self._first_delta(event.audio, spoken.facts())
+                    self._first_delta(event.audio, spoken.facts())
             elif type(event) is SpeechStatus:
                 self._said = event.provider_status
                 if event.sample_rate_hz:
                     log.sample_rate_hz = event.sample_rate_hz
                 if event.provider_status != "streaming":  # said together with what the first delta tells
-                    await self._show(event.provider_status)
+                    self._show(event.provider_status)
             elif type(event) is SpeechWords:
                 await self._words(event)
             elif type(event) is SpeechEnd:
                 facts = event.facts
         return facts
 
-    async def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
+    def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
         waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
         self._parts.metrics.first_audio(self._assignment.provider, waited)
         self._parts.endings.heard(self._assignment.task_id, waited)
         clock = self._log.audio_format.clock(self._log.sample_rate_hz)
         clock.feed(audio)
         rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0
+        self._noting = self._beside.create_task(self._note_audio(rate, facts))
+
+    async def _note_audio(self, bits_per_second: int, facts: dict[str, object]) -> None:
+        """Keep what the first delta told, beside the speech: the second one must not wait for it."""
         known: dict[str, object] = {name: facts[name] for name in ("request_id", "session_id") if name in facts}
         with unless_away(self._parts, self._assignment.task_id):
             async with self._parts.database.transaction() as connection:
                 await speech.note_audio(
                     connection,
                     self._assignment,
-                    provider_status=self._said,
                     sample_rate_hz=self._log.sample_rate_hz,
-                    bits_per_second=rate,
+                    bits_per_second=bits_per_second,
                     # Should this process die, nobody else could tell what the provider called this.
                     facts=known,
                 )
@@ -256,14 +270,17 @@ class _Synthesis:
                 await words.add(connection, self._assignment.generation_id, self._unwritten)
             self._unwritten = {}
 
-    async def _show(self, provider_status: str) -> None:
-        await show(self._parts, self._assignment.task_id, self._assignment.attempt, provider_status)
+    def _show(self, provider_status: str) -> None:
+        progress = Progress(self._assignment.task_id, self._assignment.attempt, provider_status)
+        self._parts.progress.say(progress)
 
     async def _spoken(self, facts: dict[str, object]) -> None:
         parts, assignment = self._parts, self._assignment
         if self._starts:
             facts = {**facts, "attempts": self._starts}
         try:
+            if self._noting:
+                await self._noting
             if self._unwritten:
                 await parts.database.patiently(words.add, assignment.generation_id, self._unwritten)
             marked = await self._mark(facts)

@@ -212,11 +212,40 @@ async def progress(connection: Connection, task_id: UUID, attempt: int, provider
     return bool(moved)
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """What the provider is at, of one attempt."""
+
+    task_id: UUID
+    attempt: int
+    provider_status: str
+
+
+async def show_progress(connection: Connection, said: list[Progress]) -> set[UUID]:
+    """Show where the provider's work stands for many tasks at once, without waiting for one that somebody has locked.
+
+    Returns:
+        The tasks that were shown; the others are locked, have ended, or belong to another attempt.
+    """
+    rows = await connection.fetch(
+        """WITH held AS (
+               SELECT t.id, s.provider_status
+                 FROM unnest($1::uuid[], $2::int[], $3::text[]) AS s (task_id, attempt, provider_status)
+                 JOIN public.tasks t ON t.id = s.task_id AND t.status IN ('pending', 'processing')
+                 JOIN internal.runs r ON r.task_id = s.task_id AND r.attempt = s.attempt AND r.state = 'speaking'
+                ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED)
+           UPDATE public.tasks t SET provider_status = h.provider_status FROM held h WHERE t.id = h.id
+           RETURNING t.id""",
+        [one.task_id for one in said],
+        [one.attempt for one in said],
+        [one.provider_status for one in said],
+    )
+    return {row["id"] for row in rows}
+
+
 async def note_audio(
     connection: Connection,
     assignment: Assignment,
     *,
-    provider_status: str,
     sample_rate_hz: int,
     bits_per_second: int,
     facts: dict[str, Any],
@@ -239,7 +268,6 @@ async def note_audio(
         assignment.attempt,
         facts,
     )
-    await progress(connection, assignment.task_id, assignment.attempt, provider_status)
     await runs.note_sample_rate(connection, assignment.task_id, assignment.attempt, sample_rate_hz)
 
 

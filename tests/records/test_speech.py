@@ -110,11 +110,14 @@ async def show_progress(world: World) -> object:
     return await speech.progress(world.connection, world.task_id, 1, "streaming")
 
 
+async def show_progress_of_many(world: World) -> object:
+    return await speech.show_progress(world.connection, [speech.Progress(world.task_id, 1, "streaming")])
+
+
 async def note_audio(world: World) -> None:
     await speech.note_audio(
         world.connection,
         world.assignment,
-        provider_status="streaming",
         sample_rate_hz=8000,
         bits_per_second=1,
         facts={"session_id": "mine"},
@@ -174,6 +177,7 @@ async def cancel(world: World) -> object:
 MAY: dict[Actor, set[Run]] = {
     claim: {QUEUED, SILENT},  # its own: the answer to a claim may have been lost
     show_progress: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
+    show_progress_of_many: {SILENT, HEARD},
     note_audio: {QUEUED, SILENT, HEARD, SPOKEN, UNSTORED},
     mark_spoken: {HEARD},
     requeue: {SILENT},
