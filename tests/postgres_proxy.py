@@ -8,8 +8,34 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-_NOTIFICATION, _READY, _QUERY = b"A", b"Z", b"Q"
+_NOTIFICATION, _READY, _QUERY, _PARSE, _BIND = b"A", b"Z", b"Q", b"P", b"B"
 _DEMOTION = b"SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY\0"
+
+
+class _Statements:
+    """What one client has prepared: a statement is known by its words at its hundredth use, too."""
+
+    def __init__(self) -> None:
+        self._words: dict[bytes, bytes] = {}
+        self._rest = b""
+        self._head = 4  # the first message of a connection has no type before its length
+
+    def used_in(self, data: bytes) -> bytes:
+        """The words of the prepared statements that these bytes make use of."""
+        self._rest += data
+        used = b""
+        while len(self._rest) >= self._head:
+            size = self._head - 4 + int.from_bytes(self._rest[self._head - 4 : self._head])
+            if len(self._rest) < size:
+                break
+            kind, body = self._rest[: self._head - 4], self._rest[self._head : size]
+            self._rest, self._head = self._rest[size:], 5
+            if kind == _PARSE:
+                name, _, words = body.partition(b"\0")
+                self._words[name] = words.partition(b"\0")[0]
+            elif kind == _BIND:
+                used += self._words.get(body.split(b"\0", 2)[1], b"")
+        return used
 
 
 class _Line:
@@ -17,6 +43,7 @@ class _Line:
 
     def __init__(self, upstream: asyncio.StreamWriter) -> None:
         self.upstream = upstream
+        self.statements = _Statements()
         self.idle = False
         self.losing = False
         self.demoting: asyncio.Future[None] | None = None
@@ -41,7 +68,7 @@ class PostgresProxy:
     def __init__(self, url: str, folder: Path) -> None:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
-        self._upstream = Path(query["host"]) / f".s.PGSQL.{query['port']}"
+        self._upstream = _socket_of(url)
         self._socket = folder / self._upstream.name
         self.url = parts._replace(query=urlencode({**query, "host": str(folder)}, safe="/")).geturl()
         self.notifications = True
@@ -69,6 +96,10 @@ class PostgresProxy:
         """The outage is over."""
         self._shut = False
 
+    def lead_to(self, url: str) -> None:
+        """From now on new connections reach this server, the successor of the one that was behind the door."""
+        self._upstream = _socket_of(url)
+
     def remove(self) -> None:
         """Take the door itself away: its socket is no longer there."""
         self._socket.unlink()
@@ -84,7 +115,10 @@ class PostgresProxy:
 
     @contextlib.contextmanager
     def holding_back(self, marker: bytes) -> Iterator[asyncio.Event]:
-        """Keep the next message that holds ``marker`` from PostgreSQL while the block lasts; set once it came."""
+        """Keep the next message that holds ``marker`` from PostgreSQL while the block lasts; set once it came.
+
+        A prepared statement is recognised by its words each time it is used.
+        """
         self._held_marker, self._held_back, self._released = marker, asyncio.Event(), asyncio.Event()
         try:
             yield self._held_back
@@ -172,7 +206,8 @@ class PostgresProxy:
             await self._flowing.wait()
             if line.demoting:
                 await line.demoting
-            if self._held_marker and self._held_marker in data:
+            used = line.statements.used_in(data)
+            if self._held_marker and (self._held_marker in data or self._held_marker in used):
                 self._held_marker = None
                 self._held_back.set()
                 await self._released.wait()
@@ -200,6 +235,11 @@ class PostgresProxy:
                 writer.write(message)
                 await writer.drain()
             line.idle = line.idle or (ready and message[5:6] == b"I")
+
+
+def _socket_of(url: str) -> Path:
+    query = dict(parse_qsl(urlsplit(url).query))
+    return Path(query["host"]) / f".s.PGSQL.{query['port']}"
 
 
 @asynccontextmanager

@@ -38,6 +38,8 @@ _MADE_FOR = "made-for"
 
 _WATCH = 'read -r _ || { kill -INT "$1"; while kill -0 "$1"; do sleep 0.1; done; rmdir "$2"; }'
 
+_READY = ("ready", "standby")  # what a server writes beside its process id once it takes connections
+
 _INITDB_SECONDS = 120.0
 _START_SECONDS = 120.0  # a cluster that was killed replays its log first
 _LEFTOVER_SECONDS = 20.0
@@ -268,7 +270,7 @@ class EmbeddedPostgres:
         while True:
             with suppress(FileNotFoundError):
                 lines = pid_file.read_text().splitlines()
-                if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
+                if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() in _READY:
                     return
             if process.poll() is not None or time.monotonic() > deadline:
                 log = (self.home / "postgres.log").read_bytes()

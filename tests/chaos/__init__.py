@@ -1,0 +1,1 @@
+"""The bad week: whole processes on real parts, killed, paused, cut off and replaced; one judge looks afterwards."""
