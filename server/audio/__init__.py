@@ -20,7 +20,7 @@ from server.audio.formats import (
     pcm_duration_seconds,
 )
 from server.audio.mp3 import Mp3Clock, mp3_duration_seconds
-from server.audio.mp3_frames import WholeFrames
+from server.audio.mp3_frames import Mp3Joint, SampleJoint, WholeFrames
 from server.audio.mp4 import parse_m4a
 from server.audio.references import (
     REFERENCE_MIME_TYPES,
@@ -46,10 +46,12 @@ __all__ = [
     "Clock",
     "Mp3Clock",
     "Mp3Encoder",
+    "Mp3Joint",
     "PcmClock",
     "Recording",
     "ReferenceKind",
     "Resampler",
+    "SampleJoint",
     "Wav",
     "WholeFrames",
     "duration_seconds",

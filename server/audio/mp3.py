@@ -135,7 +135,7 @@ class Mp3Clock:
             length, samples, rate_hz = kind
             if end - at < length:
                 break
-            if not _is_index(data, at):
+            if not is_index(data, at):
                 self._counts[samples, rate_hz] = self._counts.get((samples, rate_hz), 0) + 1
             self._at_border = self._in_stream = True
             at += length
@@ -151,7 +151,7 @@ class Mp3Clock:
         if self._in_stream or self._skip or len(self._tail) < 4:
             return None
         kind = frame_kind(self._tail, 0)
-        return kind if kind and kind[0] == len(self._tail) and not _is_index(self._tail, 0) else None
+        return kind if kind and kind[0] == len(self._tail) and not is_index(self._tail, 0) else None
 
 
 def mp3_duration_seconds(data: bytes | bytearray | memoryview) -> float:
@@ -185,12 +185,20 @@ def continues(data: bytes, at: int, following: int) -> bool:
     return (one ^ other) & _SAME_STREAM == 0
 
 
-def _is_index(data: bytes, at: int) -> bool:
-    """Whether the frame at ``at`` is a Xing, Info or VBRI frame: a table of contents without sound."""
+def is_mpeg_1(data: bytes, at: int) -> bool:
+    """Whether the frame at ``at`` is of MPEG-1, and not of MPEG-2 or 2.5."""
+    return data[at + 1] >> 3 & 0b11 == 0b11
+
+
+def side_info_bytes(data: bytes, at: int) -> int:
+    """How long the side information of the frame at ``at`` is."""
     mono = data[at + 3] >> 6 == 0b11
-    mpeg_1 = data[at + 1] >> 3 & 0b11 == 0b11
-    side_info_bytes = {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[mpeg_1, mono]
-    mark = at + 4 + side_info_bytes
+    return {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[is_mpeg_1(data, at), mono]
+
+
+def is_index(data: bytes, at: int) -> bool:
+    """Whether the frame at ``at`` is a Xing, Info or VBRI frame: a table of contents without sound."""
+    mark = at + 4 + side_info_bytes(data, at)
     return data[mark : mark + 4] in (b"Xing", b"Info") or data[at + 36 : at + 40] == b"VBRI"
 
 

@@ -10,6 +10,7 @@ import time
 from uuid import UUID
 
 import anyio
+import msgspec
 
 from server.audio import format_named
 from server.errors import Overloaded, ProviderError, StorageUnavailable, UtterError, VoiceGone
@@ -21,8 +22,10 @@ from server.parts import Parts
 from server.providers.lanes import lane_of
 from server.providers.speech import (
     AudioDelta,
+    GoingOn,
     Speech,
     SpeechEnd,
+    SpeechMark,
     SpeechProvider,
     SpeechRequest,
     SpeechStatus,
@@ -30,11 +33,12 @@ from server.providers.speech import (
     may_start_again,
     pause_before_start,
 )
-from server.records import speech, voices, words
+from server.records import runs, speech, voices, words
 from server.records.runs import Fenced, Storable
 from server.records.speech import RESTARTED, Assignment, Ending, Marked, Progress
 from server.relay.leases import Hold
-from server.relay.live import AudioLog
+from server.relay.live import AudioLog, Note
+from server.relay.spool import spooled
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +75,12 @@ async def speak(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, 
     Args:
         scope: What whoever ends the speech cancels; not entered yet.
     """
+    synthesis = _Synthesis(parts, assignment, scope, hold)
     with parts.metrics.session(assignment.provider):
         with scope:
-            await _in_memory(parts, assignment, scope, hold)
+            await _in_memory(parts, assignment, synthesis)
         if scope.cancelled_caught and parts.leases.released:
-            await _give_back(parts, assignment)
+            await _give_back(parts, assignment, synthesis)
 
 
 def bytes_of(text: str) -> int:
@@ -83,23 +88,30 @@ def bytes_of(text: str) -> int:
     return round(len(text) * SECONDS_PER_CHARACTER * BYTES_PER_SECOND)
 
 
-async def _in_memory(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, hold: Hold) -> None:
+async def _in_memory(parts: Parts, assignment: Assignment, synthesis: "_Synthesis") -> None:
     """Speak once there is room for what the text can become; others go on meanwhile, and a cancel is heard."""
     wait = parts.settings.deadlines.queue_seconds
     try:
         async with parts.memory.room(bytes_of(assignment.text), within_seconds=wait):
-            await _Synthesis(parts, assignment, scope, hold).run()
+            await synthesis.run()
     except Overloaded as exc:
         ending = Ending(detail=exc.detail, category=exc.category, facts={"error": {"code": "no_memory"}})
         await parts.endings.end(assignment.task_id, ending, attempt=assignment.attempt)
 
 
-async def _give_back(parts: Parts, assignment: Assignment) -> None:
-    """This process is leaving: a run that nobody has heard may be spoken by the next one, any other has failed."""
+async def _give_back(parts: Parts, assignment: Assignment, synthesis: "_Synthesis") -> None:
+    """This process is leaving: the next one speaks a run that nobody has heard, or goes on; any other has failed."""
     task_id, attempt = assignment.task_id, assignment.attempt
     for_seconds = parts.settings.deadlines.leaving_database_seconds
     if not await parts.database.patiently_for(
-        for_seconds, speech.requeue, parts.queue, task_id, attempt, reason="server restarted"
+        for_seconds,
+        speech.requeue,
+        parts.queue,
+        task_id,
+        attempt,
+        reason="server restarted",
+        begun=synthesis.begun,
+        facts=synthesis.facts,
     ):
         cut = Ending(detail=RESTARTED, category="internal", facts={"error": {"code": "server_restarted"}})
         await parts.endings.end(task_id, cut, attempt=attempt, for_seconds=for_seconds)
@@ -121,19 +133,34 @@ class _Synthesis:
         self._hold = hold
         self._assignment = assignment
         self._scope = scope
+        lane = lane_of(assignment.provider, assignment.provider_target_model)
         self._log = AudioLog(
             task_id=assignment.task_id,
             attempt=assignment.attempt,
             audio_format=format_named(assignment.format_name),
-            sample_rate_hz=24_000,
+            sample_rate_hz=assignment.kept.sample_rate_hz,
+            goes_on=lane is not None and lane.goes_on,
         )
+        self._spoken_to: Speech | None = None
+        self._paid_twice_from = assignment.kept.paid_twice_from
+        self._mended = False
+        self._told = False  # what the first delta tells
         self._started_at = time.monotonic()
         self._starts: list[dict[str, object]] = []
         self._batches = 0  # of words with their times
-        self._unwritten: dict[int, list[words.Word]] = {}
         self._doubted = False  # whether a voice that is said to be gone was asked for once more
         self._said = "streaming"  # the provider's last word; each lane has its own
         self._noting: asyncio.Task[None] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """The text may have been sent, and what is spoken of it may have to be paid for."""
+        return self._spoken_to is not None and self._spoken_to.text_sent
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the provider told of the session under way."""
+        return self._spoken_to.facts() if self._spoken_to else {}
 
     async def run(self) -> None:
         parts, assignment, log = self._parts, self._assignment, self._log
@@ -157,8 +184,35 @@ class _Synthesis:
         except Exception:  # a mistake of ours ends this speech with words, not with a silent wait for the sweep
             logger.exception("synthesis failed", extra={"task_id": str(self._assignment.task_id)})
             await self._failed(UtterError())
+        except asyncio.CancelledError:
+            if self._log.goes_on and self._parts.leases.released:
+                # The provider is left by now; what came from it is durable before the run is given away.
+                with anyio.move_on_after(self._parts.settings.deadlines.leaving_database_seconds, shield=True):
+                    await self._parts.spool.flush(self._log)
+            raise
         else:
             await self._spoken(facts)
+
+    async def _fill(self) -> None:
+        """What former attempts have left comes before anything new.
+
+        Raises:
+            UtterError: It is not all there.
+        """
+        kept, log = self._assignment.kept, self._log
+        while log.length < kept.kept_bytes:
+            parts = await self._parts.database.patiently_say(spooled, log.task_id, start=log.length)
+            if not parts:
+                raise UtterError  # most likely it has ended meanwhile
+            for part in parts:
+                log.append(part)
+        if log.length:
+            log.committed(log.length)
+            log.notes.append(Note(kept.marked_bytes, kept.marked_bytes, kept.marked_characters))
+            log.settled = 1
+            self._batches = await self._parts.database.patiently_say(
+                words.next_position, self._assignment.generation_id
+            )
 
     async def _speak_until_it_works(self) -> dict[str, object]:
         """The provider's facts about a complete speech, after as many starts as ``may_start_again`` allows."""
@@ -178,17 +232,24 @@ class _Synthesis:
             seed=seed_of(assignment.generation_id),
             job=assignment.job,
         )
-        source = self._source()
+        source, log = self._source(), self._log
+        await self._fill()
         first_failed_at: float | None = None  # waiting for our own pace is not the provider's failing
         while True:
-            self._batches = 0
-            spoken = source.speak(request)
+            going_on = await asyncio.to_thread(self._going_on) if log.length else None
+            if going_on and not any(map(str.isalnum, request.text[going_on.characters :])):
+                return self.facts  # every sentence is whole; only that this is the end was not told any more
+            began_at = log.length
+            self._spoken_to = spoken = source.speak(msgspec.structs.replace(request, going_on=going_on))
             try:
                 async with spoken:
                     return await self._relay(spoken)
             except ProviderError as exc:
                 self._starts.append({"category": exc.category, **exc.diagnostics})
-                again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=self._log.length)
+                heard = spoken.audio_bytes if going_on else log.length
+                again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=heard)
+                if not again and exc.retryable and log.length > began_at:
+                    again = await self._mends()
                 if isinstance(exc, VoiceGone) and not self._doubted:
                     # Believing it takes the voice from its owner for good, and one node that lags behind says it, too.
                     self._doubted = again = True
@@ -198,6 +259,30 @@ class _Synthesis:
                 if not again or len(self._starts) >= self._parts.settings.tries.starts or not in_time:
                     raise
                 await asyncio.sleep(pause)
+
+    def _going_on(self) -> GoingOn:
+        """Where to take up what is in the log; as long as its audio sounds."""
+        log, mark = self._log, self._last_mark
+        spoken, given = (log.audio_format.clock(log.sample_rate_hz) for _ in range(2))
+        spoken.feed(log.read(0, mark.marked_bytes))
+        given.feed(log.read(mark.marked_bytes, log.length))
+        return GoingOn(characters=mark.marked_characters, spoken_seconds=spoken.seconds, given_seconds=given.seconds)
+
+    @property
+    def _last_mark(self) -> Note:
+        return self._log.notes[-1] if self._log.notes else Note(0, 0, 0)
+
+    async def _mends(self) -> bool:
+        """The provider broke off, and the sentence under way may be begun again: once, and none of them thrice."""
+        log, mark = self._log, self._last_mark
+        if self._mended or not (log.goes_on and log.marked) or mark.marked_characters <= self._paid_twice_from:
+            return False
+        self._mended, self._paid_twice_from = True, mark.marked_characters
+        more = any(map(str.isalnum, self._assignment.text[mark.marked_characters :]))
+        self._starts[-1] |= {"goes_on_at_character": mark.marked_characters, "sentence_paid_again": more}
+        await self._parts.spool.flush(log)
+        await self._parts.database.patiently(runs.note_begun_again, log.task_id, log.attempt, mark.marked_characters)
+        return True
 
     @property
     def _encodes(self) -> bool:
@@ -219,7 +304,7 @@ class _Synthesis:
         facts: dict[str, object] = {}
         async for event in spoken:
             if type(event) is AudioDelta:
-                first = not log.length
+                first, self._told = not self._told, True
                 if first:
                     self._show(self._said)  # not before: "streaming" means that there is audio
                 log.append(event.audio, event.encoded)
@@ -233,15 +318,18 @@ class _Synthesis:
                 if event.provider_status != "streaming":  # said together with what the first delta tells
                     self._show(event.provider_status)
             elif type(event) is SpeechWords:
-                await self._words(event)
+                self._words(event)
+            elif type(event) is SpeechMark:
+                self._note_mark(event)
             elif type(event) is SpeechEnd:
                 facts = event.facts
         return facts
 
     def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
-        waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
-        self._parts.metrics.first_audio(self._assignment.provider, waited)
-        self._parts.endings.heard(self._assignment.task_id, waited)
+        if not self._assignment.kept.kept_bytes:
+            waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
+            self._parts.metrics.first_audio(self._assignment.provider, waited)
+            self._parts.endings.heard(self._assignment.task_id, waited)
         clock = self._log.audio_format.clock(self._log.sample_rate_hz)
         clock.feed(audio)
         rate = round(len(audio) * 8 / clock.seconds) if clock.seconds else 0
@@ -261,14 +349,21 @@ class _Synthesis:
                     facts=known,
                 )
 
-    async def _words(self, event: SpeechWords) -> None:
-        """Keep when words are heard. What the database does not take now goes with the end of the speech."""
-        self._unwritten[self._batches] = [(word.text, word.start_ms, word.end_ms) for word in event.words]
+    def _words(self, event: SpeechWords) -> None:
+        """Keep when words are heard, together with what is heard."""
+        said = [(word.text, word.start_ms, word.end_ms) for word in event.words]
+        log, mark = self._log, self._last_mark
+        log.notes.append(Note(log.length, mark.marked_bytes, mark.marked_characters, self._batches, said))
         self._batches += 1
-        with unless_away(self._parts, self._assignment.task_id):
-            async with self._parts.database.transaction() as connection:
-                await words.add(connection, self._assignment.generation_id, self._unwritten)
-            self._unwritten = {}
+        self._parts.spool.grew(log)
+
+    def _note_mark(self, event: SpeechMark) -> None:
+        log = self._log
+        if event.characters is None:
+            log.marked = False
+        else:
+            log.notes.append(Note(log.length, log.length, event.characters))
+        self._parts.spool.grew(log)
 
     def _show(self, provider_status: str) -> None:
         progress = Progress(self._assignment.task_id, self._assignment.attempt, provider_status)
@@ -281,8 +376,6 @@ class _Synthesis:
         try:
             if self._noting:
                 await self._noting
-            if self._unwritten:
-                await parts.database.patiently(words.add, assignment.generation_id, self._unwritten)
             marked = await self._mark(facts)
             if marked is None:
                 # Its row is gone (a browser may delete it in the database) or has ended: as good as cancelled.

@@ -29,6 +29,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
         seeds: The same text, voice and seed repeat the same audio.
         instructs: It can be told in free words how to say a text.
         times_words: It says when each word is heard.
+        goes_on: It says which sentence every byte belongs to, so that a speech that broke off can be taken up.
     """
 
     name: LaneName
@@ -39,6 +40,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     seeds: bool = False
     instructs: bool = False
     times_words: bool = False
+    goes_on: bool = False
 
     def needs_encoding(self, audio_format: AudioFormat) -> bool:
         """Whether this lane yields samples only, and speech in that format has to be made of them."""
@@ -59,6 +61,7 @@ INFERENCE = Lane(
     seeds=True,
     instructs=True,
     times_words=True,
+    goes_on=True,
 )
 # Streams too, a piece at a time.
 PIECES = Lane(name="pieces", begins="bought", formats=(WAV,), streams=True)

@@ -33,6 +33,20 @@ ProviderStatus = Literal[
 """The words of ``provider_status``: the first four on the realtime lane, the last three on the non-streaming one."""
 
 
+class GoingOn(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a speech that broke off is taken up: at the end of the last sentence that is whole.
+
+    Attributes:
+        characters: Of the text, that need not be spoken again.
+        spoken_seconds: How long they sound.
+        given_seconds: How much has been handed on of what follows them; it is left away.
+    """
+
+    characters: int
+    spoken_seconds: float
+    given_seconds: float
+
+
 class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One text to be spoken once.
 
@@ -49,6 +63,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
         instruction: How to say it, in free words.
         seed: Repeats the same audio where the lane knows seeds, 0 to 65535.
         job: Where a job API has spoken the text already, what it calls that job.
+        going_on: Where the beginning of the speech is there already, on a lane that goes on.
     """
 
     text: str
@@ -63,6 +78,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     instruction: str | None = None
     seed: int | None = None
     job: str | None = None
+    going_on: GoingOn | None = None
 
 
 class SpeechStatus(msgspec.Struct, frozen=True):
@@ -99,6 +115,12 @@ class SpeechWords(msgspec.Struct, frozen=True):
     words: tuple[SpokenWord, ...]
 
 
+class SpeechMark(msgspec.Struct, frozen=True):
+    """A sentence is whole: all audio so far is that of so many characters of the text; None where that is not known."""
+
+    characters: int | None
+
+
 class SpeechEnd(msgspec.Struct, frozen=True):
     """The speech is complete.
 
@@ -113,7 +135,7 @@ class SpeechEnd(msgspec.Struct, frozen=True):
 PACED_OUT = "paced_out"
 """The code of a start that waited for its turn as long as a start may; the next one would wait as long again."""
 
-SpeechEvent = SpeechStatus | AudioDelta | SpeechWords | SpeechEnd
+SpeechEvent = SpeechStatus | AudioDelta | SpeechWords | SpeechMark | SpeechEnd
 
 
 class Speech(Protocol):

@@ -1,4 +1,7 @@
-"""When each word of a speech is heard, as rows: a batch for each time that the provider said so, in order."""
+"""When each word of a speech is heard, as rows: a batch for each time that the provider said so, in order.
+
+They are written with the audio in which they are heard (``relay/spool.py``).
+"""
 
 from uuid import UUID
 
@@ -8,17 +11,12 @@ Word = tuple[str, int, int]
 """A word, and when it begins and ends, in milliseconds from the beginning of the speech."""
 
 
-async def add(connection: Connection, generation_id: UUID, batches: dict[int, list[Word]]) -> None:
-    """Keep batches of words by their position; one that is there is replaced. A generation that is gone keeps none."""
-    for position, words in batches.items():
-        await connection.execute(
-            """INSERT INTO internal.words (generation_id, position, words)
-               SELECT id, $2, $3 FROM public.generations WHERE id = $1
-               ON CONFLICT (generation_id, position) DO UPDATE SET words = excluded.words""",
-            generation_id,
-            position,
-            words,
-        )
+async def next_position(connection: Connection, generation_id: UUID) -> int:
+    """The position of the next batch."""
+    position: int = await connection.fetchval(
+        "SELECT coalesce(max(position) + 1, 0) FROM internal.words WHERE generation_id = $1", generation_id
+    )
+    return position
 
 
 async def since(connection: Connection, generation_id: UUID, position: int, user_id: UUID) -> list[list[Word]]:

@@ -53,6 +53,7 @@ class AudioLog:
             (docs/architecture.md, "The first delta waits for its commit").
         goes_on: Another process may append to it, should this one not finish: so followers see nothing that is not
             durable, and what was heard is what is kept.
+        marked: So far it is known where its sentences end; without that nobody can go on with it.
         notes: What becomes durable with the audio, in order; the first ``settled`` of them have.
         heard: Followers may have read it: some of it has been durable.
         ended: No byte will be added. The task may still be open: storing the audio comes after.
@@ -69,6 +70,7 @@ class AudioLog:
         self.length = 0
         self.durable = 0
         self.goes_on = goes_on
+        self.marked = True
         self.notes: list[Note] = []
         self.settled = 0
         self.heard = False

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from server.database.announce import Announcer
 from server.database.connections import REFUSED, Connection, Database
 from server.metrics import Metrics
@@ -33,9 +35,10 @@ _APPEND = """
 WITH batch AS (
     SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bytea[]) AS b (task_id, attempt, byte_offset, bytes)
 ), marks AS (
-    SELECT * FROM unnest($6::uuid[], $7::bigint[], $8::int[]) AS m (task_id, marked_bytes, marked_characters)
+    SELECT * FROM unnest($6::uuid[], $7::boolean[], $8::bigint[], $9::int[])
+        AS m (task_id, goes_on, marked_bytes, marked_characters)
 ), said AS (
-    SELECT * FROM unnest($9::uuid[], $10::int[], $11::jsonb[]) AS w (task_id, position, words)
+    SELECT * FROM unnest($10::uuid[], $11::int[], $12::text[]) AS w (task_id, position, words)
 ), span AS (
     SELECT task_id, attempt, min(byte_offset) AS start, max(byte_offset + length(bytes)) AS stop
       FROM batch GROUP BY task_id, attempt
@@ -51,7 +54,7 @@ WITH batch AS (
      WHERE h.task_id IN (SELECT task_id FROM said)
        FOR KEY SHARE OF g SKIP LOCKED
 ), ready AS (
-    SELECT h.task_id, h.stop, m.task_id IS NOT NULL AS goes_on, m.marked_bytes, m.marked_characters,
+    SELECT h.task_id, h.stop, coalesce(m.goes_on, false) AS goes_on, m.marked_bytes, m.marked_characters,
            h.task_id NOT IN (SELECT task_id FROM said) OR h.task_id IN (SELECT task_id FROM locked)
            OR NOT EXISTS (SELECT 1 FROM public.generations g WHERE g.id = h.generation_id) AS settled
       FROM held h LEFT JOIN marks m USING (task_id)
@@ -68,7 +71,7 @@ WITH batch AS (
      WHERE length(b.bytes) > 0
 ), timed AS (
     INSERT INTO internal.words (generation_id, position, words)
-    SELECT l.id, w.position, w.words FROM said w JOIN moved m USING (task_id) JOIN locked l USING (task_id)
+    SELECT l.id, w.position, w.words::jsonb FROM said w JOIN moved m USING (task_id) JOIN locked l USING (task_id)
     ON CONFLICT (generation_id, position) DO UPDATE SET words = excluded.words
 )
 SELECT task_id, byte_length, settled FROM moved
@@ -203,11 +206,12 @@ class SpoolWriter:
             [row.audio for row in batch],
             self._owner,
             [log.task_id for log in noted],
+            [log.marked for log in noted],
             [notes.mark.marked_bytes for notes in noted.values()],
             [notes.mark.marked_characters for notes in noted.values()],
             [log.task_id for log, _ in said],
             [note.position for _, note in said],
-            [note.words for _, note in said],
+            [msgspec.json.encode(note.words).decode() for _, note in said],
         )
         pause = 0.05
         while True:

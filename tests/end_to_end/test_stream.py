@@ -82,6 +82,8 @@ async def held(client: Client, voice_id: UUID, simulator: Simulator) -> AsyncIte
 async def failing(client: Client, voice_id: UUID, simulator: Simulator) -> AsyncIterator[Speech]:
     """As ``held``, but it breaks where it stands as soon as it may go on."""
     plan = hold_after(simulator, DELTAS, then={"do": "error", "code": "InternalError"})
+    # A lane that tells its sentences takes it up once.
+    simulator.behave("realtime", {"do": "error", "at": "text", "code": "InternalError"})
     answer = await client.generate(voice_id)
     await plan.held()
     yield Speech(answer, plan)

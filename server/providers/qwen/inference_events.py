@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import msgspec
 
-from server.audio import SAMPLE_BYTES, WholeFrames
+from server.audio import SAMPLE_BYTES, Mp3Joint, SampleJoint, WholeFrames
 from server.errors import ProviderUnavailable
 from server.providers.languages import language_iso
 from server.providers.qwen.errors import classify, read_envelope, violation
@@ -29,6 +29,7 @@ from server.providers.speech import (
     AudioDelta,
     SpeechEnd,
     SpeechEvent,
+    SpeechMark,
     SpeechRequest,
     SpeechStatus,
     SpeechWords,
@@ -41,6 +42,8 @@ _MOST_CHARACTERS_A_FRAME = 10_000
 # Measured, where older pages say 100.
 _MOST_INSTRUCTION_CHARACTERS = 128
 _TAKES_NO_INSTRUCTION = frozenset({"cosyvoice-v3-plus"})
+# What an encoder may hold back of a sentence when its end is told: two frames or three, and what its filters delay.
+_HELD_BACK_SECONDS = 0.1
 _NOTHING: tuple[SpeechEvent, ...] = ()
 
 
@@ -65,11 +68,12 @@ _decoder = msgspec.json.Decoder(_Frame)
 class InferenceDialogue:
     """One text spoken in one task. Feed it frames, send what it wants sent, stop at its ``SpeechEnd``.
 
-    With ``mp3`` only whole frames of the audio are handed on.
+    With ``mp3`` only whole frames of the audio are handed on. A speech that goes on is the rest of its text, without
+    the beginning of its audio that was handed on before.
 
     Attributes:
         text_sent: The frames that carry the text were handed out, so the provider may bill them.
-        audio_bytes: Bytes of audio handed on so far.
+        audio_bytes: Bytes of audio so far, also of what was handed on before.
         finished: ``task-finished`` arrived, there was audio, and no error.
     """
 
@@ -81,6 +85,10 @@ class InferenceDialogue:
         self._task_id = uuid4().hex
         self._frames = WholeFrames() if request.response_format == "mp3" else None
         self._received_bytes = 0
+        self._streaming = False
+        self._joint = _joint(request)
+        self._place = _Place(request.text, request.going_on.characters if request.going_on else 0)
+        self._begins_ms = round(request.going_on.spoken_seconds * 1000) if request.going_on else 0
         self._outgoing: list[str] = [self._run_task()]
         self._asked = False
         self._started = False
@@ -169,7 +177,7 @@ class InferenceDialogue:
         if self._started:
             return _NOTHING
         self._started = True
-        text = self._request.text
+        text = self._request.text[self._place.characters :]
         pieces = [text[at : at + _MOST_CHARACTERS_A_FRAME] for at in range(0, len(text), _MOST_CHARACTERS_A_FRAME)]
         self._outgoing += [self._message("continue-task", {"input": {"text": piece}}) for piece in pieces]
         self._outgoing.append(self._message("finish-task", {"input": {}}))
@@ -187,13 +195,15 @@ class InferenceDialogue:
     def _hand_on(self, audio: bytes) -> tuple[SpeechEvent, ...]:
         if not audio:
             return _NOTHING
-        first = not self.audio_bytes
         self.audio_bytes += len(audio)
+        if self._joint and not (audio := self._joint.feed(audio)):
+            return _NOTHING
+        first, self._streaming = not self._streaming, True
         event = AudioDelta(audio)
         return (SpeechStatus("streaming"), event) if first else (event,)
 
     def _heard_ms(self) -> int:
-        """How long everything sounds that was handed on."""
+        """How long everything sounds that has come."""
         if self._frames:
             return round(self._frames.seconds * 1000)
         return self.audio_bytes * 1000 // (SAMPLE_BYTES * self._request.sample_rate_hz)
@@ -207,9 +217,19 @@ class InferenceDialogue:
         match output.get("type"):
             case "sentence-begin":
                 self._timing.begin(sentence, self._heard_ms())
+                self._place.begin(_index(sentence), output.get("original_text"))
             case "sentence-end":
-                return _said(self._timing.words(sentence))
+                if self._joint:
+                    self._joint.leave_away_at_most(_HELD_BACK_SECONDS)
+                ends = self._place.end(_index(sentence), output.get("original_text"))
+                return *self._said(self._timing.words(sentence)), *ends
         return _NOTHING
+
+    def _said(self, words: tuple[SpokenWord, ...]) -> tuple[SpeechEvent, ...]:
+        offset = self._begins_ms
+        if offset:
+            words = tuple(SpokenWord(word.text, word.start_ms + offset, word.end_ms + offset) for word in words)
+        return (SpeechWords(words),) if words else ()
 
     def _task_finished(self, head: _Head, payload: dict[str, Any]) -> tuple[SpeechEvent, ...]:
         self._note_usage(payload)
@@ -225,7 +245,7 @@ class InferenceDialogue:
         said = output.get("sentence") if isinstance(output, dict) else None
         late = [word for one in (said if isinstance(said, list) else [said]) for word in self._timing.words(one)]
         self.finished = True
-        return *last, *_said(tuple(late)), SpeechStatus("finalizing"), SpeechEnd(self.facts())
+        return *last, *self._said(tuple(late)), SpeechStatus("finalizing"), SpeechEnd(self.facts())
 
     def _note_usage(self, payload: dict[str, Any]) -> None:
         """Usage counts up within the task: the last one seen is all of it."""
@@ -277,6 +297,50 @@ class InferenceDialogue:
     def _message(self, action: str, payload: dict[str, Any]) -> str:
         head = {"action": action, "task_id": self._task_id, "streaming": "duplex"}
         return msgspec.json.encode({"header": head, "payload": payload}).decode()
+
+
+def _joint(request: SpeechRequest) -> Mp3Joint | SampleJoint | None:
+    """What the audio is joined to, where the speech goes on."""
+    if request.going_on is None:
+        return None
+    given = request.going_on.given_seconds
+    if request.response_format == "mp3":
+        return Mp3Joint(given)
+    return SampleJoint(round(given * request.sample_rate_hz) * SAMPLE_BYTES)
+
+
+class _Place:
+    """Where in the text the sentences end that are whole, told by what the provider says that it speaks.
+
+    A sentence whose words do not stand where the last one ended cannot be placed, nor can any that follows.
+
+    Attributes:
+        characters: Of the text, up to where the next sentence begins.
+    """
+
+    def __init__(self, text: str, characters: int) -> None:
+        self.characters = characters
+        self._text = text
+        self._begun: dict[int | None, object] = {}
+        self._ended: set[int | None] = set()
+
+    def begin(self, index: int | None, original: object) -> None:
+        """A sentence begins; its words may be told again with its end, or not."""
+        self._begun.setdefault(index, original)
+
+    def end(self, index: int | None, original: object) -> tuple[SpeechEvent, ...]:
+        """A sentence has ended; that may be told more than once."""
+        if index in self._ended:
+            return _NOTHING
+        self._ended.add(index)
+        words = original if isinstance(original, str) else self._begun.get(index)
+        words = words.strip() if isinstance(words, str) else ""
+        begins = self._text.find(words, self.characters) if words else -1
+        if begins < 0 or any(map(str.isalnum, self._text[self.characters : begins])):
+            return (SpeechMark(None),)
+        ends = begins + len(words)
+        self.characters = len(self._text) - len(self._text[ends:].lstrip())
+        return (SpeechMark(self.characters),)
 
 
 class _Timing:
@@ -336,10 +400,6 @@ def _timed(word: object) -> tuple[str, int, int] | None:
     if not (isinstance(text, str) and isinstance(begin, int | float) and isinstance(end, int | float)):
         return None
     return text.replace("\0", ""), max(0, round(begin)), max(0, round(end))
-
-
-def _said(words: tuple[SpokenWord, ...]) -> tuple[SpeechEvent, ...]:
-    return (SpeechWords(words),) if words else ()
 
 
 def _words(value: object) -> str:

@@ -14,6 +14,7 @@ from server.providers.speech import (
     AudioDelta,
     SpeechEnd,
     SpeechEvent,
+    SpeechMark,
     SpeechRequest,
     SpeechStatus,
     SpeechWords,
@@ -288,8 +289,8 @@ def test_words_are_timed_from_the_beginning_however_the_provider_counts(offset: 
     task.result("sentence-begin", 1)
     task.hear(SECOND)
     second = task.result("sentence-end", 1, words=[word("Spoken", 50 + offset, 400 + offset)])
-    assert first == (SpeechWords((SpokenWord("Two", 0, 300), SpokenWord("sentences", 310, 900))),)
-    assert second == (SpeechWords((SpokenWord("Spoken", 1050, 1400),)),)
+    assert first == (SpeechWords((SpokenWord("Two", 0, 300), SpokenWord("sentences", 310, 900))), SpeechMark(None))
+    assert second == (SpeechWords((SpokenWord("Spoken", 1050, 1400),)), SpeechMark(None))
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -305,4 +306,4 @@ def test_words_that_come_with_the_end_are_told_once(many: bool) -> None:
 
 @pytest.mark.parametrize("odd", [None, "x", [None, {}], [word("a", "0", 1)], [{"text": 1}], {"a": 1}])
 def test_odd_words_are_none(odd: Any) -> None:
-    assert Task().result("sentence-end", 0, words=odd) == ()
+    assert Task().result("sentence-end", 0, words=odd) == (SpeechMark(None),)
