@@ -114,7 +114,7 @@ export class Compose {
     this.count();
     const mode = $("modes").hidden ? service.capabilities.default_generate_mode
       : $("modes").querySelector("input:checked").value;
-    const speech = utter.speak(order.request, { live: mode === "stream" });
+    const speech = utter.speak(order.request, { live: mode === "stream", words: true });
     speech.addEventListener("state", () => {
       if (speech.error) failed(speech.error);
       if (this.#busy && speech.state !== "starting") {

@@ -14,7 +14,7 @@ export class ConnectDialog {
   constructor(app) {
     this.#app = app;
     $("open-connect").onclick = () => this.open();
-    $("connect-address").value = `${location.origin}/v1`;
+    $("connect-address").value = app.utter.address(`${app.utter.base}/v1`);
     $("client").replaceChildren(...CLIENTS.map(({ name }, i) => h("option", { value: String(i) }, name)));
     $("client").onchange = () => this.#showLines();
     $("copy-address").onclick = () => copy($("connect-address").value, "Address copied.");

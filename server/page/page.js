@@ -27,7 +27,9 @@ const signIn = new SignIn({ utter: () => app.utter, entered: enter, left: () => 
   app.compose.forget();
   app.stage.clear();
 } });
-app.utter = new Utter({ token: () => signIn.token });
+// Where the page came from: below a path, if the server is.
+const base = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
+app.utter = new Utter({ base, token: () => signIn.token });
 const stage = app.stage = new Stage(app.utter);
 const voices = app.voices = new Voices(app);
 const history = app.history = new History(app);
@@ -132,7 +134,7 @@ async function enter() {
 
 /** After a reload: go on with what was being spoken. */
 function comeBack() {
-  const speech = stage.speech ? null : app.utter.restore();
+  const speech = stage.speech ? null : app.utter.restore({ words: true });
   if (!speech) return;
   stage.show(speech, { late: true });
   const describe = () => {

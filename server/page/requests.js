@@ -26,6 +26,36 @@ export class Client {
     this.token = token;
   }
 
+  /** An address that an answer holds, as it is reached from here: the server may be another, or below a path. */
+  address(path) {
+    return new URL(path, new URL(`${this.base}/`, globalThis.location?.href)).href;
+  }
+
+  /**
+   * What a link leads to that the API gives out, fetched without a token. The link is asked for, not followed: after a
+   * redirect from one origin to another a browser calls itself `null`, and some stores refuse that.
+   * @param {string} path an address that answers with a link
+   * @param {{signal?: AbortSignal, timeout?: number}} options
+   */
+  async linked(path, { signal, timeout = 60_000 } = {}) {
+    const { url } = await this.link(path, { signal });
+    const response = await read(() => fetch(this.address(url), { signal: within(timeout, signal) }), signal);
+    if (response.ok) return response;
+    throw new UtterError(`The audio cannot be fetched right now (${response.status}).`, {
+      status: response.status, category: "network", passing: response.status >= 500,
+    });
+  }
+
+  /**
+   * The link that an address of the API gives out, and how many seconds it holds.
+   * @param {string} path
+   * @param {{signal?: AbortSignal}} options
+   * @returns {Promise<{url: string, expires_in: number}>}
+   */
+  link(path, { signal } = {}) {
+    return this.call("GET", path, { headers: { Accept: "application/json" }, signal });
+  }
+
   /** One request: its JSON. @throws UtterError with a sentence, whatever went wrong. */
   async call(method, path, options) {
     const response = await this.fetch(method, path, options);

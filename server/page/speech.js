@@ -21,23 +21,26 @@ export class Speech extends EventTarget {
   error = null;
   stored = null;
   seconds = 0;
+  words = [];
 
-  #utter; #live; #wanted; #from; #remembers; #begun; #asked = performance.now();
+  #utter; #tellsWords; #live; #wanted; #from; #remembers; #begun; #asked = performance.now();
   #player = null; #next = null; #decoder = null; #whole = false; #raw = false; #heard = false;
   #rate; #volume;
   #offset = 0; #strikes = 0; #hangUp = (_why) => {}; #stop = new AbortController();
 
   /**
-   * `live: false` polls; `autoplay: false` waits for play(); `remember: false`: not for restore().
+   * `live: false` polls; `words: true` asks when words are heard; `autoplay: false` waits for play(); `remember: false`: not for restore().
    * @param {import("./requests.js").Client & {player: string, rate: number, volume: number}} utter
    * @param {{begin?: () => Promise<any>, generation_id?: string, live?: boolean, autoplay?: boolean, from?: number,
-   *          remember?: boolean, rate?: number, volume?: number}} options
+   *          remember?: boolean, words?: boolean, rate?: number, volume?: number}} options
    */
   constructor(utter, {
-    begin, generation_id, live = true, autoplay = true, from = 0, remember = true, rate = utter.rate, volume = utter.volume,
+    begin, generation_id, live = true, autoplay = true, from = 0, remember = true, words = false, rate = utter.rate,
+    volume = utter.volume,
   }) {
     super();
     this.#utter = utter;
+    this.#tellsWords = words;
     this.#rate = rate;
     this.#volume = volume;
     this.#live = live && "EventSource" in globalThis;
@@ -175,7 +178,8 @@ export class Speech extends EventTarget {
     if (Speech.#onAir) Speech.#onAir.#hangUp("taken");
     Speech.#onAir = this;
     return new Promise((resolve) => {
-      const source = new EventSource(`${this.#utter.base}${url}&as=events&offset=${this.#offset}`);
+      const words = this.#tellsWords ? "&words=1" : "";
+      const source = new EventSource(this.#utter.address(`${url}&as=events&offset=${this.#offset}${words}`));
       let lastEvent = performance.now();
       this.#strikes += 1; // taken back by the first event
       const alive = () => {
@@ -209,6 +213,14 @@ export class Speech extends EventTarget {
           this.#whole = this.state === "completed";
           this.#hangUp("end");
         } else if (this.#kind() === "element") this.#hangUp("lost"); // only now do we know the format
+      });
+      let first = true; // whoever comes back hears of all words again
+      source.addEventListener("open", () => { first = true; });
+      source.addEventListener("words", ({ data }) => {
+        alive();
+        this.words = [...(first ? [] : this.words), ...JSON.parse(data).words];
+        first = false;
+        this.#emit("words");
       });
       source.addEventListener("response.audio.delta", ({ data, lastEventId }) => {
         alive();
@@ -245,7 +257,7 @@ export class Speech extends EventTarget {
     if (Speech.#onAir) Speech.#onAir.#hangUp("taken");
     this.#from = 0;
     this.#raw = true;
-    this.#use(new ElementPlayer(`${this.#utter.base}${url}&as=audio`));
+    this.#use(new ElementPlayer(this.#utter.address(`${url}&as=audio`)));
   }
 
   #use(player) {
@@ -291,7 +303,7 @@ export class Speech extends EventTarget {
     const { signal } = this.#stop;
     const path = `/api/generations/${this.generationId}/audio`;
     this.stored = await this.#persistently(async () => {
-      const response = await this.#utter.fetch("GET", path, { signal, timeout: 60_000 });
+      const response = await this.#utter.linked(path, { signal });
       return read(() => response.blob(), signal);
     }, 5);
     const address = URL.createObjectURL(this.stored);

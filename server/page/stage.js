@@ -4,6 +4,7 @@
 import { $, attempt, clock, colour, copy, disclose, focusFirst, relabel, save, showMenu } from "./dom.js";
 import { keep, kept } from "./keep.js";
 import { samplesOf, wavFile } from "./recorder.js";
+import { Saying } from "./saying.js";
 import { takeTheFloor, yieldTheFloor } from "./tabs.js";
 import { Waveform } from "./waveform.js";
 import { fileName, stateOf } from "./words.js";
@@ -27,6 +28,7 @@ export class Stage extends EventTarget {
   /** @type {About} */
   #about = {};
   #wave = new Waveform($("wave"));
+  #saying = new Saying(() => [$("stage-title"), document.querySelector("#entries .here .said")]);
   #began = 0;
   #due = 0;
   #seeking = false;
@@ -209,6 +211,7 @@ export class Stage extends EventTarget {
     $("retry").hidden = !failed || !this.#about.again;
     $("copy-reference").hidden = !failed || !this.reference;
 
+    this.#saying.at(heard, speech?.words ?? []);
     Object.assign(this.#wave, { seconds, heard, growing: active });
     this.#wave.draw();
     this.#renderProgress(active, seconds);
@@ -249,6 +252,7 @@ export class Stage extends EventTarget {
       if (!this.#seeking) {
         this.#wave.heard = this.speech.currentTime;
         this.#wave.draw();
+        this.#saying.at(this.speech.currentTime, this.speech.words);
       }
       this.#due = requestAnimationFrame(frame);
     };
@@ -309,15 +313,13 @@ export async function asWav(blob) {
 
 /** A link to a generation's audio that works without signing in, for a while. */
 export async function audioLink(utter, generation_id) {
-  const stop = new AbortController();
-  const { url } = await utter.fetch("GET", `/api/generations/${generation_id}/audio`, { signal: stop.signal, timeout: 60_000 });
-  stop.abort(); // only where it leads was wanted
-  return url;
+  const { url } = await utter.link(`/api/generations/${generation_id}/audio`);
+  return utter.address(url);
 }
 
 /** Fetch a generation's audio and save it. */
 export async function download(utter, entry, { wav = false } = {}) {
-  const response = await utter.fetch("GET", `/api/generations/${entry.id}/audio`, { timeout: 60_000 });
+  const response = await utter.linked(`/api/generations/${entry.id}/audio`);
   const stored = await response.blob();
   const blob = wav ? await asWav(stored) : stored;
   save(blob, fileName(entry.text, blob));

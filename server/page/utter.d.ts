@@ -28,6 +28,8 @@ export interface SpeechOptions {
   autoplay?: boolean;
   /** Heard from this second on. */
   from?: number;
+  /** True: also asks when words are heard, where the voice's lane says so. */
+  words?: boolean;
   /** False: restore() does not know it after a reload. */
   remember?: boolean;
   rate?: number;
@@ -74,6 +76,7 @@ export interface SpeechEvents {
   firstaudio: CustomEvent<{ milliseconds: number }>;
   blocked: CustomEvent<undefined>;
   stored: CustomEvent<undefined>;
+  words: CustomEvent<undefined>;
   end: CustomEvent<undefined>;
 }
 
@@ -88,6 +91,8 @@ export class Speech extends EventTarget {
   readonly stored: Blob | null;
   /** How much audio is here. */
   readonly seconds: number;
+  /** What is known of when words are heard, in order. */
+  readonly words: readonly { text: string; start_ms: number; end_ms: number }[];
   /** How much of it was heard. */
   readonly currentTime: number;
   readonly paused: boolean;
@@ -153,6 +158,12 @@ export class Utter {
   replay(generation_id: string, options?: SpeechOptions): Speech;
   /** The speech that this tab was listening to when it was reloaded, or null. */
   restore(options?: SpeechOptions): Speech | null;
+  /** An address that an answer holds, as it is reached from here. */
+  address(path: string): string;
+  /** The link that an address of the API gives out, such as a generation's audio. */
+  link(path: string, options?: { signal?: AbortSignal }): Promise<{ url: string; expires_in: number }>;
+  /** What such a link leads to, fetched without a token. */
+  linked(path: string, options?: { signal?: AbortSignal; timeout?: number }): Promise<Response>;
   /** One request of the API: its JSON, or an UtterError. */
   call(method: string, path: string, options?: RequestOptions): Promise<any>;
   /** One request of the API: its response, which is a good one, or an UtterError. */

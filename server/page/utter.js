@@ -21,6 +21,7 @@
  *   speech.task      the task as GET /api/tasks/:id shows it;  speech.answer  the answer to the POST (estimate, ids)
  *   speech.seconds   how much audio is here;  speech.currentTime  how much of it was heard;  speech.paused
  *   speech.error     an UtterError with a sentence for a person;  speech.stored  Blob of the stored audio
+ *   speech.words     with `words: true` and where the voice's lane says so: [{text, start_ms, end_ms}], in order
  *   speech.rate      how fast it is heard, 1 as it was spoken;  speech.volume  0..1
  *   speech.play()  pause()  seek(seconds)  cancel()  close()
  *
@@ -28,6 +29,7 @@
  *           time      four times a second while playing    samples     detail {samples, rate}: to draw, in order
  *           playing, waiting, paused, ended                firstaudio  detail {milliseconds} since speak()
  *           blocked   the browser wants a click: play()    stored      the stored audio is here
+ *           words     more is known of when words are heard
  *           end       state is completed, failed or cancelled, and nothing more will come
  */
 import { kept } from "./keep.js";
@@ -38,7 +40,7 @@ export { UtterError } from "./requests.js";
 export { Speech };
 
 /** The version of this helper; its first number is in the address of the files that keep what it promises. */
-export const VERSION = "1.0.0";
+export const VERSION = "1.1.0";
 
 export class Utter extends Client {
   /** How fast and how loud speeches begin: 1 as they were spoken, and 0..1. */

@@ -205,7 +205,7 @@ export class Voices extends EventTarget {
       return;
     }
     this.hush();
-    const response = await this.#app.utter.fetch("GET", `/api/voices/${voice.id}/preview`, { timeout: 60_000 });
+    const response = await this.#app.utter.linked(`/api/voices/${voice.id}/preview`);
     const url = URL.createObjectURL(await response.blob());
     const audio = new Audio(url);
     audio.volume = this.#app.utter.volume;

@@ -138,7 +138,7 @@ def test_the_page_needs_nothing_but_its_own_files() -> None:
         if path.suffix != ".svg":
             foreign = set(re.findall(r"https?://[\w.]+", text)) - {"https://voice.example", "http://www.w3.org"}
             assert not foreign, path.name
-        names |= set(re.findall(r"""["(]/static/([\w.-]+)""", text))
+        names |= set(re.findall(r"""["(]/?static/([\w.-]+)""", text))
         names |= set(re.findall(r"""from "\./([\w.-]+)";""", text))
     assert names <= {path.name for path in FOLDER.iterdir()}
     assert {"page.js", "utter.js", "page.css"} <= names

@@ -20,6 +20,7 @@ class Proxy:
             connection.
         drop: Of the next stream the delta of this number (from 0) is left out.
         meddled: How many streams were treated so.
+        prefix: A path below which the server stands; it is taken away, and what lies elsewhere is answered 404.
     """
 
     def __init__(self, target: str) -> None:
@@ -32,6 +33,7 @@ class Proxy:
         self.keep_after: int | None = None
         self.drop: int | None = None
         self.meddled = 0
+        self.prefix = ""
         self._open: set[asyncio.StreamWriter] = set()
 
     def refuse_next(self, containing: str, times: int) -> None:
@@ -61,6 +63,12 @@ class Proxy:
             writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(_SORRY), _SORRY))
             await writer.drain()
             return
+        method, _, rest = head.partition(b" ")
+        if not address.startswith(f"{self.prefix}/"):
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        head = method + b" " + rest.removeprefix(self.prefix.encode())
         lines = [line for line in head[:-4].split(b"\r\n") if not line.lower().startswith(b"connection:")]
         target = urlsplit(self.target)
         upstream_reader, upstream = await asyncio.open_connection(target.hostname, target.port)

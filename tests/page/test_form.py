@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,8 @@ from uuid import UUID
 import pytest
 from playwright.async_api import Browser
 
-from tests.gateway import Client, Gateway, insert_voice
+from server.settings import Settings
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.page.browser import Tab, open_tab
 from tests.page.conftest import Opener, in_the_shared_loop, shared
 from tests.page.proxy import running_proxy
@@ -164,6 +166,23 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(opened: Opener, gate
         await tab.ready()
         assert proxy.refused == 3
         await tab.eventually("document.querySelector('#service').textContent", "")
+
+
+async def test_it_stands_below_a_path(settings: Settings, browser: Browser, database_url: str) -> None:
+    """A proxy takes the path away; whatever the page fetches has it, and so does what it shows to be copied."""
+    async with running_proxy("") as proxy:
+        proxy.prefix = "/speech"
+        changed = replace(settings, public_base_url=f"{proxy.url}/speech")
+        async with running_gateway(changed) as gateway, gateway.client() as client:
+            proxy.target = gateway.url
+            await insert_voice(database_url, client.user_id)
+            async with open_tab(browser, f"{proxy.url}/speech/", name="below-a-path", token=client.token) as tab:
+                await tab.ready()
+                await tab.generate("From below a path.")
+                await tab.finished()
+                assert len(await tab.offsets) == 1
+                await tab.page.get_by_role("button", name="Connect an app").click()
+                assert await tab.page.input_value("#connect-address") == f"{proxy.url}/speech/v1"
 
 
 @shared()

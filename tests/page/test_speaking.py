@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from server.dev.simulator import Simulator
-from tests.gateway import Client
+from tests.gateway import Client, insert_voice
 from tests.page.browser import Tab
 from tests.page.conftest import Opener, in_the_shared_loop
 
@@ -112,6 +112,35 @@ async def test_the_player_shows_what_is_going_on(tab: Tab, simulator: Simulator)
     await tab.until(f"ear.audibleSeconds > {before}")
     await tab.page.click("#play")
     await tab.eventually("document.querySelector('#play').getAttribute('aria-label')", "Play")
+
+
+MARKED = "Array.from(CSS.highlights.get('heard') ?? [], (range) => range.toString())"
+
+
+async def test_the_word_that_is_heard_is_marked(
+    opened: Opener, simulator: Simulator, client: Client, database_url: str
+) -> None:
+    """In the player and in the history, while it is spoken, again from the store, and where one seeks to."""
+    await insert_voice(database_url, client.user_id, model="qwen-audio-3.0-tts-flash")
+    text = "Good morning to you all. This is a test of words, and of nothing but words. Good night."
+    async with opened() as tab:
+        await tab.ready()
+        await tab.generate(text)
+        for word in ("morning", "test", "night"):
+            await tab.until(f"{MARKED}.includes({word!r})")
+        await tab.eventually(f"{MARKED}.length", 2)
+        await tab.finished()
+        await tab.page.focus("#seek")
+        for _ in range(8):
+            await tab.page.keyboard.press("ArrowLeft")
+        await tab.eventually(MARKED, [])
+        await tab.page.click("#play")
+        await tab.eventually(f"{MARKED}[0]", "Good")
+        first = "CSS.highlights.get('heard')?.values().next().value.startOffset"
+        assert await tab.js(first) == 0
+        await tab.until(f"{MARKED}[0] === 'night'")
+        await tab.page.click("#close-stage")
+        await tab.eventually(MARKED, [])
 
 
 async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simulator, client: Client) -> None:
