@@ -3,10 +3,11 @@
 import pytest
 
 from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable, VoiceGone
-from server.providers.speech import may_start_again, pause_before_start
+from server.providers.speech import PACED_OUT, may_start_again, pause_before_start
 
 UNAVAILABLE = ProviderUnavailable()
 THROTTLED = ProviderUnavailable(throttled=True)
+PACED = ProviderUnavailable(throttled=True, diagnostics={"code": PACED_OUT})
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,8 @@ THROTTLED = ProviderUnavailable(throttled=True)
         (THROTTLED, True, 0, True),
         (THROTTLED, True, 1, False),
         (UNAVAILABLE, True, 4800, False),
+        (PACED, False, 0, False),
+        (PACED, True, 0, False),
         (ProviderTimeout(), True, 0, False),
         (ProviderTimeout(), False, 0, False),
         (ProviderRejected(), False, 0, False),

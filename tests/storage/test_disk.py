@@ -53,6 +53,39 @@ async def test_an_object_is_a_plain_file(disk: DiskStore, folder: Path) -> None:
     assert (folder / KEY).read_bytes() == b"RIFF"
 
 
+@pytest.mark.parametrize("mime", ["audio/wav", "audio/x-m4a"])
+async def test_what_is_answered_for_survives_a_power_cut(
+    disk: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch, mime: str
+) -> None:
+    """A file is synced, then named, then its folder is synced; a note of its type is there before its name is."""
+    done: list[tuple[str, str]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def name(inode: int) -> str:
+        return {path.stat().st_ino: path.name for path in folder.rglob("*")}[inode]
+
+    def synced(handle: int) -> None:
+        sync(handle)
+        done.append(("sync", name(os.fstat(handle).st_ino)))
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append((self.name, target.name))
+        return replace(self, target)
+
+    (folder / KEY).parent.mkdir(parents=True)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    await put(disk, b"a recording", mime)
+    file, *noted, named, entry = done
+    incoming = named[0]
+    assert (file, named, entry) == (("sync", incoming), (incoming, "reference.wav"), ("sync", "voice"))
+    if mime == "audio/wav":
+        assert noted == []
+    else:
+        (_, synced_first), renamed = noted
+        assert renamed == (synced_first, ".reference.wav.type")
+
+
 async def test_a_type_that_the_suffix_does_not_tell_is_kept(disk: DiskStore, folder: Path) -> None:
     await put(disk, b"an m4a", "audio/x-m4a")
     assert await content_type(disk) == "audio/x-m4a"
