@@ -24,7 +24,8 @@ pace                      deltas delivered in the window, of those that real-tim
 ========================  ==============================================================================================
 
 and once: many starts within two seconds; the first audio of single texts, by the native stream and at the OpenAI-shaped
-door; many followers of one speech; and how many requests per second the endpoint that clients poll answers to eight
+door; many followers of one speech; streams beside texts that are spoken in pieces, with and without being made into
+MP3; and how many requests per second the endpoint that clients poll answers to eight
 connections, against an endpoint that makes one indexed SELECT and nothing else. ``docs/performance.md`` says how each
 figure is meant. Every stream is checked as well: each delta once and
 in order, the generation completed at the end; a run that misses something ends with status 1.

@@ -15,12 +15,13 @@ import asyncpg
 import httpx
 
 from bench.children import Child, ChildFailed
-from bench.report import Audience, Burst, Firsts, Kind, Point, Polls, Report, percentiles
+from bench.report import Audience, Beside, Burst, Firsts, Kind, Point, Polls, Report, percentiles
 from bench.stamps import INTERVAL_SECONDS
 from bench.usage import memory, usage
 from server.auth.tokens import mint_bearer
 from server.database.migrations import migrate
 from server.dev.postgres import EmbeddedPostgres, running_postgres
+from server.dev.simulator import API_KEY
 from server.settings import VC_REALTIME
 
 # Streams that have just begun are not yet what they are in the long run.
@@ -33,6 +34,10 @@ PROBES = 10
 # Starts of a burst come within two seconds, each at a time of its own.
 _BURST_SECONDS = 2.0
 _AUDIENCE = 200
+_PIECES_MODEL = "qwen3-tts-vc-2026-01-22"
+_PIECES_VOICE = "qwen-tts-vc-measured-voice-20260101000000000-0000"
+# What is spoken in pieces beside the streams, and how many such texts come one after the other.
+_PIECES_TEXT, _PIECES_TEXTS, _PIECES_STREAMS = "Good evening, and welcome to all of you. " * 14, 3, 100
 _FIRSTS = 20
 # How long a store may take with what all streams of a turn have left it.
 _STORED_SECONDS = 120.0
@@ -45,7 +50,7 @@ class Lane:
     Attributes:
         child: Its process.
         poll_path: The address that is polled, up to the task's id.
-        token, voice_id: What its followers need to say.
+        token, voice_id: What its followers need to say; ``pieces_voice_id`` speaks on the lane that is not streamed.
         database_pid: PostgreSQL's, where it has a part in this.
     """
 
@@ -55,6 +60,7 @@ class Lane:
     poll_path: str
     token: str = ""
     voice_id: str = ""
+    pieces_voice_id: str = ""
     database_pid: int | None = None
     cold_start_seconds: float = 0.0
 
@@ -96,7 +102,8 @@ async def measure(
         if floor:
             lanes.append(await stack.enter_async_context(_floor(folder, source_port, postgres.url())))
             lanes.append(await stack.enter_async_context(_plain(folder, source_port)))
-        lanes.append(await stack.enter_async_context(_server(folder, source_port, postgres, max(streams))))
+        pieces = await stack.enter_async_context(_simulator(folder))
+        lanes.append(await stack.enter_async_context(_server(folder, source_port, pieces, postgres, max(streams))))
         progress("Warming up…")
         for lane in lanes:
             await _streams(lane, source, folder, _WARM_UP_STREAMS, 0.0, probes=0)
@@ -115,6 +122,9 @@ async def measure(
             report.firsts.append(await _firsts(server, source, folder))
             progress(f"{_AUDIENCE} followers of one speech…")
             report.audiences.append(await _audience(server, source, folder, seconds))
+            for audio_format in ("wav", "mp3"):
+                progress(f"{_PIECES_STREAMS} streams beside texts in pieces, as {audio_format}…")
+                report.besides.append(await _beside(server, source, folder, audio_format))
             task_id = await _speaking_task(server)
             for lane in (lane for lane in lanes if lane.poll_path):
                 progress("Polling " + ("one SELECT…" if lane.kind == "floor" else "the server…"))
@@ -153,15 +163,28 @@ async def _plain(folder: Path, source_port: int) -> AsyncIterator[Lane]:
 
 
 @contextlib.asynccontextmanager
-async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, most_streams: int) -> AsyncIterator[Lane]:
+async def _simulator(folder: Path) -> AsyncIterator[str]:
+    """The simulated provider of the lane that is not streamed; its address."""
+    port = _free_port()
+    arguments = ("-m", "server", "simulate", "--port", str(port))
+    async with Child.running("simulator", *arguments, folder=folder) as child:
+        await _answers(child, port, "/")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    folder: Path, source_port: int, pieces_url: str, postgres: EmbeddedPostgres, most_streams: int
+) -> AsyncIterator[Lane]:
     secret = secrets.token_hex(32)
     user_id = uuid4()
     port = _free_port()
     environ = {
         "DATABASE_URL": postgres.url(),
-        "DASHSCOPE_BASE_URL": f"http://127.0.0.1:{source_port}",
+        "DASHSCOPE_BASE_URL": pieces_url,
+        "PROVIDER_DOWNLOAD_HOSTS": "127.0.0.1",
         "DASHSCOPE_WS_URL": f"ws://127.0.0.1:{source_port}/",
-        "DASHSCOPE_API_KEY": "measured-and-not-billed",
+        "DASHSCOPE_API_KEY": API_KEY,
         "STORAGE_URL": (folder / "storage").as_uri(),
         "AUTH_JWT_SECRET": secret,
         # Samples: what the source sends is no music, and need not be.
@@ -174,7 +197,7 @@ async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, mo
     }
     began = time.monotonic()
     async with Child.running("server", "-m", "bench.served", folder=folder, environ=environ) as child:
-        await _ready(child, port)
+        await _answers(child, port, "/api/ready")
         cold_start_seconds = time.monotonic() - began
         yield Lane(
             kind="server",
@@ -182,18 +205,19 @@ async def _server(folder: Path, source_port: int, postgres: EmbeddedPostgres, mo
             port=port,
             poll_path="/api/tasks/",
             token=mint_bearer(user_id, days=1, secret=secret, audience="authenticated"),
-            voice_id=str(await _new_voice(postgres.url(), user_id)),
+            voice_id=str(await _new_voice(postgres.url(), user_id, VC_REALTIME)),
+            pieces_voice_id=str(await _new_voice(postgres.url(), user_id, _PIECES_MODEL)),
             database_pid=postgres.pid,
             cold_start_seconds=cold_start_seconds,
         )
 
 
-async def _ready(child: Child, port: int) -> None:
+async def _answers(child: Child, port: int, path: str) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and not child.ended:
             with contextlib.suppress(httpx.HTTPError):
-                if (await http.get("/api/ready")).status_code == 200:
+                if (await http.get(path)).status_code == 200:
                     return
             await asyncio.sleep(0.05)
     raise child.failed("did not become ready")
@@ -207,17 +231,18 @@ def _free_port() -> int:
         return port
 
 
-async def _new_voice(database_url: str, user_id: UUID) -> UUID:
+async def _new_voice(database_url: str, user_id: UUID, model: str) -> UUID:
     voice_id = uuid4()
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute(
             """INSERT INTO public.voices (id, user_id, name, language, source, tts_provider, provider_voice_id,
                     provider_target_model, provider_voice_kind, reference_transcript)
-               VALUES ($1, $2, 'Measured', 'English', 'uploaded', 'qwen', 'measured', $3, 'vc', 'Good evening.')""",
+               VALUES ($1, $2, 'Measured', 'English', 'uploaded', 'qwen', $4, $3, 'vc', 'Good evening.')""",
             voice_id,
             user_id,
-            VC_REALTIME,
+            model,
+            _PIECES_VOICE,
         )
     finally:
         await connection.close()
@@ -310,6 +335,57 @@ async def _firsts(lane: Lane, source: Child, folder: Path) -> Firsts:
         stream_milliseconds=percentiles([ns / 1e6 for ns in waited["stream"]]),
         door_milliseconds=percentiles([ns / 1e6 for ns in waited["door"]]),
     )
+
+
+async def _beside(lane: Lane, source: Child, folder: Path, audio_format: str) -> Beside:
+    """Streams, beside which texts are spoken in pieces and kept in a format."""
+    arguments = _following(lane, "--streams", str(_PIECES_STREAMS), "--probes", "0")
+    async with _blaming(lane.child), Child.running("beside", *arguments, folder=folder) as followers:
+        await followers.hear(_START_SECONDS + _PIECES_STREAMS * 0.1)
+        opened_ns = time.monotonic_ns()
+        spoken_seconds = await _in_pieces(lane, audio_format)
+        closed_ns = time.monotonic_ns()
+        followers.tell("probe")
+        await followers.hear(_START_SECONDS)
+        source.tell("stop")
+        seen = await followers.hear(_STORED_SECONDS)
+    latencies = [
+        (received - sent) / 1e6
+        for sent, received in zip(seen["sent_ns"], seen["received_ns"], strict=True)
+        if opened_ns <= received < closed_ns
+    ]
+    return Beside(
+        audio_format=audio_format,
+        streams=_PIECES_STREAMS,
+        spoken_seconds=spoken_seconds,
+        latency_milliseconds=percentiles(latencies),
+        problems=seen["problems"],
+    )
+
+
+async def _in_pieces(lane: Lane, audio_format: str) -> float:
+    """Have texts spoken one after the other; how many seconds of speech they became."""
+    headers = {"Authorization": f"Bearer {lane.token}"}
+    spoken_seconds = 0.0
+    base_url = f"http://127.0.0.1:{lane.port}"
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers, timeout=60.0) as http:
+        for _ in range(_PIECES_TEXTS):
+            body = {"voice_id": lane.pieces_voice_id, "text": _PIECES_TEXT, "format": audio_format}
+            task_id = (await http.post("/api/generate", json=body)).raise_for_status().json()["task_id"]
+            spoken_seconds += await _spoken_whole(http, task_id)
+    return spoken_seconds
+
+
+async def _spoken_whole(http: httpx.AsyncClient, task_id: str) -> float:
+    """How many seconds of speech a text became, once it has."""
+    while True:
+        task = (await http.get(f"/api/tasks/{task_id}")).raise_for_status().json()
+        if task["status"] == "completed":
+            seconds: float = task["audio"]["seconds"]
+            return seconds
+        if task["status"] == "failed":
+            raise ChildFailed(f"A text in pieces failed: {task['error']}")
+        await asyncio.sleep(0.05)
 
 
 async def _audience(lane: Lane, source: Child, folder: Path, seconds: float) -> Audience:

@@ -93,6 +93,20 @@ class Audience(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]
 
 
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """Streams beside which other texts were spoken whole and stored: as they came, or as MP3 that the server makes.
+
+    Attributes:
+        spoken_seconds: How much speech the other texts were.
+    """
+
+    audio_format: str
+    streams: int
+    spoken_seconds: float
+    latency_milliseconds: Percentiles
+    problems: list[str]
+
+
 class Polls(msgspec.Struct, frozen=True, kw_only=True):
     """The polled endpoint of one of the two."""
 
@@ -138,6 +152,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     bursts: list[Burst] = []
     firsts: list[Firsts] = []
     audiences: list[Audience] = []
+    besides: list[Beside] = []
     polls: list[Polls] = []
     cold_start_seconds: float = 0.0
     machine: str = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
@@ -146,7 +161,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> list[str]:
         """Everything that was not as it should be, whatever its speed."""
-        parts: list[Point | Burst | Audience | Polls] = [*self.points, *self.bursts, *self.audiences, *self.polls]
+        parts: list[Point | Burst | Audience | Beside | Polls]
+        parts = [*self.points, *self.bursts, *self.audiences, *self.besides, *self.polls]
         return [problem for part in parts for problem in part.problems]
 
     @property
@@ -331,6 +347,12 @@ def other_lines(report: Report) -> list[str]:
         lines.append(
             f"{audience.followers} followers of one speech: {audience.cpu_per_event_microseconds:.0f} µs CPU per event,"
             f" latency p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms"
+        )
+    for beside in report.besides:
+        latency, work = beside.latency_milliseconds, "as it came" if beside.audio_format == "wav" else "encoded as MP3"
+        lines.append(
+            f"{beside.streams} streams beside {beside.spoken_seconds:.0f} s of speech in pieces, {work}: latency p50"
+            f" {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms, worst {latency.worst:.0f} ms"
         )
     for polls in report.polls:
         name = "one SELECT" if polls.kind == "floor" else "the server"

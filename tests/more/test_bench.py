@@ -24,7 +24,7 @@ async def run_bench(*arguments: str) -> tuple[int | None, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 180.0)
+    out, err = await asyncio.wait_for(process.communicate(), 300.0)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -60,6 +60,8 @@ async def test_a_short_run_reports_all_and_leaves_nothing_behind(tmp_path: Path)
     [firsts], [audience] = report["firsts"], report["audiences"]
     assert min(firsts["stream_milliseconds"]["p50"], firsts["door_milliseconds"]["p50"]) > 0
     assert (audience["followers"], audience["problems"]) == (200, [])
+    assert [beside["audio_format"] for beside in report["besides"]] == ["wav", "mp3"]
+    assert all(beside["spoken_seconds"] > 10 and not beside["problems"] for beside in report["besides"])
     assert all(polls["requests_per_second"] > 0 and not polls["problems"] for polls in report["polls"])
     assert [goal["goal"] for goal in report["goals"]] == ["at most 2 times fewer polls a second than one SELECT"]
     assert processes_of_the_bench() <= before
