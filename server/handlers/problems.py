@@ -7,7 +7,7 @@ import msgspec
 from server.contract import OpenAIError, OpenAIErrorType, OpenAIProblem, Problem
 from server.errors import UtterError
 
-_MEMBER = re.compile(r"`(\w+)`")
+_MEMBER = re.compile(r"`(\w+)(?:\.\w+)*`")  # of ``voice.id`` the outer one, which is what a client has named
 _CODES = {401: "invalid_api_key", 413: "request_too_large"}
 
 

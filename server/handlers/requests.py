@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 import msgspec
+import msgspec.inspect
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -120,7 +121,7 @@ async def read_json(request: Request, of_type: type[T], *, limit_bytes: int = JS
     try:
         value = _decoder(cast(Any, of_type)).decode(body)
     except msgspec.ValidationError as exc:
-        raise Invalid(_sentence(str(exc))) from exc
+        raise Invalid(_sentence(str(exc), of_type)) from exc
     except UnicodeDecodeError as exc:
         raise Invalid("The request body must be UTF-8.") from exc
     except RecursionError as exc:
@@ -182,7 +183,7 @@ def convert(values: Mapping[str, Any], of_type: type[T]) -> T:
     try:
         value = msgspec.convert(values, of_type)
     except msgspec.ValidationError as exc:
-        raise Invalid(_sentence(str(exc))) from exc
+        raise Invalid(_sentence(str(exc), of_type)) from exc
     _require_clean_strings(value)
     return value
 
@@ -408,7 +409,7 @@ _MISSING = re.compile(r"Object missing required field `([^`]+)`")
 _WORDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 
-def _sentence(complaint: str) -> str:
+def _sentence(complaint: str, of_type: Any) -> str:
     """The decoder's complaint, which speaks of its own types and paths, as a sentence for a person.
 
     It reads ``Expected `str`, got `int` - at `$.text```; whatever it says that is not known here becomes a plain
@@ -427,8 +428,23 @@ def _sentence(complaint: str) -> str:
         return f"{name} must be {_WORDS[bound[1]]} {bound[2]}."
     if what == "Invalid UUID":
         return f"{name} must be a UUID."
+    if what.startswith("Invalid enum value") and (words := _choices(of_type, member)):
+        return f"{name} must be one of: {', '.join(words)}."
     if expected := _TYPE.match(what):
         kinds = [_KINDS[kind] for kind in expected[1].split(" | ") if kind in _KINDS]
         if kinds:
             return f"{name} must be {' or '.join(kinds)}."
     return f"{name} is not valid."
+
+
+@cache
+def _choices(of_type: Any, member: str) -> tuple[str, ...]:
+    """The words that a member of the type takes; none where it takes others as well, or is further inside."""
+    described = msgspec.inspect.type_info(of_type)
+    fields = described.fields if isinstance(described, msgspec.inspect.StructType) else ()
+    for field in fields:
+        if field.encode_name == member:
+            kinds = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+            literals = (kind for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType))
+            return tuple(str(value) for literal in literals for value in literal.values)
+    return ()
