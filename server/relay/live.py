@@ -156,9 +156,12 @@ class AudioLog:
 
     def events(self, start: int) -> tuple[bytes, int]:
         """Serialised delta events from ``start`` on, about ``BATCH_BYTES`` of audio, and the offset at their end."""
+        visible, last = self.visible, len(self._chunks) - 1
+        if last >= 0 and start == self._starts[last] and visible == self.length:
+            return self._event(last, self._chunks[last], visible), visible  # of all that follow closely
         index = bisect_right(self._starts, start) - 1
         batch: list[bytes] = []
-        offset, visible = start, self.visible
+        offset = start
         while offset < visible and offset - start < BATCH_BYTES:
             at, chunk = self._starts[index], self._chunks[index]
             stop = min(at + len(chunk), visible)

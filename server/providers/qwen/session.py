@@ -7,6 +7,7 @@ come, or that they do not. Every lane that is spoken over a socket is this loop 
 import asyncio
 import logging
 import ssl
+import time
 from collections import deque
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -316,7 +317,9 @@ class SocketSpeech:
 
     async def _frame(self, socket: ClientConnection) -> bytes | str:
         """The next frame, within the nearest of the three deadlines."""
-        self._waiting_since = asyncio.get_running_loop().time()
+        self._waiting_since = (
+            time.monotonic()
+        )  # the loop's clock; to ask for the loop at every frame costs a system call
         try:
             return await socket.recv(decode=self._sockets.decode)
         except ConnectionClosed as exc:
