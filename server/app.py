@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from server.account.pace import AccountLedger
 from server.account.retirements import Retirements
+from server.account.watch import Watch
 from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
 from server.admission.readiness import Readiness
 from server.auth.keyring import KeyRing
@@ -165,13 +166,14 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             settings.database_url,
             size=settings.database_pool_size,
             acquire_seconds=settings.deadlines.request_database_seconds,
+            waited=metrics.database_waited,
         ) as database,
     ):
         listener = Listener(settings.database_url, database.pulse)
         queue = Queue(database, listener)
         announcer = Announcer(database)
         live = LiveAudio()
-        pacer = Pacer(AccountLedger(database, account_of(settings), settings.qwen_starts_per_minute))
+        pacer = Pacer(AccountLedger(database, account_of(settings), settings.qwen_starts_per_minute, metrics))
         leases = Leases(
             database,
             listener,
@@ -198,6 +200,13 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         readiness.troubles["model_retired"] = lambda: bool(providers.retired)
         unstored = Unstored(metrics, settings.unstored_limit)
         readiness.troubles["unstored"] = lambda: unstored.full
+        targets = (settings.qwen_vc_target_model, settings.qwen_vd_target_model)
+        metrics.models_offered(targets)
+        watch = Watch(
+            database, metrics, providers.account, targets, every_seconds=settings.intervals.watch_every_seconds
+        )
+        readiness.troubles["throttled"] = lambda: watch.throttled
+        readiness.troubles["voices_full"] = lambda: watch.voices_full
         yield Parts(
             settings=settings,
             database=database,
@@ -220,6 +229,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             tickets=tickets,
             metrics=metrics,
             readiness=readiness,
+            watch=watch,
             retirements=Retirements(
                 database, providers, metrics, every_seconds=settings.intervals.retirements_every_seconds
             ),

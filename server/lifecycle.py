@@ -63,6 +63,8 @@ async def working(parts: Parts) -> AsyncIterator[None]:
             parts.kept.run,
             parts.keyring.run,
             parts.retirements.run,
+            parts.watch.run,
+            parts.watch.listen_to_the_loop,
             partial(attend, parts),
         ),
         asyncio.TaskGroup() as group,

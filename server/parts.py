@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from server.account.retirements import Retirements
+from server.account.watch import Watch
 from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
 from server.admission.readiness import Readiness
 from server.auth.keyring import KeyRing
@@ -61,6 +62,7 @@ class Parts:
     metrics: Metrics
     readiness: Readiness
     retirements: Retirements
+    watch: Watch
     streams: Streams
     uploads: Uploads
     long_reads: LongReads

@@ -78,6 +78,7 @@ class Intervals:
     heartbeat_seconds: float = 15.0  # a silent stream says that it is there
     modal_watch_seconds: float = 30.0  # a job is polled that nobody else asks for
     modal_result_pauses_seconds: tuple[float, ...] = (1.0, 1.5, 2.25, 3.4, 5.0)  # a job's result is asked for
+    watch_every_seconds: float = 5.0  # what piles up is read, for the metrics
     retirements_every_seconds: float = 10.0  # which models are gone is read, for what other processes have met
     deploying_look_seconds: float = 2.0  # a new voice is asked whether it is ready
     download_pauses_seconds: tuple[float, ...] = (0.5, 2.0)  # a piece's file is asked for

@@ -47,7 +47,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "docs/operations.md": ("tests/test_operations.py",),
     "docs/*": ("tests/test_readme.py",),
     "Dockerfile": ("tests/more/test_dockerfile.py",),
-    "docs/deploy/*": ("tests/more/test_deploy.py", "tests/more/test_proxies.py"),
+    "docs/deploy/*": ("tests/more/test_deploy.py", "tests/more/test_proxies.py", "tests/more/test_alarms.py"),
     "bench/*": ("tests/more/test_bench.py",),
     "Makefile": ("tests/test_foundation.py",),
     "Procfile": ("tests/test_foundation.py", "tests/test_readme.py"),

@@ -1,6 +1,7 @@
 """The starts of all processes on this database, counted together, as the provider counts those of its account."""
 
 from server.database.connections import REFUSED, Database
+from server.metrics import Metrics
 from server.providers import pacing
 from server.records import pace
 
@@ -13,8 +14,9 @@ class AccountLedger:
         starts_per_minute: The full rate of each model.
     """
 
-    def __init__(self, database: Database, account: str, starts_per_minute: float) -> None:
+    def __init__(self, database: Database, account: str, starts_per_minute: float, metrics: Metrics) -> None:
         self._database = database
+        self._metrics = metrics
         self._account = account
         self._per_minute = float(starts_per_minute)
 
@@ -29,6 +31,7 @@ class AccountLedger:
         )
 
     async def slow_down(self, model: str) -> None:
+        self._metrics.provider_throttled()
         try:
             async with self._database.connection() as connection:
                 await pace.slow_down(

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import anyio
@@ -236,8 +238,16 @@ class Database:
         pulse: What was last seen of the server.
     """
 
-    def __init__(self, pool: Pool, pulse: Pulse, *, acquire_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        pulse: Pulse,
+        *,
+        acquire_seconds: float,
+        waited: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
         self.pool = pool
+        self._waited = waited
         self.pulse = pulse
         self.for_spool = self
         self.for_leases = self
@@ -247,18 +257,31 @@ class Database:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str, *, size: int, acquire_seconds: float = 5.0) -> "AsyncIterator[Database]":
+    async def open(
+        cls,
+        url: str,
+        *,
+        size: int,
+        acquire_seconds: float = 5.0,
+        waited: Callable[[str, float], None] = lambda _pool, _seconds: None,
+    ) -> "AsyncIterator[Database]":
         """Open the connections; close them at the end, by force where one does not come back within 5 s.
 
         Args:
             size: How many there may be in all. Of four or more, one is the spool's and one the leases'.
+            waited: Hears, of each connection that is taken, from which pool (requests, spool, leases) and after how
+                many seconds.
         """
         apart = size >= LEAST_SIZE
         pools = [_pool(url, part) for part in ((size - 2, 1, 1) if apart else (size,))]
         for pool in pools:
             await pool
         pulse = Pulse()
-        database, *others = (cls(pool, pulse, acquire_seconds=acquire_seconds) for pool in pools)
+        names = ("requests", "spool", "leases")
+        database, *others = (
+            cls(pool, pulse, acquire_seconds=acquire_seconds, waited=partial(waited, name))
+            for name, pool in zip(names, pools, strict=False)
+        )
         if others:
             database.for_spool, database.for_leases = others
         try:
@@ -293,12 +316,15 @@ class Database:
                 await self._released(connection)
 
     async def _acquired(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        began = time.monotonic()
         try:
             return await self.pool.acquire(timeout=self._acquire_seconds)
         except (ConnectionError, TimeoutError):
             raise
         except OSError as exc:  # no such host, no such socket: here it can mean nothing else
             raise ConnectionError("PostgreSQL cannot be reached") from exc
+        finally:
+            self._waited(time.monotonic() - began)
 
     async def _released(self, connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
         """Give it back, or break it off where its last statement was cancelled and does not come to an end."""

@@ -246,6 +246,8 @@ class _Synthesis:
                     return await self._relay(spoken)
             except ProviderError as exc:
                 self._starts.append({"category": exc.category, **exc.diagnostics})
+                if isinstance(code := exc.diagnostics.get("close_code"), int):
+                    self._parts.metrics.provider_closed(code)
                 heard = spoken.audio_bytes if going_on else log.length
                 again = may_start_again(exc, text_sent=spoken.text_sent, bytes_heard=heard)
                 if not again and exc.retryable and log.length > began_at:

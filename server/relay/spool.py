@@ -7,6 +7,7 @@ statement waits for nobody, and a stream that was cancelled or taken over drops 
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -111,6 +112,11 @@ class SpoolWriter:
         self._grown: dict[AudioLog, None] = {}
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._committing_since: float | None = None
+        metrics.spool_lag(self._lag_seconds, lambda: sum(max(0, log.length - log.durable) for log in self._writing))
+
+    def _lag_seconds(self) -> float:
+        return 0.0 if self._committing_since is None else time.monotonic() - self._committing_since
 
     @contextmanager
     def writing(self, log: AudioLog, lost: Callable[[], None]) -> Iterator[None]:
@@ -161,7 +167,11 @@ class SpoolWriter:
             self._urgent.clear()
             batch = self._gather()
             if batch:
-                await self._commit(batch)
+                self._committing_since = time.monotonic()
+                try:
+                    await self._commit(batch)
+                finally:
+                    self._committing_since = None
 
     async def _tick_or_urgent(self) -> None:
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from server.account.pace import AccountLedger
 from server.database.connections import Database
+from server.metrics import Metrics
 from server.providers.pacing import BURST_WORTH_SECONDS
 from tests.postgres_proxy import postgres_proxy
 
@@ -42,7 +43,7 @@ async def granted(ledgers: list[AccountLedger], model: str = MODEL) -> int:
 
 async def test_processes_share_one_pace(database: Database, rows: Rows) -> None:
     """Ten processes, each configured for 170 a minute, are one account of 170 a minute."""
-    processes = [AccountLedger(database, "account", 170) for _ in range(10)]
+    processes = [AccountLedger(database, "account", 170, Metrics()) for _ in range(10)]
     began = time.monotonic()
     burst = await granted(processes)
     most = 170 / 60 * (BURST_WORTH_SECONDS + time.monotonic() - began)
@@ -57,14 +58,14 @@ async def test_processes_share_one_pace(database: Database, rows: Rows) -> None:
 
 
 async def test_what_is_not_used_is_void(database: Database, rows: Rows) -> None:
-    ledger = AccountLedger(database, "account", 150)
+    ledger = AccountLedger(database, "account", 150, Metrics())
     assert 5 <= await granted([ledger]) <= 7
     await minutes_pass(rows, 3600)
     assert 5 <= await granted([ledger]) <= 7, "a burst, and what the test itself took"
 
 
 async def test_a_clock_that_jumps_back_takes_nothing_away(database: Database, rows: Rows) -> None:
-    ledger = AccountLedger(database, "account", 150)
+    ledger = AccountLedger(database, "account", 150, Metrics())
     await granted([ledger])
     await minutes_pass(rows, -3600)
     assert 0 < await ledger.take(MODEL) < 1
@@ -73,14 +74,14 @@ async def test_a_clock_that_jumps_back_takes_nothing_away(database: Database, ro
 
 
 async def test_models_and_accounts_are_counted_by_themselves(database: Database) -> None:
-    ledger = AccountLedger(database, "account", 60)
+    ledger = AccountLedger(database, "account", 60, Metrics())
     assert 2 <= await granted([ledger]) <= 3
     assert await ledger.take(OTHER_MODEL) == 0
-    assert await AccountLedger(database, "another account", 60).take(MODEL) == 0
+    assert await AccountLedger(database, "another account", 60, Metrics()).take(MODEL) == 0
 
 
 async def test_a_throttle_that_one_process_hears_slows_all_once(database: Database, rows: Rows) -> None:
-    first, second = [AccountLedger(database, "account", 120) for _ in range(2)]
+    first, second = [AccountLedger(database, "account", 120, Metrics()) for _ in range(2)]
     await granted([first, second])
     for ledger in (first, second, first):
         await ledger.slow_down(MODEL)
@@ -94,14 +95,14 @@ async def test_a_throttle_that_one_process_hears_slows_all_once(database: Databa
 
 
 async def test_many_at_once_get_no_start_twice(database: Database) -> None:
-    ledgers = [AccountLedger(database, "account", 150) for _ in range(40)]
+    ledgers = [AccountLedger(database, "account", 150, Metrics()) for _ in range(40)]
     waits = await asyncio.gather(*[ledger.take(MODEL) for ledger in ledgers])
     assert 5 <= waits.count(0.0) <= 9, "a burst, and what the test itself took"
 
 
 async def test_nothing_starts_while_nobody_counts(database_url: str) -> None:
     async with postgres_proxy(database_url) as door, Database.open(door.url, size=4) as database:
-        ledger = AccountLedger(database, "account", 150)
+        ledger = AccountLedger(database, "account", 150, Metrics())
         door.shut()
         taking = asyncio.create_task(ledger.take(MODEL))
         done, _ = await asyncio.wait({taking}, timeout=0.5)

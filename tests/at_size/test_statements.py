@@ -39,6 +39,8 @@ READS_MORE: dict[str, str] = {
     "g.text ILIKE $2": "a search reads its own user's texts, by their index; a few at a time for one person",
     "SELECT count(*) FROM public.voices v WHERE": "the same for voices",
     "WITH RECURSIVE typeinfo_tree": "the driver's, once for each type",
+    "SELECT provider_voice_kind AS kind FROM public.voices": "counts what the provider keeps (a thousand of a kind),"
+    " once a minute in a process, and never more than 10 000",
     "v.name ILIKE $2": "the same for the names of voices",
 }
 
