@@ -15,7 +15,7 @@ from server.audio import MP3
 from server.database.announce import LIVE_CHANNEL, Announcer, names
 from server.database.connections import Database
 from server.metrics import Metrics
-from server.relay.live import AudioLog
+from server.relay.live import AudioLog, Note
 from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, spooled
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
@@ -402,3 +402,60 @@ async def test_what_each_tick_changes_stands_in_no_index(world: World) -> None:
         return bool(updated >= 350 and hot >= 0.9 * updated)
 
     await wait_for(counted, 20.0)
+
+
+async def test_marks_and_words_are_durable_with_their_audio_and_wait_for_nobody(
+    world: World, database_url: str
+) -> None:
+    """Whoever ends a speech locks its generation first: the append leaves words for later instead of waiting."""
+    generation_id = uuid4()
+    await world.rows.execute(
+        "INSERT INTO public.generations (id, user_id, text) VALUES ($1, gen_random_uuid(), 'Hello.')",
+        generation_id,
+    )
+    speech = await world.speech()
+    await world.rows.execute(
+        "UPDATE internal.runs SET generation_id = $2 WHERE task_id = $1", speech.log.task_id, generation_id
+    )
+    speech.log.goes_on = True
+    run = "SELECT byte_length, goes_on, marked_bytes, marked_characters FROM internal.runs WHERE task_id = $1"
+    other = await asyncpg.connect(database_url)
+    try:
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM public.generations WHERE id = $1 FOR UPDATE", generation_id)
+            speech.log.notes.append(Note(5, 0, 0, 0, [("Hello", 0, 300)]))
+            speech.log.notes.append(Note(5, 5, 6))
+            world.say(speech, b"hello", b" and on")
+            await wait_for(lambda: speech.log.durable == 12)
+            assert tuple(await world.rows.fetchrow(run, speech.log.task_id) or ()) == (12, True, 0, 0)
+            assert not speech.log.kept
+    finally:
+        await other.close()
+    await within(5.0, world.writer.flush(speech.log))
+    assert tuple(await world.rows.fetchrow(run, speech.log.task_id) or ()) == (12, True, 5, 6)
+    [words] = await world.rows.fetch("SELECT position, words FROM internal.words")
+    assert (words["position"], words["words"]) == (0, [["Hello", 0, 300]])
+    # A mark without a byte behind it is written as well.
+    speech.log.notes.append(Note(12, 12, 9))
+    await within(5.0, world.writer.flush(speech.log))
+    assert tuple(await world.rows.fetchrow(run, speech.log.task_id) or ()) == (12, True, 12, 9)
+    assert await world.kept(speech) == b"hello and on"
+
+
+async def test_nothing_of_a_speech_that_goes_on_is_heard_before_it_is_durable(world: World) -> None:
+    speech = await world.speech()
+    speech.log.goes_on = True
+    world.say(speech, b"first")
+    assert speech.log.visible == 0
+    await world.writer.flush(speech.log)
+    assert speech.log.visible == 5
+    wake = asyncio.Event()
+    speech.log.wakes.add(wake)
+    speech.log.append(b"second")
+    assert (speech.log.visible, wake.is_set()) == (5, False)
+    assert speech.log.events(5) == (b"", 5)
+    await world.writer.flush(speech.log)
+    assert (speech.log.visible, wake.is_set()) == (11, True)
+    speech.log.append(b"third")
+    speech.log.committed(13)  # in the middle of a delta
+    assert speech.log.events(11)[1] == 13

@@ -114,6 +114,44 @@ async def test_one_that_was_heard_or_has_killed_two_processes_fails(world: World
     assert b'utter_tasks_total{category="internal",provider="qwen",status="failed"} 1.0' in world.metrics.exposition()
 
 
+@pytest.mark.parametrize(("paid_twice_from", "goes_on"), [(-1, True), (12, True), (30, False), (31, False)])
+async def test_one_that_goes_on_keeps_its_bytes_unless_a_sentence_would_be_paid_for_thrice(
+    world: World, paid_twice_from: int, goes_on: bool
+) -> None:
+    task_id = await world.speech(
+        state="'speaking'",
+        beat_at=LONG_AGO,
+        byte_length="5",
+        goes_on="true",
+        marked_bytes="3",
+        marked_characters="30",
+        paid_twice_from=str(paid_twice_from),
+        attempt="7",
+    )
+    await world.rows.execute("INSERT INTO internal.spool VALUES ($1, 4, 0, 'he'), ($1, 7, 2, 'ard')", task_id)
+    await world.sweeper.sweep()
+    assert (await world.task(task_id))["status"] == ("processing" if goes_on else "failed")
+    if not goes_on:
+        assert await world.run_of(task_id) is None
+        return
+    run = await world.run_of(task_id)
+    assert (run["state"], run["attempt"], run["byte_length"], run["kept_bytes"]) == ("queued", 8, 5, 5)
+    assert (run["marked_bytes"], run["marked_characters"], run["paid_twice_from"]) == (3, 30, 30)
+    assert (
+        await world.rows.fetchval("SELECT string_agg(bytes, '' ORDER BY byte_offset) FROM internal.spool") == b"heard"
+    )
+    facts = await world.rows.fetchval("SELECT provider_metadata FROM public.generations")
+    assert facts["attempts"] == [
+        {
+            "attempt": 7,
+            "reason": "its process died",
+            "bytes": 5,
+            "goes_on_at_character": 30,
+            "sentence_paid_again": True,
+        }
+    ]
+
+
 @pytest.mark.parametrize(("attempt", "repeated"), [(1, True), (COLLECT_ATTEMPTS - 1, True), (COLLECT_ATTEMPTS, False)])
 async def test_a_jobs_result_is_collected_again_unless_it_kills_whoever_collects_it(
     world: World, attempt: int, repeated: bool
