@@ -23,14 +23,17 @@ async def add(connection: Connection, task_id: UUID, user_id: UUID, request_hash
 
 
 async def join(connection: Connection, user_id: UUID, request_hash: bytes) -> UUID | None:
-    """The speech that the same request has lately made, followed again; None where there is none to take over."""
+    """The speech that the same request has lately made, followed again; None where there is none to take over.
+
+    Of a generation that was deleted nothing is left to be heard.
+    """
     task_id: UUID | None = await connection.fetchval(
         f"""UPDATE internal.attended SET followed_at = now()
              WHERE task_id = (
                 SELECT a.task_id FROM internal.attended a
                   JOIN public.tasks t ON t.id = a.task_id AND t.user_id = a.user_id
                  WHERE a.user_id = $1 AND a.request_hash = $2 AND a.followed_at > now() - interval '{JOINED_WITHIN}'
-                   AND t.status IN ('pending', 'processing', 'completed')
+                   AND t.status IN ('pending', 'processing', 'completed') AND t.generation_id IS NOT NULL
                  ORDER BY a.created_at DESC LIMIT 1)
             RETURNING task_id""",  # noqa: S608 - a constant
         user_id,

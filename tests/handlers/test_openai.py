@@ -512,6 +512,14 @@ async def test_nobody_joins_somebody_else_s_speech_nor_one_that_failed_or_is_old
     assert len(await history(client)) == 4
 
 
+async def test_a_retry_of_what_was_deleted_is_spoken_anew(client: Client, voice_id: UUID, simulator: Simulator) -> None:
+    first = await said(client, headers=FIRST)
+    await client.http.delete(f"/api/generations/{first.headers['x-utter-generation-id']}")
+    again = await said(client, headers=AGAIN)
+    assert again.content == first.content
+    assert len(spoken(simulator)) == 2
+
+
 async def test_an_idempotency_key_works_as_elsewhere(client: Client, voice_id: UUID, simulator: Simulator) -> None:
     headers = {"Idempotency-Key": uuid4().hex}
     twins = await asyncio.gather(*(said(client, headers=headers) for _ in range(3)))
