@@ -221,7 +221,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             spool=spool,
             progress=ProgressWriter(database, announcer, every_seconds=settings.intervals.spool_every_seconds),
             kept=KeptLogs(database, spool, leases.owner),
-            following=Following(database, listener, live, announcer),
+            following=Following(database, listener, live, announcer, leases.works_on),
             storage=storage,
             providers=providers,
             authenticator=Authenticator.from_settings(settings, key_sets),

@@ -2,16 +2,17 @@
 
 The audio of a run of this process comes straight from its log. For a run of another process a mirror is filled from
 the spool, once for all followers here. One statement reads every followed task that may have changed; it is woken
-by notifications and, should they all be lost, by a clock.
+by notifications and, should they all be lost, by a clock. That audio grows is told only to those who ask for it, so
+this process says again and again what it follows of others.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
 
-from server.database.announce import LIVE_CHANNEL, Announcer, names
+from server.database.announce import INTEREST_CHANNEL, LIVE_CHANNEL, Announcer, names
 from server.database.connections import REFUSED, Database, Listener
 from server.records import tasks
 from server.records.tasks import Glimpse, SpeechTask
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # How late a change is seen when every notification about it was lost.
 READ_EVERY_SECONDS = 1.0
+# An interest lapses after ten seconds.
+ASK_EVERY_SECONDS = 3.0
 NO_MIRROR = -1
 
 
@@ -70,13 +73,25 @@ class Feed:
 
 
 class Following:
-    """All followed tasks of this process."""
+    """All followed tasks of this process.
 
-    def __init__(self, database: Database, listener: Listener, live: LiveAudio, announcer: Announcer) -> None:
+    Args:
+        speaks: Whether this process works on a task, and will have its log, if not yet.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        listener: Listener,
+        live: LiveAudio,
+        announcer: Announcer,
+        speaks: Callable[[UUID], bool] = lambda _task_id: False,
+    ) -> None:
         self._database = database
         self._listener = listener
         self._live = live
         self._announcer = announcer
+        self._speaks = speaks
         self._feeds: dict[UUID, Feed] = {}
         self._dirty: set[UUID] = set()
         self._wake = asyncio.Event()
@@ -89,6 +104,8 @@ class Following:
         feed.followers += 1
         if log := self._live.get(task.id):
             feed.show(log)
+        if feed.followers == 1:
+            self._ask([feed])
         self._changed({task.id})
         try:
             yield feed
@@ -102,6 +119,20 @@ class Following:
         if affected:
             self._dirty |= affected
             self._wake.set()
+
+    def _ask(self, feeds: Iterable[Feed]) -> None:
+        """Ask the other processes for the growth of what is not spoken here."""
+        self._announcer.ask(
+            feed.task.id
+            for feed in feeds
+            if not (feed.task.terminal or feed.gone or self._speaks(feed.task.id) or self._live.get(feed.task.id))
+        )
+
+    def _asked(self, payload: str) -> None:
+        task_ids = names(payload)
+        if task_ids and not self._announcer.is_ours(payload):
+            # Whoever comes now has what is there already at once, however long the next tick is away.
+            self._announcer.spread(task_id for task_id in self._announcer.asked(task_ids) if self._live.get(task_id))
 
     def followed(self) -> list[UUID]:
         """The tasks that somebody follows here."""
@@ -122,7 +153,11 @@ class Following:
         """Read until cancelled."""
         clock = asyncio.get_running_loop().time
         everything_at = clock() + READ_EVERY_SECONDS
-        with self._listener.on(LIVE_CHANNEL, self._notified):
+        ask_at = clock() + ASK_EVERY_SECONDS
+        with (
+            self._listener.on(LIVE_CHANNEL, self._notified),
+            self._listener.on(INTEREST_CHANNEL, self._asked),
+        ):
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(everything_at):
@@ -131,6 +166,9 @@ class Following:
                 if clock() >= everything_at:
                     everything_at = clock() + READ_EVERY_SECONDS
                     self._dirty |= self._feeds.keys()
+                if clock() >= ask_at:
+                    ask_at = clock() + ASK_EVERY_SECONDS
+                    self._ask(self._feeds.values())
                 self._wake.clear()
                 dirty, self._dirty = self._dirty, set()
                 feeds = [f for t in dirty if (f := self._feeds.get(t)) and not f.task.terminal and not f.gone]
@@ -164,7 +202,10 @@ class Following:
 
     def _take(self, feed: Feed, glimpse: Glimpse) -> None:
         task = glimpse.task
+        has_moved = task.attempt != feed.task.attempt
         feed.task = task
+        if has_moved:
+            self._ask([feed])  # its new owner may not have heard of us
         if log := self._live.get(task.id):
             feed.show(log)
             return

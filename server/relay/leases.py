@@ -89,6 +89,10 @@ class Leases:
         held = self._held.get(task_id)
         return held is not None and held.attempt == attempt
 
+    def works_on(self, task_id: UUID) -> bool:
+        """Whether this process works on this task, at whichever attempt."""
+        return task_id in self._held
+
     @property
     def held(self) -> list[UUID]:
         """The tasks that this process works on."""

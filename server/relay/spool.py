@@ -245,7 +245,7 @@ class SpoolWriter:
             if log.durable >= log.length and not log.kept and log in self._writing:
                 self._grown[log] = None
                 self._wake.set()
-        self._announcer.spread(kept)
+        self._announcer.grew(kept)
 
     def _recover(self, log: AudioLog, stop: int, standing: Standing | None) -> None:
         if standing is None or not self._is_ours(log, standing):

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.database.announce import LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
+from server.database.announce import INTEREST_CHANNEL, INTEREST_SECONDS, LIVE_CHANNEL, NAMES_AT_MOST, Announcer, names
 from server.database.connections import Database
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.support import wait_for
@@ -75,14 +75,58 @@ async def test_what_comes_together_is_said_together(world: World) -> None:
     assert len(world.payloads) == 1
 
 
-@pytest.mark.parametrize(("count", "named"), [(NAMES_AT_MOST, True), (NAMES_AT_MOST + 1, False), (1000, False)])
-async def test_more_names_than_a_notification_holds_become_none(world: World, count: int, named: bool) -> None:
-    """A payload without names means: read everything. 243 names would be refused altogether."""
+@pytest.mark.parametrize(("count", "payloads"), [(NAMES_AT_MOST, 1), (NAMES_AT_MOST + 1, 2), (1000, 5)])
+async def test_more_names_than_a_notification_holds_become_several(world: World, count: int, payloads: int) -> None:
+    """243 names in one would be refused altogether."""
     task_ids = {uuid4() for _ in range(count)}
     world.announcer.changed(*task_ids)
+    await wait_for(lambda: world.told == task_ids)
+    assert len(world.payloads) == payloads
+    assert all(world.announcer.is_ours(payload) for payload in world.payloads)
+
+
+async def test_growth_is_told_while_somebody_has_asked_for_it_lately(world: World) -> None:
+    followed, alone = uuid4(), uuid4()
+    assert world.announcer.asked({followed}) == {followed}
+    assert world.announcer.asked({followed}) == set(), "it is known already"
+    world.announcer.grew([followed, alone])
     await wait_for(lambda: world.payloads)
-    assert names(world.payloads[0]) == (task_ids if named else None)
-    assert world.announcer.is_ours(world.payloads[0])
+    assert world.told == {followed}
+
+
+async def test_an_interest_lapses(database_url: str) -> None:
+    now = 1000.0
+    async with Database.open(database_url, size=1) as database:
+        announcer = Announcer(database, lambda: now)
+        told: list[set[UUID]] = []
+        listening = await asyncpg.connect(database_url)
+        await listening.add_listener(LIVE_CHANNEL, lambda *heard: told.append(names(str(heard[3])) or set()))
+        announcing = asyncio.create_task(announcer.run())
+        early, late, last = uuid4(), uuid4(), uuid4()
+        announcer.asked({early})
+        now += INTEREST_SECONDS - 1
+        announcer.asked({late})
+        now += 1
+        announcer.grew([early, late])
+        await wait_for(lambda: told)
+        announcer.changed(last)
+        await wait_for(lambda: len(told) > 1)
+        assert told == [{late}, {last}]
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
+        await listening.close()
+
+
+async def test_an_interest_is_said_where_nobody_takes_it_for_a_change(world: World, database_url: str) -> None:
+    asked: list[str] = []
+    listening = await asyncpg.connect(database_url)
+    await listening.add_listener(INTEREST_CHANNEL, lambda *heard: asked.append(str(heard[3])))
+    followed, changed = uuid4(), uuid4()
+    world.announcer.ask([followed])
+    world.announcer.changed(changed)
+    await wait_for(lambda: asked and world.payloads)
+    assert (names(asked[0]), world.told) == ({followed}, {changed})
+    await listening.close()
 
 
 async def test_what_cannot_be_said_is_dropped_and_the_next_is_said(

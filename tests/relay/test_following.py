@@ -10,11 +10,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.database.announce import LIVE_CHANNEL, Announcer
+from server.audio import format_named
+from server.database.announce import INTEREST_CHANNEL, LIVE_CHANNEL, Announcer, names
 from server.database.connections import Database, Listener
 from server.records import tasks
-from server.relay.following import READ_EVERY_SECONDS, Feed, Following
-from server.relay.live import LiveAudio
+from server.relay.following import ASK_EVERY_SECONDS, READ_EVERY_SECONDS, Feed, Following
+from server.relay.live import AudioLog, LiveAudio
 from tests.support import wait_for
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class World:
     database: CountingDatabase
     announcer: Announcer
     following: Following
+    live: LiveAudio
     rows: Rows
+    asks: list[set[UUID] | None]
 
     async def new_task(self) -> UUID:
         task_id = uuid4()
@@ -72,15 +75,20 @@ async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
         assert isinstance(database, CountingDatabase)
         listener = Listener(database_url)
         announcer = Announcer(database)
-        following = Following(database, listener, LiveAudio(), announcer)
+        live = LiveAudio()
+        following = Following(database, listener, live, announcer)
+        asks: list[set[UUID] | None] = []
+        elsewhere = await asyncpg.connect(database_url)
+        await elsewhere.add_listener(INTEREST_CHANNEL, lambda *heard: asks.append(names(str(heard[3]))))
         loops = [asyncio.create_task(part.run()) for part in (listener, announcer, following)]
         await listener.connected.wait()
         try:
-            yield World(database, announcer, following, rows)
+            yield World(database, announcer, following, live, rows, asks)
         finally:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+            await elsewhere.close()
 
 
 async def test_a_change_here_is_seen_at_once(world: World) -> None:
@@ -170,3 +178,43 @@ async def test_who_comes_late_at_another_process_is_level_at_once(world: World) 
         await wait_for(lambda: feed.log and feed.log.length == 5000, timeout=READ_EVERY_SECONDS * 5)
         assert feed.log
         assert feed.log.read(0, 5000) == b"".join(b"%010d" % number for number in range(500))
+
+
+async def _run_of(world: World, task_id: UUID) -> None:
+    await world.rows.execute(
+        "INSERT INTO internal.runs (task_id, job_name, state, attempt) VALUES ($1, 'synthesize', 'speaking', 1)",
+        task_id,
+    )
+
+
+async def test_who_follows_another_s_speech_asks_for_it_again_and_again(world: World) -> None:
+    """And when it changes hands: its new owner may have started only now. What is over is asked for no more."""
+    task_id = await world.new_task()
+    await _run_of(world, task_id)
+    async with world.followed(task_id) as feed:
+        await wait_for(lambda: len(world.asks) == 1, timeout=ASK_EVERY_SECONDS)
+        await wait_for(lambda: feed.task.attempt == 1)
+        await world.rows.execute("UPDATE internal.runs SET attempt = 2 WHERE task_id = $1", task_id)
+        world.announcer.changed(task_id)
+        await wait_for(lambda: len(world.asks) >= 2, timeout=ASK_EVERY_SECONDS * 5)
+        told = len(world.asks)
+        await wait_for(lambda: len(world.asks) > told, timeout=ASK_EVERY_SECONDS * 5)
+        assert world.asks == [{task_id}] * len(world.asks)
+
+
+async def test_who_speaks_tells_at_once_whoever_asks(world: World, database_url: str) -> None:
+    """And does not ask for what it speaks itself."""
+    task_id, unknown = await world.new_task(), uuid4()
+    told: list[set[UUID] | None] = []
+    mouth = await asyncpg.connect(database_url)
+    await mouth.add_listener(LIVE_CHANNEL, lambda *heard: told.append(names(str(heard[3]))))
+    log = AudioLog(task_id=task_id, attempt=1, audio_format=format_named("mp3"), sample_rate_hz=24000)
+    with world.live.speaking(log):
+        async with world.followed(task_id):
+            await mouth.execute(
+                "SELECT pg_notify($1, $2)", INTEREST_CHANNEL, f"another-process:{task_id.hex},{unknown.hex}"
+            )
+            await wait_for(lambda: told)
+    await mouth.close()
+    assert told == [{task_id}]
+    assert world.asks == [{task_id, unknown}], "what the other said, and nothing of ours"

@@ -41,6 +41,7 @@ class World:
     writer: SpoolWriter
     rows: Rows
     speeches: contextlib.ExitStack
+    announcer: Announcer
 
     async def speech(self, state: str = "speaking", attempt: int = 1, log: type[AudioLog] = AudioLog) -> Speech:
         """A run that speaks, and its log under this writer's care."""
@@ -86,7 +87,7 @@ async def world(database_url: str, rows: Rows) -> AsyncIterator[World]:
         writer = SpoolWriter(database, OWNER, announcer, Metrics(), every_seconds=0.03)
         tasks = [asyncio.create_task(writer.run()), asyncio.create_task(announcer.run())]
         with contextlib.ExitStack() as speeches:
-            yield World(proxy, database, writer, rows, speeches)
+            yield World(proxy, database, writer, rows, speeches, announcer)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -324,14 +325,17 @@ async def listen(database_url: str, heard: Callable[[str], None]) -> "asyncpg.Co
     return connection
 
 
-async def test_other_processes_are_told_which_speeches_grew(world: World, database_url: str) -> None:
+async def test_other_processes_are_told_which_speeches_grew_that_they_follow(world: World, database_url: str) -> None:
     payloads: list[str] = []
     connection = await listen(database_url, payloads.append)
     try:
-        speech = await world.speech()
+        speech, alone = await world.speech(), await world.speech()
+        world.announcer.asked({speech.log.task_id})
+        world.say(alone, b"audio")
+        await within(5.0, world.writer.flush(alone.log))
         world.say(speech, b"audio")
         await wait_for(lambda: payloads)
-        assert names(payloads[0]) == {speech.log.task_id}
+        assert [names(payload) for payload in payloads] == [{speech.log.task_id}]
     finally:
         await connection.close()
 
