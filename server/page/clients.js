@@ -20,9 +20,7 @@ export const CLIENTS = [
     lines: ({ address, key, voice }) => `from openai import OpenAI
 
 client = OpenAI(base_url="${address}", api_key="${key}")
-with client.audio.speech.with_streaming_response.create(
-    model="tts-1", voice=${JSON.stringify(voice)}, input="Good evening."
-) as response:
+with client.audio.speech.with_streaming_response.create(model="tts-1", voice=${JSON.stringify(voice)}, input="Good evening.") as response:
     response.stream_to_file("speech.mp3")`,
   },
   {
@@ -85,7 +83,9 @@ tts = openai.TTS(base_url="${address}", api_key="${key}", model="tts-1", voice=$
     name: "Pipecat",
     lines: ({ address, key }) => `from pipecat.services.openai.tts import OpenAITTSService
 
-tts = OpenAITTSService(base_url="${address}", api_key="${key}", model="tts-1", voice="alloy")`,
+tts = OpenAITTSService(
+    base_url="${address}", api_key="${key}", settings=OpenAITTSService.Settings(voice="alloy")
+)`,
     hint: "It takes OpenAI's own names only: alloy means your default voice, or a voice of yours with that name.",
   },
 ];

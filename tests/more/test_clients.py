@@ -204,6 +204,42 @@ async def test_pipecat(client: Client, gateway: Gateway, key: str, voice_id: UUI
     assert (entry["text"], entry["voice_name"], entry["output_format"]) == (TEXT, "Ada", "wav")
 
 
+# --- LiveKit ----------------------------------------------------------------------------------------------------------
+
+LIVEKIT = """
+import asyncio, json, os
+from livekit.plugins import openai
+
+async def main():
+    tts = openai.TTS(base_url=os.environ["BASE_URL"], api_key=os.environ["KEY"], model="tts-1", voice="Ada")
+    heard, rates = 0.0, set()
+    async with tts.synthesize(os.environ["TEXT"]) as speech:
+        async for audio in speech:
+            heard += audio.frame.duration
+            rates.add(audio.frame.sample_rate)
+    await tts.aclose()
+    print("\\n" + json.dumps({"seconds": heard, "rates": sorted(rates)}))
+
+asyncio.run(main())
+"""
+
+
+async def test_livekit(client: Client, gateway: Gateway, key: str, voice_id: UUID, tmp_path: Path) -> None:
+    """Its plugin for OpenAI, which takes a voice by any name and decodes what comes as it comes."""
+    interpreter = await asyncio.to_thread(environment, tmp_path, "livekit-plugins-openai")
+    (tmp_path / "speak.py").write_text(LIVEKIT)
+    said = await in_thread(
+        *(interpreter, "speak.py"),
+        cwd=tmp_path,
+        environ={"BASE_URL": f"{gateway.url}/v1", "KEY": key, "TEXT": TEXT},
+    )
+    told = json.loads(said.splitlines()[-1])
+    [entry] = (await client.http.get("/api/generations")).json()["generations"]
+    assert told["seconds"] == pytest.approx(entry["duration_seconds"], abs=0.2)
+    assert told["rates"] == [24_000]
+    assert (entry["text"], entry["voice_name"]) == (TEXT, "Ada")
+
+
 # --- Home Assistant's way: wyoming-openai -----------------------------------------------------------------------------
 
 WYOMING = """
