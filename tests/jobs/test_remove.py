@@ -1,5 +1,7 @@
 """Objects that must go, also when they cannot yet."""
 
+from uuid import UUID
+
 import asyncpg
 import pytest
 
@@ -45,3 +47,25 @@ async def test_what_cannot_be_removed_is_tried_after_growing_pauses_and_said_onc
     async with gateway.parts.database.transaction() as connection:
         await removals.try_again(connection, gateway.parts.queue)
     assert await queue_is_empty(), "its time has not come"
+
+
+async def test_what_a_row_shows_is_not_removed_though_somebody_asked_for_it(
+    gateway: Gateway, client: Client, rows: "Rows[asyncpg.Record]", voice_id: UUID
+) -> None:
+    """A removal that was noted before the speech was published, and carried out after it."""
+    answer = await client.generate(voice_id)
+    await client.ended(answer["task_id"])
+    key = await rows.fetchval(
+        "SELECT audio_object_key FROM public.generations WHERE id = $1", UUID(answer["generation_id"])
+    )
+    bucket = gateway.parts.settings.storage.bucket_generations
+    async with gateway.parts.database.transaction() as connection:
+        await removals.record(
+            connection, gateway.parts.queue, bucket, key, asked_by=client.user_id, reason="cancelled while storing"
+        )
+
+    async def settled() -> bool:
+        return not await rows.fetchval("SELECT count(*) FROM internal.removals WHERE object_key = $1", key)
+
+    await wait_for(settled)
+    assert await client.audio(answer["generation_id"])
