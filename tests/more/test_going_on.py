@@ -1,5 +1,6 @@
 """A speech is taken from its process at every sentence, and in the middle of each: what is heard is one speech."""
 
+import asyncio
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import pytest
 
 from server.dev.simulator import Simulator
 from server.records.speech import RESTARTED
-from tests.end_to_end.joints import DELTA_BYTES, SENTENCES, TEXT, Rows, Stage
+from tests.end_to_end.joints import (
+    DELTA_BYTES,
+    SENTENCES,
+    TEXT,
+    Rows,
+    Stage,
+    assert_same_speech,
+    hear_until_broken,
+    whole_speech,
+)
 from tests.gateway import running_gateway
 
 PLACES = [
@@ -72,3 +82,30 @@ async def test_a_sentence_is_never_paid_for_thrice(stage: Stage) -> None:
         assert (ended["status"], ended["error"]) == ("failed", RESTARTED)
     assert len(stage.simulator.calls) == 2
     assert await stage.rows.fetchval("SELECT count(*) FROM internal.spool") == 0
+
+
+@pytest.mark.parametrize("form", ["mp3", "wav"])
+async def test_a_process_that_was_taken_for_dead_and_comes_back_adds_nothing(stage: Stage, form: str) -> None:
+    """Another one has gone on meanwhile; what the first hears of its provider afterwards belongs to nobody."""
+    ends = await stage.deltas(form)
+    fault = {"delta_bytes": DELTA_BYTES[form], "do": "hold", "after_deltas": (ends[0] + ends[1]) // 2}
+    plan = stage.simulator.behave("realtime", fault)
+    async with stage.process("first") as paused:
+        async with paused.client(stage.user_id) as client:
+            task = await client.generate(stage.voice_id, TEXT, format=form)
+        near = asyncio.create_task(hear_until_broken(paused.url, task["stream_url"]))
+        await plan.held()
+        await stage.kept(task, 0)
+        paused.send(signal.SIGSTOP)
+        async with running_gateway(stage.settings) as survivor, survivor.client(stage.user_id) as client:
+            assert (await client.ended(task["task_id"]))["status"] == "completed"
+            stored = await client.audio(task["generation_id"])
+            plan.release()
+            paused.send(signal.SIGCONT)
+            await stage.simulator.until(lambda calls: "closed_at" in calls[0])
+            # Its own listener is told the same speech to its end.
+            assert await near == (stored if form == "mp3" else stored[44:])
+            assert await client.audio(task["generation_id"]) == stored
+            assert_same_speech(stored, await whole_speech(survivor, stage.user_id, stage.voice_id, form), form)
+    for table in ("runs", "spool"):
+        assert await stage.rows.fetchval(f"SELECT count(*) FROM internal.{table}") == 0
