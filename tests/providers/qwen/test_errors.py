@@ -19,6 +19,7 @@ from server.providers.qwen.errors import (
 TOO_MANY = "Too many requests. Your requests are being throttled due to system capacity limits."
 
 REFUSALS: list[tuple[int, str, str, type[ProviderError], int]] = [
+    (408, "", "", ProviderUnavailable, 503),
     (400, "InvalidParameter", "A parameter is not valid.", ProviderRejected, 400),
     (400, "InvalidParameter.DataInspection", "download failed", ProviderRejected, 400),
     (400, "InvalidParameter", "Invalid voice specified.", ProviderRejected, 502),

@@ -111,7 +111,14 @@ async def test_body_with_status_code_and_odd_members_is_read(provider: QwenHttp,
 
 
 @pytest.mark.parametrize(
-    "first", [{"do": "html"}, {"do": "abort"}, {"truncate_bytes": 5000}, {"do": "empty", "status": 429}]
+    "first",
+    [
+        {"do": "html"},
+        {"do": "abort"},
+        {"truncate_bytes": 5000},
+        {"do": "empty", "status": 429},
+        {"do": "empty", "status": 408},
+    ],
 )
 async def test_download_survives_what_passes(provider: QwenHttp, simulator: Simulator, first: dict[str, Any]) -> None:
     piece = await synthesize(provider)
