@@ -109,6 +109,9 @@ def _migrate(options: argparse.Namespace) -> int:
 def _dev(options: argparse.Namespace) -> int:
     from server.dev.run import DevOptions, run
 
+    # A laptop's way out may be a proxy, and that knows nobody on this machine.
+    outside = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [outside, "127.0.0.1", "localhost"]))
     return run(
         DevOptions(
             host=options.host,

@@ -1,7 +1,6 @@
 """The composition root: settings become parts, parts an application. Its routes are the table of contents."""
 
 import contextlib
-import functools
 import ssl
 from collections.abc import AsyncIterator, Sequence
 
@@ -134,33 +133,32 @@ def create_app(settings: Settings, *, extra_routes: Sequence[Route] = ()) -> Sta
     return app
 
 
-@functools.cache
-def _authorities() -> ssl.SSLContext:
-    """Whom our clients believe. Reading them takes some 10 ms, so all share one reading."""
-    return httpx.create_ssl_context(trust_env=False)
+def _http(connections: int, authorities: ssl.SSLContext) -> httpx.AsyncClient:
+    """A client for one purpose, with so many connections at once; redirects are for those who expect them.
 
+    The way out (``HTTP_PROXY``, ``HTTPS_PROXY``, ``NO_PROXY``) is the environment's, as for sockets and the store.
 
-def _http(connections: int) -> httpx.AsyncClient:
-    """A client for one purpose, with so many connections at once; redirects are for those who expect them."""
+    Args:
+        authorities: Whom to believe. Reading them takes some 10 ms, so all clients share one reading.
+    """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=min(20, connections))
-    return httpx.AsyncClient(
-        timeout=10.0, limits=limits, follow_redirects=False, trust_env=False, verify=_authorities()
-    )
+    return httpx.AsyncClient(timeout=10.0, limits=limits, follow_redirects=False, verify=authorities)
 
 
 @contextlib.asynccontextmanager
 async def assembled(settings: Settings) -> AsyncIterator[Parts]:
     """Open everything in order, and close it in the reverse order. Nothing is done by itself yet."""
     metrics = Metrics()
+    authorities = httpx.create_ssl_context()  # those of SSL_CERT_FILE, where it is set
     tickets = Tickets.from_settings(settings)
     async with (
         # One a purpose: what hangs for minutes must not keep from a connection what was paid for, or who signs in.
-        _http(settings.synthesis_concurrency) as synthesis,
-        _http(100) as downloads,
-        _http(100) as customization,
-        _http(5) as key_sets,
-        _http(500) as modal,
-        _http(100) as modal_results,
+        _http(settings.synthesis_concurrency, authorities) as synthesis,
+        _http(100, authorities) as downloads,
+        _http(100, authorities) as customization,
+        _http(5, authorities) as key_sets,
+        _http(500, authorities) as modal,
+        _http(100, authorities) as modal_results,
         open_store(settings.storage, tickets.storage_link_key) as storage,
         Database.open(
             settings.database_url,

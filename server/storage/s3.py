@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import ssl
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -232,6 +233,12 @@ _PRIVATE_NAMES = (
 )
 
 
+def _authorities() -> str | None:
+    """The file of ``SSL_CERT_FILE``, which this client would not read by itself; None leaves it to its own ways."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile if paths.cafile != paths.openssl_cafile else None
+
+
 @asynccontextmanager
 async def open_s3_store(
     settings: StorageSettings, *, call_seconds: float = 30.0, put_seconds: float = 300.0, page_keys: int = 1000
@@ -261,7 +268,9 @@ async def open_s3_store(
     async with contextlib.AsyncExitStack() as stack:
         with _translated():
             client = await stack.enter_async_context(
-                session.client("s3", endpoint_url=settings.endpoint, region_name=region, config=config)
+                session.client(
+                    "s3", endpoint_url=settings.endpoint, region_name=region, config=config, verify=_authorities()
+                )
             )
         # With "Expect: 100-continue" the HTTP client waits without end for a service, or a proxy in front of it, that
         # does not know the word; and every PUT would cost a round trip more.

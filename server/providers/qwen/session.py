@@ -6,13 +6,13 @@ come, or that they do not. Every lane that is spoken over a socket is this loop 
 
 import asyncio
 import logging
-import ssl
 import time
 from collections import deque
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import anyio
+import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
@@ -121,7 +121,7 @@ class Sockets:
         self.alarm = alarm
         self.decode = None if tells_frames_apart else False
         # Built once: loading the trusted certificates costs as much as a hundred deltas.
-        self.ssl = ssl.create_default_context() if address.startswith("wss://") else None
+        self.ssl = httpx.create_ssl_context() if address.startswith("wss://") else None
         self.headers = {"Authorization": f"Bearer {settings.dashscope_api_key}"}
         if settings.dashscope_workspace:
             self.headers["X-DashScope-WorkSpace"] = settings.dashscope_workspace
@@ -269,7 +269,6 @@ class SocketSpeech:
                 additional_headers=self._sockets.headers,
                 user_agent_header="utter-server",
                 compression=None,
-                proxy=None,
                 open_timeout=self._deadlines.connect_seconds,
                 # No pings: the silence deadline finds a dead socket sooner than they would.
                 ping_interval=None,
