@@ -33,7 +33,9 @@ MARK: Final = "utr_"
 RANDOM_LETTERS: Final = 32  # of 62 kinds: 190 bits, of which the shown prefix gives away 24
 CHECK_LETTERS: Final = 6  # enough for 32 bits
 SHOWN_LETTERS: Final = 4
-KNOWN_SECONDS: Final = 5.0  # so long a revoked key may go on in a process that has seen it
+# A revoked key goes on for so long in a process that has seen it, and a request that it let in for a moment more.
+KNOWN_SECONDS: Final = 4.0
+UNKNOWN_SECONDS: Final = 5.0
 REMEMBERED_AT_MOST: Final = 10_000
 UNKNOWN_A_SECOND: Final = 20
 SOURCES_AT_MOST: Final = 10_000
@@ -193,11 +195,11 @@ class KeyRing:
             found = await self._find(key_hash)
             if found is None or not compare_digest(found.key_hash, key_hash):
                 source.note_unknown()
-                self._unknown.put(key_hash, _UNKNOWN, asked_at + KNOWN_SECONDS)
+                self._unknown.put(key_hash, _UNKNOWN, asked_at + UNKNOWN_SECONDS)
                 raise Unauthorized(_UNKNOWN)
         left = found.seconds_left
         if left is not None and left <= 0:
-            self._unknown.put(key_hash, _EXPIRED, asked_at + KNOWN_SECONDS)
+            self._unknown.put(key_hash, _EXPIRED, asked_at + UNKNOWN_SECONDS)
             raise Unauthorized(_EXPIRED)
         holder = Holder(found.user_id, found.id)
         self._known.put(key_hash, holder, asked_at + min(KNOWN_SECONDS, KNOWN_SECONDS if left is None else left))

@@ -108,11 +108,11 @@ async def test_what_cannot_be_looked_up_is_503_and_never_401(ring: Ring) -> None
         await ring.keyring.holder(key, HERE)
 
 
-async def test_a_known_key_is_asked_about_every_five_seconds_so_a_revoked_one_ends_by_then(ring: Ring) -> None:
+async def test_a_known_key_is_asked_about_so_often_that_a_revoked_one_ends_within_five_seconds(ring: Ring) -> None:
     key, key_id = await ring.made()
     await ring.keyring.holder(key, HERE)
     await ring.delete(key_id)
-    ring.clock.now += 4.9
+    ring.clock.now += 3.9
     assert (await ring.keyring.holder(key, HERE)).key_id == key_id
     ring.clock.now += 0.1
     with pytest.raises(Unauthorized, match="revoked"):
