@@ -88,7 +88,7 @@ async def _serve(options: DevOptions, environ: Mapping[str, str], database_url: 
         server = serve.Server(
             create_app(settings, extra_routes=[session_route(settings, user_id)]),
             settings,
-            started=lambda: _announce(options, settings, user_id),
+            started=lambda: _announce(options, settings, user_id, server.servers[0].sockets[0].getsockname()[1]),
         )
         await server.serve()
         return 0 if server.started else 1
@@ -131,9 +131,10 @@ def _kept_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _announce(options: DevOptions, settings: Settings, user_id: UUID) -> None:
+def _announce(options: DevOptions, settings: Settings, user_id: UUID, port: int) -> None:
+    """Say where it is: on the port that it was given, where it asked for any."""
     host = f"[{options.host}]" if ":" in options.host else options.host
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{settings.port}"
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"
     token = demo_token(settings, user_id)
     note = options.data_dir / "dev.json"
     note.write_bytes(msgspec.json.encode({"url": url, "token": token, "user_id": str(user_id)}))
