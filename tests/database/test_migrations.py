@@ -969,6 +969,29 @@ async def test_whoever_writes_meanwhile_is_not_held_up_by_an_index(live_url: str
 
 
 @only("oldest")
+async def test_a_writer_in_the_middle_of_its_work_is_not_ended_as_a_deadlock(live_url: str) -> None:
+    """Whoever has inserted a task goes on to the generation and the voice; the tables are taken in that order."""
+    async with session(live_url) as busy, session(live_url) as other:
+        transaction = busy.transaction()
+        await transaction.start()
+        await busy.execute("SET LOCAL deadlock_timeout = '50ms'")  # were there one, this would be its victim
+        await busy.execute("UPDATE public.tasks SET error = error")
+        migrating = asyncio.create_task(migrate(live_url))
+
+        async def waiting() -> bool:
+            return bool(
+                await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL")
+            )
+
+        await wait_for(waiting)
+        await busy.execute("UPDATE public.generations SET language = language")
+        await busy.execute("UPDATE public.voices SET language = language")
+        await transaction.commit()
+        await migrating
+    assert await pending(live_url) == []
+
+
+@only("oldest")
 async def test_an_index_that_was_broken_off_is_begun_again(live_url: str, tmp_path: Path) -> None:
     await Runner(database_url=live_url, directory=files_up_to(9, tmp_path / "sql")).migrate()
     name = "public.idx_generations_audio_object_key"
