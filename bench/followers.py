@@ -2,13 +2,16 @@
 
 It starts its streams one after the other and says ``{"running": n, "problems": […]}`` when all of them have audio. Told
 to ``probe`` it starts a few more, whose first audio is timed, and says ``{"probed": n}``. When all have ended it says
-everything it saw, as ``Seen``. Given a path it follows that one speech with every stream. It ends with its parent.
+everything it saw, as ``Seen``. Given paths it follows
+those speeches, in turns. It ends with its parent.
 """
 
 import argparse
 import asyncio
+import itertools
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import httptools
@@ -56,6 +59,7 @@ class Stream(asyncio.Protocol):
         self._searched = 0
         self._next_index = 0
         self._last_task = b""
+        self._offset: int | None = None
         self.has_audio = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -84,15 +88,29 @@ class Stream(asyncio.Protocol):
         now = time.monotonic_ns()
         at += len(_MARKER)
         stamp = decode_stamp(bytes(self._held[at : at + STAMP_LETTERS]))
-        self._seen.sent_ns.append(stamp.sent_ns)
-        self._seen.received_ns.append(now)
-        if stamp.delta != self._next_index and (self._next_index or not self._joins):
+        # Who follows from elsewhere gets what a tick brought in one, cut where an event may be no longer: such a cut
+        # may lie behind a stamp.
+        if stamp.sent_ns:
+            self._seen.sent_ns.append(stamp.sent_ns)
+            self._seen.received_ns.append(now)
+        if self._joins:
+            self._require_offset(at, end)
+        elif stamp.delta != self._next_index:
             self._problem(f"expected delta {self._next_index}, got {stamp.delta}")
         self._next_index = stamp.delta + 1
         if not self.has_audio.is_set():
             if self._timed:
                 self._seen.first_audio_ns.append(now - self._started_ns)
             self.has_audio.set()
+
+    def _require_offset(self, at: int, end: int) -> None:
+        """An event begins where the one before it ended."""
+        stop = int(self._held[self._held.index(b"id: ") + 4 : self._held.index(b"\ndata")])
+        letters = self._held[at : self._held.index(b'"', at, end)]
+        start = stop - (len(letters) * 3 // 4 - letters.count(b"="))
+        if self._offset is not None and start != self._offset:
+            self._problem(f"expected byte {self._offset}, got {start}")
+        self._offset = stop
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -132,24 +150,28 @@ class Followers:
     """All streams of this process: of the server, or of a relay where there is no token.
 
     Args:
-        path: Of one speech that all of them follow, where each has none of its own.
+        paths: Of speeches that they follow in turns, where each has none of its own.
         probe_gap_seconds: The shortest and the longest time between two starts that are timed.
     """
 
-    def __init__(self, port: int, token: str, voice_id: str, path: str, probe_gap_seconds: tuple[float, float]) -> None:
+    def __init__(
+        self, port: int, token: str, voice_id: str, paths: list[str], probe_gap_seconds: tuple[float, float]
+    ) -> None:
         self._port = port
         self._token = token
-        self._path = path
+        self._joins = bool(paths)
+        self._requests: Iterator[bytes]
         self._probe_gap_seconds = probe_gap_seconds
         self._seen = Seen()
         self._streams: list[Stream] = []
-        if path:
-            self._request = request_bytes("GET", path, port=port)
+        if paths:
+            self._requests = itertools.cycle([request_bytes("GET", path, port=port) for path in paths])
         elif token:
             body = {"voice_id": voice_id, "text": "Good evening.", "language": "English"}
-            self._request = request_bytes("POST", "/api/generate/stream", port=port, token=token, body=body)
+            request = request_bytes("POST", "/api/generate/stream", port=port, token=token, body=body)
+            self._requests = itertools.repeat(request)
         else:
-            self._request = request_bytes("GET", "/stream", port=port)
+            self._requests = itertools.repeat(request_bytes("GET", "/stream", port=port))
 
     async def run(self, count: int, probes: int, probe: asyncio.Event) -> None:
         """Follow ``count`` streams, and so many more once ``probe`` is set, to the end of all of them."""
@@ -173,8 +195,8 @@ class Followers:
             await stream.has_audio.wait()
 
     def _new_stream(self, *, timed: bool) -> Stream:
-        task = bool(self._token or self._path)
-        return Stream(self._request, self._seen, ends_with_task=task, timed=timed, joins=bool(self._path))
+        task = bool(self._token or self._joins)
+        return Stream(next(self._requests), self._seen, ends_with_task=task, timed=timed, joins=self._joins)
 
 
 async def main(followers: Followers, count: int, probes: int) -> None:
@@ -195,7 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--probes", type=int, required=True)
     parser.add_argument("--token", default="")
     parser.add_argument("--voice", default="")
-    parser.add_argument("--path", default="")
+    parser.add_argument("--path", nargs="*", default=[])
     parser.add_argument("--probe-gap", type=float, nargs=2, default=_PROBE_GAP_SECONDS)
     options = parser.parse_args()
     gap = (options.probe_gap[0], options.probe_gap[1])

@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 
 from bench.children import Child, ChildFailed
+from bench.crossed import crossed
 from bench.report import Audience, Beside, Burst, Firsts, Kind, Point, Polls, Report, percentiles
 from bench.stamps import INTERVAL_SECONDS
 from bench.usage import memory, usage
@@ -34,11 +35,15 @@ PROBES = 10
 # Starts of a burst come within two seconds, each at a time of its own.
 _BURST_SECONDS = 2.0
 _AUDIENCE = 200
+# Of two processes each speaks this part of the most streams.
+_CROSSED_PART = 4
 _PIECES_MODEL = "qwen3-tts-vc-2026-01-22"
 _PIECES_VOICE = "qwen-tts-vc-measured-voice-20260101000000000-0000"
 # What is spoken in pieces beside the streams, and how many such texts come one after the other.
 _PIECES_TEXT, _PIECES_TEXTS, _PIECES_STREAMS = "Good evening, and welcome to all of you. " * 14, 3, 100
 _FIRSTS = 20
+# Who asks, of every server of the run.
+_SECRET, _USER_ID = secrets.token_hex(32), uuid4()
 # How long a store may take with what all streams of a turn have left it.
 _STORED_SECONDS = 120.0
 
@@ -125,6 +130,15 @@ async def measure(
             for audio_format in ("wav", "mp3"):
                 progress(f"{_PIECES_STREAMS} streams beside texts in pieces, as {audio_format}…")
                 report.besides.append(await _beside(server, source, folder, audio_format))
+            second = await stack.enter_async_context(
+                _server(folder, source_port, pieces, postgres, max(streams), name="second")
+            )
+            speeches = max(1, max(streams) // _CROSSED_PART)
+            progress(f"Two processes with {speeches} speeches each, followed crosswise…")
+            pair = (server, second)
+            report.crosseds.append(
+                await crossed(pair, postgres.pid, source, folder, speeches=speeches, seconds=seconds)
+            )
             task_id = await _speaking_task(server)
             for lane in (lane for lane in lanes if lane.poll_path):
                 progress("Polling " + ("one SELECT…" if lane.kind == "floor" else "the server…"))
@@ -174,10 +188,14 @@ async def _simulator(folder: Path) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def _server(
-    folder: Path, source_port: int, pieces_url: str, postgres: EmbeddedPostgres, most_streams: int
+    folder: Path,
+    source_port: int,
+    pieces_url: str,
+    postgres: EmbeddedPostgres,
+    most_streams: int,
+    *,
+    name: str = "server",
 ) -> AsyncIterator[Lane]:
-    secret = secrets.token_hex(32)
-    user_id = uuid4()
     port = _free_port()
     environ = {
         "DATABASE_URL": postgres.url(),
@@ -186,7 +204,7 @@ async def _server(
         "DASHSCOPE_WS_URL": f"ws://127.0.0.1:{source_port}/",
         "DASHSCOPE_API_KEY": API_KEY,
         "STORAGE_URL": (folder / "storage").as_uri(),
-        "AUTH_JWT_SECRET": secret,
+        "AUTH_JWT_SECRET": _SECRET,
         # Samples: what the source sends is no music, and need not be.
         "QWEN_DEFAULT_RESPONSE_FORMAT": "wav",
         "QWEN_STARTS_PER_MINUTE": "100000",
@@ -196,7 +214,7 @@ async def _server(
         "PORT": str(port),
     }
     began = time.monotonic()
-    async with Child.running("server", "-m", "bench.served", folder=folder, environ=environ) as child:
+    async with Child.running(name, "-m", "bench.served", folder=folder, environ=environ) as child:
         await _answers(child, port, "/api/ready")
         cold_start_seconds = time.monotonic() - began
         yield Lane(
@@ -204,9 +222,9 @@ async def _server(
             child=child,
             port=port,
             poll_path="/api/tasks/",
-            token=mint_bearer(user_id, days=1, secret=secret, audience="authenticated"),
-            voice_id=str(await _new_voice(postgres.url(), user_id, VC_REALTIME)),
-            pieces_voice_id=str(await _new_voice(postgres.url(), user_id, _PIECES_MODEL)),
+            token=mint_bearer(_USER_ID, days=1, secret=_SECRET, audience="authenticated"),
+            voice_id=str(await _new_voice(postgres.url(), _USER_ID, VC_REALTIME)),
+            pieces_voice_id=str(await _new_voice(postgres.url(), _USER_ID, _PIECES_MODEL)),
             database_pid=postgres.pid,
             cold_start_seconds=cold_start_seconds,
         )
@@ -265,9 +283,11 @@ async def _streams(
             raise ChildFailed(f"Not all of {count} streams began: {running['problems'][0]}")
         started = usage(lane.child.pid, lane.database_pid)
         await asyncio.sleep(_SETTLE_SECONDS)
+        await _loop_lag(lane)
         opened = usage(lane.child.pid, lane.database_pid)
         await asyncio.sleep(seconds)
         closed = usage(lane.child.pid, lane.database_pid)
+        late = await _loop_lag(lane)
         held = memory(lane.child.pid)
         followers.tell("probe")
         await followers.hear(_START_SECONDS)
@@ -299,9 +319,17 @@ async def _streams(
         other_cores=max(0.0, window.others / window.seconds),
         latency_milliseconds=percentiles(latencies),
         first_audio_milliseconds=percentiles([waited / 1e6 for waited in seen["first_audio_ns"]]),
+        loop_lag_milliseconds=percentiles(late),
         pace=len(latencies) / (count * window.seconds / INTERVAL_SECONDS),
         problems=seen["problems"],
     )
+
+
+async def _loop_lag(lane: Lane) -> list[float]:
+    """How late the timers of its loop were since this was last asked, in milliseconds."""
+    lane.child.tell("lag")
+    late: list[float] = (await lane.child.hear(_START_SECONDS))["lag_milliseconds"]
+    return late
 
 
 def _following(lane: Lane, *arguments: str) -> list[str]:

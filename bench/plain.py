@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from websockets.asyncio.client import connect
 
 from bench.children import run_child, say, stdin_lines
+from bench.lag import LoopLag
 from bench.relay import OPENING, listening
 
 _QUEUED_AT_MOST = 1000
@@ -59,14 +60,16 @@ async def _hear(source_url: str, queue: "asyncio.Queue[tuple[int, bytes] | None]
 
 
 async def main(source_url: str) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends; told to, say how late the loop was."""
     with listening() as listener:
         config = uvicorn.Config(application(source_url), lifespan="off", log_config=None, access_log=False, ws="none")
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         say(port=listener.getsockname()[1])
-        async for _ in stdin_lines():
-            pass
+        lag = LoopLag(asyncio.get_running_loop())
+        async for line in stdin_lines():
+            if line == "lag":
+                lag.tell()
         server.should_exit = server.force_exit = True
         await serving
 

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
 from bench.children import run_child, say, stdin_lines
+from bench.lag import LoopLag
 from bench.stamps import SAMPLE_RATE_HZ
 
 _CONVERSATION: list[dict[str, Any]] = [
@@ -85,7 +86,7 @@ def listening() -> socket.socket:
 
 
 async def main(source_url: str, database_url: str) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends; told to, say how late the loop was."""
     with listening() as listener:
         async with asyncpg.create_pool(database_url, min_size=1, max_size=10) as pool:
             config = uvicorn.Config(
@@ -94,8 +95,10 @@ async def main(source_url: str, database_url: str) -> None:
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             say(port=listener.getsockname()[1])
-            async for _ in stdin_lines():
-                pass
+            lag = LoopLag(asyncio.get_running_loop())
+            async for line in stdin_lines():
+                if line == "lag":
+                    lag.tell()
             server.should_exit = server.force_exit = True
             await serving
 

@@ -46,6 +46,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         memory_per_stream_kilobytes: What the process has come to hold for each, at the end of the window.
         cores: Of CPU, used by the process; ``database_cores`` by PostgreSQL, where it has a part in it.
         other_cores: Used by what is no part of the run; where it is much, the figures mean little.
+        loop_lag_milliseconds: How late a timer of the process's loop ran within the window, 100 times a second.
         pace: Deltas delivered, of those that speech in real time would have brought.
         problems: One sentence for each stream that missed something.
     """
@@ -63,6 +64,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     other_cores: float
     latency_milliseconds: Percentiles
     first_audio_milliseconds: Percentiles
+    loop_lag_milliseconds: Percentiles
     pace: float
     problems: list[str]
 
@@ -104,6 +106,21 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     spoken_seconds: float
     latency_milliseconds: Percentiles
+    problems: list[str]
+
+
+class Crossed(msgspec.Struct, frozen=True, kw_only=True):
+    """Two processes with so many speeches each, followed in the process that speaks them, and in the other one.
+
+    Attributes:
+        microseconds_here, microseconds_there: CPU of both processes for each delta that was delivered.
+    """
+
+    speeches: int
+    microseconds_here: float
+    microseconds_there: float
+    latency_milliseconds_here: Percentiles
+    latency_milliseconds_there: Percentiles
     problems: list[str]
 
 
@@ -153,6 +170,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     firsts: list[Firsts] = []
     audiences: list[Audience] = []
     besides: list[Beside] = []
+    crosseds: list[Crossed] = []
     polls: list[Polls] = []
     cold_start_seconds: float = 0.0
     machine: str = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
@@ -161,8 +179,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> list[str]:
         """Everything that was not as it should be, whatever its speed."""
-        parts: list[Point | Burst | Audience | Beside | Polls]
-        parts = [*self.points, *self.bursts, *self.audiences, *self.besides, *self.polls]
+        parts: list[Point | Burst | Audience | Beside | Crossed | Polls]
+        parts = [*self.points, *self.bursts, *self.audiences, *self.besides, *self.crosseds, *self.polls]
         return [problem for part in parts for problem in part.problems]
 
     @property
@@ -217,6 +235,10 @@ def _later(figure: Callable[[Point], float]) -> Callable[[Report, int], float | 
 def _burst(report: Report, starts: int) -> float | None:
     found = next((burst for burst in report.bursts if (burst.kind, burst.starts) == ("server", starts)), None)
     return found.first_audio_milliseconds.p50 if found else None
+
+
+def _crossed(report: Report, _streams: int) -> float | None:
+    return next((one.microseconds_there / one.microseconds_here for one in report.crosseds), None)
 
 
 def _polls(report: Report, _streams: int) -> float | None:
@@ -274,6 +296,12 @@ GOALS = (
         value=_later(lambda point: point.first_audio_milliseconds.p95),
     ),
     Goal(what="ms first audio of starts within two seconds, p50", at_most=300.0, streams=200, value=_burst),
+    Goal(
+        what="times the CPU of two processes that speak, when they are followed crosswise",
+        at_most=1.3,
+        streams=0,
+        value=_crossed,
+    ),
     Goal(what="times fewer polls a second than one SELECT", at_most=2.0, streams=0, value=_polls),
 )
 
@@ -311,6 +339,8 @@ COLUMNS = (
     Column("p95", lambda point: point.first_audio_milliseconds.p95, ".0f"),
     Column("ends/s", lambda point: point.ends_per_second, ".0f"),
     Column("kB/stream", lambda point: point.memory_per_stream_kilobytes, ".0f"),
+    Column("loop lag p99 ms", lambda point: point.loop_lag_milliseconds.p99, ".1f"),
+    Column("worst", lambda point: point.loop_lag_milliseconds.worst, ".0f"),
     Column("pace", lambda point: point.pace, ".1%"),
 )
 _BUSY_CORES = 0.15
@@ -353,6 +383,13 @@ def other_lines(report: Report) -> list[str]:
         lines.append(
             f"{beside.streams} streams beside {beside.spoken_seconds:.0f} s of speech in pieces, {work}: latency p50"
             f" {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms, worst {latency.worst:.0f} ms"
+        )
+    for crossed in report.crosseds:
+        here, there = crossed.latency_milliseconds_here, crossed.latency_milliseconds_there
+        lines.append(
+            f"two processes with {crossed.speeches} speeches each: {crossed.microseconds_here:.0f} µs CPU per delta and"
+            f" latency p50 {here.p50:.1f} ms, p99 {here.p99:.1f} ms where they are spoken;"
+            f" {crossed.microseconds_there:.0f} µs, p50 {there.p50:.1f} ms, p99 {there.p99:.1f} ms crossed"
         )
     for polls in report.polls:
         name = "one SELECT" if polls.kind == "floor" else "the server"

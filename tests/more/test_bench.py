@@ -54,6 +54,7 @@ async def test_a_short_run_reports_all_and_leaves_nothing_behind(tmp_path: Path)
         assert point["whole_life_microseconds"] > 0
         latency, first = point["latency_milliseconds"], point["first_audio_milliseconds"]
         assert 0 < latency["p50"] <= latency["p99"] <= latency["worst"]
+        assert point["loop_lag_milliseconds"]["worst"] > 0
         assert 0 < first["p50"] <= first["p95"] <= first["p99"]
     assert report["points"][-1]["database_cores"] is not None
     assert [burst["kind"] for burst in report["bursts"]] == ["floor", "plain", "server"]
@@ -63,7 +64,13 @@ async def test_a_short_run_reports_all_and_leaves_nothing_behind(tmp_path: Path)
     assert [beside["audio_format"] for beside in report["besides"]] == ["wav", "mp3"]
     assert all(beside["spoken_seconds"] > 10 and not beside["problems"] for beside in report["besides"])
     assert all(polls["requests_per_second"] > 0 and not polls["problems"] for polls in report["polls"])
-    assert [goal["goal"] for goal in report["goals"]] == ["at most 2 times fewer polls a second than one SELECT"]
+    [crossed] = report["crosseds"]
+    assert (crossed["speeches"], crossed["problems"]) == (1, [])
+    assert min(crossed["microseconds_here"], crossed["microseconds_there"]) > 0
+    assert [goal["goal"] for goal in report["goals"]] == [
+        "at most 1.3 times the CPU of two processes that speak, when they are followed crosswise",
+        "at most 2 times fewer polls a second than one SELECT",
+    ]
     assert processes_of_the_bench() <= before
     assert "2 streams through the server" in progress
     written = document.read_text()
