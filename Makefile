@@ -41,8 +41,8 @@ check: ## style, types and the tests that belong to one file (FILE=server/relay/
 more: ## what takes longer: the page in a browser, the wheel, real proxies, real clients, a short bench (ARGS="-k nginx")
 	@PYTHON="$(PYTHON)" .ci/install test
 	@echo "Running the long tests…"
-	@$(CLEAN) $(RUN) pytest tests/page -m slow --numprocesses=2 --dist=worksteal $(ARGS)
-	@$(CLEAN) $(RUN) pytest tests/more --timeout=600 $(ARGS)
+	@$(CLEAN) $(RUN) pytest tests tests/more -m slow --numprocesses=2 --dist=worksteal $(ARGS)
+	@$(CLEAN) $(RUN) pytest tests/more -m "not slow" --timeout=600 $(ARGS)
 
 clients: ## the clients of other people alone, generated and real
 	@PYTHON="$(PYTHON)" .ci/install test

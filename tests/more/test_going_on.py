@@ -21,6 +21,8 @@ from tests.end_to_end.joints import (
 )
 from tests.gateway import running_gateway
 
+pytestmark = pytest.mark.slow
+
 PLACES = [
     *((f"the middle of sentence {number}", number, -0.5, 0) for number in (1, 2, 3)),
     *((f"the last of sentence {number}", number, 0.0, 0) for number in (1, 2, 3)),
