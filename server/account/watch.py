@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from server.database.connections import REFUSED, Database
+from server.database.connections import REFUSED, Database, wait_for_locks
 from server.metrics import Metrics
 from server.providers.pacing import RECOVERY_SECONDS
 from server.records import piled
@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 # The loop's lateness is measured this often: often enough to meet a stall of a second, too seldom to cost anything.
 LAG_EVERY_SECONDS = 0.25
 READ_SECONDS = 5.0
+LOCK_SECONDS = 0.5
 # Voices are bought one by one, and counting them reads a row of each.
 VOICES_EVERY_SECONDS = 60.0
 
@@ -55,7 +56,9 @@ class Watch:
 
     async def read(self) -> None:
         """One look."""
-        async with self._database.connection() as connection:
+        async with self._database.transaction() as connection:
+            # Requests have the same connections, and need them more than these numbers are needed.
+            await wait_for_locks(connection, at_most_seconds=LOCK_SECONDS)
             found = await piled.piled(connection)
             self._metrics.waiting(found.waiting, found.waited_seconds)
             self._metrics.unstored(found.unstored_bytes)
