@@ -208,7 +208,7 @@ async def _server(
         # Samples: what the source sends is no music, and need not be.
         "QWEN_DEFAULT_RESPONSE_FORMAT": "wav",
         "QWEN_STARTS_PER_MINUTE": "100000",
-        "SYNTHESIS_CONCURRENCY": str(max(most_streams, 2 * _FIRSTS) + 20),
+        "SYNTHESIS_CONCURRENCY": str(max(most_streams, 2 * _FIRSTS, _PIECES_STREAMS) + 20),
         "SHUTDOWN_GRACE_SECONDS": "1",
         "HOST": "127.0.0.1",
         "PORT": str(port),
