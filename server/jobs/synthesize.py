@@ -76,7 +76,7 @@ async def speak(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, 
         scope: What whoever ends the speech cancels; not entered yet.
     """
     synthesis = _Synthesis(parts, assignment, scope, hold)
-    with parts.metrics.session(assignment.provider):
+    with parts.speeches.cuttable(), parts.metrics.session(assignment.provider):
         with scope:
             await _in_memory(parts, assignment, synthesis)
         if scope.cancelled_caught and parts.leases.released:

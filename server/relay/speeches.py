@@ -5,8 +5,9 @@ one before it fetches a job. So a process that is full fetches nothing, and a fr
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 
 class Speeches:
@@ -21,7 +22,7 @@ class Speeches:
         self.places = asyncio.Semaphore(at_most)
         self.turns = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -44,14 +45,21 @@ class Speeches:
             raise RuntimeError("no speeches are taken")
         await self.places.acquire()  # free, so nobody comes in between
         task = self._group.create_task(speech)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: self.places.release())
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self.places.release()
+    @contextmanager
+    def cuttable(self) -> Iterator[None]:
+        """Let ``cut`` end the task that runs this, whoever has begun it, while the context is open."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a speech is spoken in a task")
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
 
     def cut(self) -> None:
-        """End whatever is left of those that were begun here: the process has no more time for it."""
-        for task in self._tasks:
+        """End whatever is left of all speeches: the process has no more time for them."""
+        for task in list(self._tasks):
             task.cancel()

@@ -1,6 +1,7 @@
 """SIGTERM: streams end, speeches finish or are given back, and the process leaves in time with status 0."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
+from server.database.queue import SYNTHESIS
 from server.dev.simulator import Simulator
 from server.lifecycle import stop
 from server.parts import STORED_AT_ONCE
@@ -25,6 +27,9 @@ from tests.support import make_settings, wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 DELTAS = 5
+WAITING = (
+    "INSERT INTO internal.runs (task_id, job_name, object_key) VALUES (gen_random_uuid(), 'synthesize', 'a/b.mp3')"
+)
 HELD_BYTES = DELTAS * DELTA_BYTES
 
 
@@ -257,15 +262,21 @@ async def test_a_database_that_is_gone_does_not_keep_the_process(
         plan.release()
 
 
+@pytest.mark.parametrize("by_job", [False, True])
 async def test_a_store_that_does_not_take_a_speech_does_not_keep_the_process(
-    settings: Settings, user_id: UUID, voice_id: UUID, rows: Rows
+    settings: Settings, user_id: UUID, voice_id: UUID, rows: Rows, by_job: bool
 ) -> None:
     """It is spoken and durable: the next process stores it."""
     brief = with_limits(settings, shutdown_grace_seconds=0.1, drain_seconds=0.5, store_elsewhere_seconds=600.0)
     async with asyncio.timeout(30.0), running_gateway(brief) as leaving, leaving.client(user_id) as client:
         for _ in range(STORED_AT_ONCE):
             await leaving.parts.storing.acquire()
-        task = await client.generate(voice_id)
+        await wait_for(lambda: leaving.parts.queue.up([SYNTHESIS]))
+        async with leaving.parts.speeches.turns if by_job else contextlib.nullcontext():
+            if by_job:  # somebody waits already, so the text waits, too
+                await rows.execute(WAITING)
+            task = await client.generate(voice_id)
+            await rows.execute("DELETE FROM internal.runs WHERE generation_id IS NULL")
 
         async def is_spoken() -> bool:
             return bool((await row_of(rows, task))["state"] == "spoken")
