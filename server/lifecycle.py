@@ -105,9 +105,15 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
 
 
 async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
-    """Until the worker has ended and nobody speaks. A worker that does not then waits for a database that is gone."""
-    silent_seconds, step_seconds = 0.0, 0.25
-    while (parts.leases.speaking or not synthesis.done()) and silent_seconds < parts.settings.deadlines.drain_seconds:
+    """Until the worker has ended and every speech is stored. What does not end though nobody speaks any more waits for
+    a database or a store that is gone."""
+    silent_seconds, step_seconds = 0.0, 0.1
+    drain_seconds = parts.settings.deadlines.drain_seconds
+
+    def is_busy() -> bool:
+        return parts.speeches.under_way or parts.leases.speaking > 0 or not synthesis.done()
+
+    while is_busy() and silent_seconds < drain_seconds:
         await asyncio.sleep(step_seconds)
         silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
 

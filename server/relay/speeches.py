@@ -39,6 +39,11 @@ class Speeches:
         """Whether a speech could be begun here at this moment, with nobody before it."""
         return self._group is not None and not self.places.locked()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether any speech is being spoken or stored here, whoever has begun it."""
+        return bool(self._tasks)
+
     async def begin(self, speech: Coroutine[None, None, None]) -> None:
         """Run a speech in a free place until it ends by itself, whatever becomes of whoever began it."""
         if self._group is None:
