@@ -164,7 +164,7 @@ async def test_a_container_migrates_serves_and_speaks(
         try:
             user = server.client(uuid4())
             async with user, httpx.AsyncClient(base_url=server.url) as anybody:
-                assert "/static/page.js" in (await anybody.get("/")).text
+                assert "static/page.js" in (await anybody.get("/")).text
                 voice_id = await insert_voice(empty_database_url, user.user_id)
                 answer = await user.generate(voice_id, "From a clean root.")
                 assert (await user.ended(answer["task_id"]))["status"] == "completed"
