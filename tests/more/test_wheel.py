@@ -129,7 +129,7 @@ async def test_an_installed_server_migrates_serves_and_speaks(
             assert (await anybody.get("/api/health")).json() == {"ok": True}
             page = await anybody.get("/")
             assert page.headers["content-type"].startswith("text/html")
-            assert '<script type="module" src="/static/page.js">' in page.text
+            assert '<script type="module" src="static/page.js">' in page.text
             for name in ("page.js", "page.css", "utter.js"):
                 assert (await anybody.get(f"/static/{name}")).text == (ROOT / "server/page" / name).read_text()
             voice_id = await insert_voice(environment["DATABASE_URL"], user.user_id)
