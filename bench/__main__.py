@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="How fast the server is, beside the least that could be done in its place."
     )
-    parser.add_argument("--short", action="store_true", help="50 streams for 3 s: about a minute in all")
+    parser.add_argument("--short", action="store_true", help="50 streams for 3 s: about two minutes in all")
     parser.add_argument("--streams", type=_counts, metavar="N,N,…", help="streams at a time (100,200,400)")
     parser.add_argument("--seconds", type=_seconds, help="how long each turn is measured (10)")
     parser.add_argument("--rounds", type=int, default=1, choices=range(1, 11), metavar="N", help="how often all of it")
