@@ -15,14 +15,13 @@ import anyio
 
 from server.database.connections import REFUSED
 from server.database.queue import SYNTHESIS
-from server.jobs.synthesize import bytes_of, claim, speak
+from server.jobs.synthesize import Taken, bytes_of, speak, take
 from server.parts import Parts
 from server.providers.lanes import lane_of
 from server.records import runs, tasks
 from server.records.runs import SYNTHESIZE_JOB
 from server.records.speech import Assignment, NewSpeech
 from server.records.tasks import SpeechTask
-from server.relay.leases import Hold
 
 logger = logging.getLogger(__name__)
 
@@ -123,20 +122,19 @@ def _assignment(wanted: NewSpeech) -> Assignment:
 
 async def take_turn(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Begin the next text that waits, by turns, and speak it (a job; whoever it was made for may come later)."""
-    scope = anyio.CancelScope()
-    with ExitStack() as stack:
+    with ExitStack() as held:
         async with parts.speeches.turns:
-            taken = await _take_next(parts, scope, stack)
+            taken = await _take_next(parts, held)
         if taken is not None:
-            await speak(parts, taken[0], scope, taken[1])
+            await speak(parts, *taken)
     if parts.stopping.is_set() and taken is None:
         # Whoever comes after us need not wait until the sweep has missed this job.
         async with parts.database.transaction() as connection:
             await runs.wake(connection, parts.queue, task_id, attempt)
 
 
-async def _take_next(parts: Parts, scope: anyio.CancelScope, stack: ExitStack) -> tuple[Assignment, Hold] | None:
-    """Claim the next run, as soon as its model's pace allows; None where nothing waits, or this process is leaving."""
+async def _take_next(parts: Parts, held: ExitStack) -> Taken | None:
+    """Take the next run, as soon as its model's pace allows; None where nothing waits, or this process is leaving."""
     barred: dict[str, float] = {}  # models without a start at the moment
     while not parts.stopping.is_set():
         following = await parts.database.patiently(runs.next_in_turn, SYNTHESIZE_JOB, list(barred))
@@ -149,14 +147,6 @@ async def _take_next(parts: Parts, scope: anyio.CancelScope, stack: ExitStack) -
         pause = await _pause_before(parts, "qwen", following.model)
         if pause > 0 and following.model is not None:
             barred[following.model] = pause
-            continue
-        with ExitStack() as trying:
-            hold = trying.enter_context(
-                parts.leases.hold(following.task_id, following.attempt, scope.cancel, claimed=False)
-            )
-            assignment = await claim(parts, following.task_id, following.attempt)
-            if assignment is not None:
-                hold.claimed = True
-                stack.push(trying.pop_all())
-                return assignment, hold
+        elif taken := await take(parts, following.task_id, following.attempt, held):
+            return taken
     return None

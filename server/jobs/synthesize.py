@@ -7,6 +7,8 @@ ends the run otherwise (a refusal, a cancel, a lost lease, a shutdown) ends here
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
+from typing import NamedTuple
 from uuid import UUID
 
 import anyio
@@ -46,22 +48,38 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_CHARACTER, BYTES_PER_SECOND = 0.1, 48_000
 
 
+class Taken(NamedTuple):
+    """A run that this process has just taken, and what cancels its speech; ``speak`` wants all three."""
+
+    assignment: Assignment
+    scope: anyio.CancelScope
+    hold: Hold
+
+
 async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Speak this attempt of a run, if it is still there to be spoken (a job)."""
     if parts.leases.holds(task_id, attempt):
         return  # a job too many for what is being spoken here already
+    with ExitStack() as held:
+        if taken := await take(parts, task_id, attempt, held):
+            await speak(parts, *taken)
+
+
+async def take(parts: Parts, task_id: UUID, attempt: int, held: ExitStack) -> Taken | None:
+    """Take a run that waits, and hold it until ``held`` is left; None where somebody else has it, or it has ended."""
     scope = anyio.CancelScope()
-    # Held before it is claimed: whoever claims again because an answer was lost must not find it a stranger's.
-    with parts.leases.hold(task_id, attempt, scope.cancel, claimed=False) as hold:
-        assignment = await claim(parts, task_id, attempt)
+    with ExitStack() as trying:
+        # Held before it is claimed: whoever claims again because an answer was lost must not find it a stranger's.
+        hold = trying.enter_context(parts.leases.hold(task_id, attempt, scope.cancel, claimed=False))
+        assignment = await _claim(parts, task_id, attempt)
         if assignment is None:
-            return
+            return None
         hold.claimed = True
-        await speak(parts, assignment, scope, hold)
+        held.push(trying.pop_all())
+        return Taken(assignment, scope, hold)
 
 
-async def claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
-    """Take a run that waits; None where somebody else has it, or its speech has ended."""
+async def _claim(parts: Parts, task_id: UUID, attempt: int) -> Assignment | None:
     try:
         return await parts.database.patiently(speech.claim, task_id, attempt, parts.leases.owner)
     except speech.SpeechGone:
@@ -133,7 +151,7 @@ class _Synthesis:
         self._hold = hold
         self._assignment = assignment
         self._scope = scope
-        lane = lane_of(assignment.provider, assignment.provider_target_model)
+        lane = self._lane = lane_of(assignment.provider, assignment.provider_target_model)
         self._log = AudioLog(
             task_id=assignment.task_id,
             attempt=assignment.attempt,
@@ -289,8 +307,7 @@ class _Synthesis:
     @property
     def _encodes(self) -> bool:
         """Whether the voice's lane does not yield what this speech is to be heard and stored as."""
-        lane = lane_of(self._assignment.provider, self._assignment.provider_target_model)
-        return lane is not None and lane.needs_encoding(self._log.audio_format)
+        return self._lane is not None and self._lane.needs_encoding(self._log.audio_format)
 
     def _source(self) -> SpeechProvider:
         """Who speaks this: the voice's lane decides."""

@@ -72,7 +72,7 @@ async def add(
     job_name: str,
     object_key: str,
     generation_id: UUID | None = None,
-    begins: "Begins | None" = None,
+    begins: Begins | None = None,
     owner: UUID | None = None,
     in_seconds: float = 0.0,
 ) -> None:

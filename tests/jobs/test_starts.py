@@ -143,6 +143,27 @@ async def test_what_has_waited_too_long_is_not_begun_any_more(
     assert (await client.ended(answer["task_id"]))["error"].startswith("This text waited too long")
 
 
+async def test_a_text_that_is_cancelled_while_it_is_taken_does_not_take_the_next_one_along(
+    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, rows: Rows
+) -> None:
+    await take_no_jobs(gateway)
+    cancelled = UUID((await client.generate(voice_id, "The cancelled one."))["task_id"])
+    following = await client.generate(voice_id, "The next one.")
+    async with rows.transaction():
+        await rows.execute("SELECT FROM internal.runs WHERE task_id = $1 FOR UPDATE", cancelled)
+        taking = asyncio.create_task(take_turn(gateway.parts, task_id=cancelled, attempt=1))
+
+        async def waits_for_us() -> bool:
+            return bool(await rows.fetchval("SELECT count(*) FROM pg_catalog.pg_locks WHERE NOT granted"))
+
+        await wait_for(waits_for_us)
+        gateway.parts.leases.drop(cancelled)
+        await rows.execute("DELETE FROM internal.runs WHERE task_id = $1", cancelled)
+    await taking
+    assert texts(simulator) == ["The next one."]
+    assert (await client.ended(following["task_id"]))["status"] == "completed"
+
+
 async def test_a_model_without_a_start_keeps_no_other_from_beginning(
     gateway: Gateway, client: Client, database_url: str, simulator: Simulator, rows: Rows
 ) -> None:
