@@ -10,14 +10,12 @@ import base64
 import json
 from collections.abc import AsyncIterator
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from websockets.asyncio.client import connect
 
-from bench.children import run_child, say, stdin_lines
-from bench.lag import LoopLag
-from bench.relay import OPENING, listening
+from bench.children import run_child
+from bench.relay import OPENING, serve
 
 _QUEUED_AT_MOST = 1000
 
@@ -59,23 +57,8 @@ async def _hear(source_url: str, queue: "asyncio.Queue[tuple[int, bytes] | None]
     await queue.put(None)
 
 
-async def main(source_url: str) -> None:
-    """Serve until standard input ends; told to, say how late the loop was."""
-    with listening() as listener:
-        config = uvicorn.Config(application(source_url), lifespan="off", log_config=None, access_log=False, ws="none")
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        say(port=listener.getsockname()[1])
-        lag = LoopLag(asyncio.get_running_loop())
-        async for line in stdin_lines():
-            if line == "lag":
-                lag.tell()
-        server.should_exit = server.force_exit = True
-        await serving
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", required=True)
     options = parser.parse_args()
-    run_child(main(options.source))
+    run_child(serve(application(options.source)))

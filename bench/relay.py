@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.asyncio.client import connect
 
 from bench.children import run_child, say, stdin_lines
@@ -80,27 +80,23 @@ async def _start(send: Send, media_type: bytes) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media_type)]})
 
 
-def listening() -> socket.socket:
-    """A socket that takes as many clients at once as come."""
-    return socket.create_server(("127.0.0.1", 0), backlog=1024)
-
-
 async def main(source_url: str, database_url: str) -> None:
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=10) as pool:
+        await serve(Relay(source_url, pool))
+
+
+async def serve(app: ASGIApp) -> None:
     """Serve until standard input ends; told to, say how late the loop was."""
-    with listening() as listener:
-        async with asyncpg.create_pool(database_url, min_size=1, max_size=10) as pool:
-            config = uvicorn.Config(
-                Relay(source_url, pool), lifespan="off", log_config=None, access_log=False, ws="none"
-            )
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            say(port=listener.getsockname()[1])
-            lag = LoopLag(asyncio.get_running_loop())
-            async for line in stdin_lines():
-                if line == "lag":
-                    lag.tell()
-            server.should_exit = server.force_exit = True
-            await serving
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        say(port=listener.getsockname()[1])
+        lag = LoopLag(asyncio.get_running_loop())
+        async for line in stdin_lines():
+            if line == "lag":
+                lag.tell()
+        server.should_exit = server.force_exit = True
+        await serving
 
 
 if __name__ == "__main__":
