@@ -28,6 +28,7 @@ from server.audio.references import (
     Recording,
     ReferenceKind,
     for_other_readers,
+    lengthened,
     read_recording,
     to_reference_wav,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "for_other_readers",
     "format_named",
     "has_sound",
+    "lengthened",
     "mp3_duration_seconds",
     "parse_m4a",
     "parse_wav",

@@ -3,6 +3,7 @@
 What is read here comes from strangers: nothing hangs, and `AudioError` is all that is ever raised.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,11 @@ import soxr
 
 from server.audio.codecs import foreign_format
 from server.audio.errors import AudioError
+from server.audio.formats import SAMPLE_BYTES
 from server.audio.mp3 import Mp3Clock, find_frames
 from server.audio.mp4 import is_m4a, parse_m4a
 from server.audio.tags import end_of_tags, id3v2_bytes
-from server.audio.wav import is_wav, parse_wav, to_mono, to_pcm16, wav_header
+from server.audio.wav import WAV_HEADER_BYTES, is_wav, parse_wav, to_mono, to_pcm16, wav_header
 
 ReferenceKind = Literal["wav", "mp3", "m4a"]
 
@@ -115,6 +117,20 @@ def to_reference_wav(data: bytes | bytearray | memoryview) -> bytes:
             samples = np.asarray(soxr.resample(samples, wav.sample_rate_hz, REFERENCE_SAMPLE_RATE_HZ), dtype=np.float32)
         payload = to_pcm16(samples)
     return wav_header(len(payload), REFERENCE_SAMPLE_RATE_HZ) + payload
+
+
+def lengthened(data: bytes | bytearray | memoryview, least_seconds: float) -> bytes:
+    """A WAV as ``to_reference_wav`` has it, heard again and again with a breath between until it is long enough.
+
+    Raises:
+        AudioError: As ``to_reference_wav``.
+    """
+    payload = to_reference_wav(data)[WAV_HEADER_BYTES:]
+    breath = bytes(SAMPLE_BYTES * round(0.4 * REFERENCE_SAMPLE_RATE_HZ))
+    least_bytes = least_seconds * SAMPLE_BYTES * REFERENCE_SAMPLE_RATE_HZ
+    times = max(1, math.ceil((least_bytes + len(breath)) / (len(payload) + len(breath))))
+    whole = breath.join([payload] * times)
+    return wav_header(len(whole), REFERENCE_SAMPLE_RATE_HZ) + whole
 
 
 def for_other_readers(data: bytes, recording: Recording) -> bytes:

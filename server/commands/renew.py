@@ -8,12 +8,12 @@ from server import logs
 from server.app import assembled
 from server.commands.ending import ended
 from server.errors import UtterError
-from server.jobs.renew import Candidate, candidates, remake
+from server.jobs.renew import Candidate, Kept, candidates, remake
 from server.parts import Parts
 from server.settings import Settings, speaks_by_tasks
 
 # What the vendor's price list said of one creation (US dollars) when it was last read.
-PRICES = {"qwen-tts": 0.01, "voice-enrollment": 0.01}
+PRICES = {"qwen-tts": 0.01, "voice-enrollment": 0.01, "qwen-voice-design": 0.20}
 # The provider takes a few creations a second; nobody waits for this, so it takes its time.
 PAUSE_SECONDS = 0.5
 
@@ -44,20 +44,27 @@ def announcement(settings: Settings, found: list[Candidate]) -> str:
     """How many voices, for which model, and what the provider may bill for them."""
     possible = sum(candidate.objection is None for candidate in found)
     target = settings.qwen_vc_target_model
-    price = PRICES["voice-enrollment" if speaks_by_tasks(target) else "qwen-tts"] * possible
+    back = sum(candidate.remembered for candidate in found)
+    each = "voice-enrollment" if speaks_by_tasks(target) else "qwen-tts"
+    bought = [candidate for candidate in found if candidate.objection is None and not candidate.remembered]
+    designed = 0 if speaks_by_tasks(target) else sum(not one.voice.reference_object_key for one in bought)
+    price = PRICES[each] * (len(bought) - designed) + PRICES["qwen-voice-design"] * designed
     kept = len(found) - possible
     return (
         f"{possible} voices are to be made again for {target}; the provider may bill up to {price:.2f} USD for that"
-        " (its price list decides)." + (f" {kept} cannot be made again:" if kept else "")
+        " (its price list decides)."
+        + (f" {back} of them it knew before: where it still has them, they are put back for nothing." if back else "")
+        + (f" {kept} cannot be made again:" if kept else "")
     )
 
 
 async def _make(parts: Parts, wanted: list[Candidate], progress: Callable[[int, int], None]) -> int:
     """One after the other. What is interrupted goes on with the next call: a voice that is done is no candidate."""
     failed: list[str] = []
+    kept = Kept(parts)
     for number, candidate in enumerate(wanted, start=1):
         try:
-            await remake(parts, candidate.voice)
+            await remake(parts, candidate.voice, kept)
         except UtterError as exc:
             failed.append(f"  {candidate.voice.id}: {exc.detail}")
         progress(number, len(wanted))

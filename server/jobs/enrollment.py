@@ -17,6 +17,7 @@ import msgspec
 from server.audio import REFERENCE_MIME_TYPES, AudioError, Recording, ReferenceKind, for_other_readers, to_reference_wav
 from server.database.connections import REFUSED, Connection
 from server.errors import (
+    Conflict,
     Invalid,
     NotFound,
     Overloaded,
@@ -29,7 +30,7 @@ from server.errors import (
 from server.jobs.buying import record_failure, refusal_of, say_not_called, say_unknown, written
 from server.jobs.own import require_voice
 from server.parts import Parts
-from server.providers.qwen.customization import CreatedVoice, speaking_model
+from server.providers.qwen.customization import CreatedVoice, Kind, speaking_model
 from server.providers.qwen.voice_enrollment import UNDEPLOYED
 from server.records import purchases, voices
 from server.records.purchases import Doubt, Purchase
@@ -84,6 +85,8 @@ class Enrollment:
         subject: What the purchase is for, where it is not the first making of the voice.
     """
 
+    _kind: Kind
+
     def __init__(
         self,
         parts: Parts,
@@ -96,6 +99,9 @@ class Enrollment:
         self._subject = subject or wanted.id
         self._wanted = wanted
         self._fetch = fetch
+        self._model, self._kind = parts.settings.qwen_vc_target_model, "vc"
+        self._service = parts.providers.clone_service
+        self._called = False  # a call that may be billed has left, or is about to
 
     async def run(self) -> Voice:
         """Buy the voice, or wait for whoever is buying it.
@@ -138,7 +144,7 @@ class Enrollment:
 
     def _bought(self, facts: dict[str, Any]) -> NewVoice:
         """The voice with what the provider said of it, as ``outcome`` keeps it."""
-        return msgspec.structs.replace(self._wanted, provider_voice_kind="vc", **facts)
+        return msgspec.structs.replace(self._wanted, **{"provider_voice_kind": self._kind, **facts})
 
     async def _claim(self) -> tuple[int, Purchase | None] | None:
         """The attempt that is ours to make, and what became of the one before; None where somebody else is buying."""
@@ -158,17 +164,18 @@ class Enrollment:
 
     async def _buy(self, attempt: int, before: Purchase | None) -> Voice:
         parts, subject = self._parts, self._subject
-        doubt, called = purchases.doubt_of(before), False
+        doubt, self._called = purchases.doubt_of(before), False
         try:
             created = await self._created_before(doubt) if doubt else None
             if created is None:
                 doubt = None
-                recording, kind = await self._for_the_provider()
-                called = True
-                created = await self._create(recording, REFERENCE_MIME_TYPES[kind])
+                created = await self._make()
         except ProviderError as exc:
-            await parts.retirements.note(exc, parts.providers.clone_service)
+            await parts.retirements.note(exc, self._service)
             await record_failure(parts, subject, attempt, exc, doubt=doubt)
+            raise
+        except Conflict:
+            await say_not_called(parts, subject, attempt)
             raise
         except (AudioError, Invalid) as exc:
             await self._unusable(attempt, exc)
@@ -179,7 +186,7 @@ class Enrollment:
             )
             raise
         except asyncio.CancelledError:
-            if called or doubt:
+            if self._called or doubt:
                 await say_unknown(parts, subject, attempt, doubt=doubt)
             else:
                 await say_not_called(parts, subject, attempt)
@@ -230,10 +237,10 @@ class Enrollment:
         return deadlines.customization_settles_seconds
 
     async def _find(self, doubt: Doubt) -> CreatedVoice | None:
-        name, model = purchases.provider_name(self._subject), self._parts.settings.qwen_vc_target_model
+        name, model = purchases.provider_name(self._subject), self._model
         try:
             async with asyncio.timeout(FIND_SECONDS):
-                found = await self._parts.providers.maker(model).find("vc", name)
+                found = await self._parts.providers.maker(model).find(self._kind, name)
         except (ProviderError, TimeoutError) as exc:
             if doubt.code in ("refused", "gateway") and isinstance(exc, ProviderError):
                 raise
@@ -247,8 +254,14 @@ class Enrollment:
             return None
         return CreatedVoice(voice_id=found.voice_id, target_model=speaking_model(found.target_model, model))
 
+    async def _make(self) -> CreatedVoice:
+        """Have the voice made: the call that may be billed."""
+        recording, kind = await self._for_the_provider()
+        return await self._create(recording, REFERENCE_MIME_TYPES[kind])
+
     async def _create(self, recording: bytes | str, mime: str) -> CreatedVoice:
-        wanted, model = self._wanted, self._parts.settings.qwen_vc_target_model
+        wanted, model = self._wanted, self._model
+        self._called = True
         try:
             return await self._parts.providers.maker(model).clone(
                 preferred_name=purchases.provider_name(self._subject),
@@ -265,6 +278,9 @@ class Enrollment:
     async def _for_the_provider(self) -> tuple[bytes | str, ReferenceKind]:
         """The recording as the provider takes it: a WAV as 24 kHz mono, and a link where the store can be reached."""
         stored, about = await self._fetch()
+        return await self._sendable(stored, about)
+
+    async def _sendable(self, stored: bytes, about: Recording) -> tuple[bytes | str, ReferenceKind]:
         if about.kind == "wav":
             wanted = await asyncio.to_thread(to_reference_wav, memoryview(stored)[about.start :])
         else:
@@ -279,14 +295,19 @@ class Enrollment:
         )
         return link, about.kind
 
-    async def _keep(self, attempt: int, created: CreatedVoice) -> Voice:
-        """Voice row and ``done`` in one transaction; what was paid for is not given up while the database is away."""
-        facts = {
+    def _facts(self, created: CreatedVoice) -> dict[str, Any]:
+        """What the provider said of the voice, as the purchase keeps it and the row has it."""
+        return {
             "provider_voice_id": created.voice_id,
             "provider_target_model": created.target_model,
+            "provider_voice_kind": self._kind,
             "provider_region": self._parts.settings.dashscope_region,
             "provider_request_id": created.request_id or None,
         }
+
+    async def _keep(self, attempt: int, created: CreatedVoice) -> Voice:
+        """Voice row and ``done`` in one transaction; what was paid for is not given up while the database is away."""
+        facts = self._facts(created)
         voice = self._bought(facts)
 
         async def keep(connection: Connection) -> Voice | None:

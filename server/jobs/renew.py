@@ -2,30 +2,36 @@
 
 A provider retires models, and a voice speaks with the one that it was made for alone. Name, id and history of the voice
 stay; what the provider knew it by is remembered in its row, and nothing is deleted at the provider. A text that is
-being spoken goes on with what it began with.
+being spoken goes on with what it began with. Where the model of new voices is one that a voice had before (an operator
+went back), what was remembered is put back, and nothing is bought.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import anyio
 import msgspec
 
-from server.audio import Recording
+from server.audio import Recording, ReferenceKind, lengthened, read_recording
 from server.database.connections import Connection
-from server.errors import Conflict, NotFound, ProviderError, UtterError
-from server.jobs.clone import LONGEST_RECORDING_BYTES, require_recording
+from server.errors import Conflict, NotFound, ProviderError, StorageUnavailable, UtterError, VoiceGone
+from server.jobs.clone import LONGEST_RECORDING_BYTES, SHORTEST_SECONDS, require_recording
 from server.jobs.enrollment import Enrollment
+from server.jobs.own import require_voice
+from server.objects import reference_key
 from server.parts import Parts
+from server.providers.languages import passage
+from server.providers.qwen.customization import CreatedVoice
 from server.providers.speech import pause_before_start
-from server.records import renewals, speech, voices
+from server.records import purchases, renewals, speech, voices
 from server.records.renewals import Renewing
 from server.records.speech import Ending
-from server.records.voices import NewVoice, Voice
+from server.records.voices import Earlier, NewVoice, Voice
+from server.settings import Settings, speaks_by_tasks, suits_kind
 from server.storage import Bucket
 
 logger = logging.getLogger(__name__)
@@ -34,18 +40,39 @@ logger = logging.getLogger(__name__)
 _RENEWALS = UUID("6b1f6f2e-7a55-4d0c-9d0e-3c3d5b3f1a77")
 RESTARTED = "The server was restarted while it made this voice again. Please try again."
 NOTHING_KEPT = "Nothing was kept that this voice could be made from again. Please create it again."
+ONLY_DESCRIBED = (
+    "Of this voice only its description was kept, and this service designs no voices at the moment. Please tell its"
+    " operator, or create the voice again."
+)
+# What is asked of a recording; a shorter one is heard again and again until it is as long.
+_LEAST_SECONDS = 6.0  # five of clear speech, for the family that speaks in tasks
+
+# How a voice is made again: from its recording, from a description by the provider itself, or from a recording that the
+# other provider speaks by the description.
+How = Literal["cloned", "designed", "spoken"]
 
 
 def objection(parts: Parts, voice: Voice) -> str | None:
-    """Why a voice cannot be made again, or need not be; None where it can."""
+    """Why a voice cannot be made again, or need not be; None where it can, as far as its row tells."""
     if not parts.providers.abilities.enrolls:
         return "This server speaks with a provider that keeps no voices, so there is nothing to make again."
-    if not voice.reference_object_key:
-        return NOTHING_KEPT
-    current = voice.provider_target_model == parts.settings.qwen_vc_target_model
-    if current and parts.providers.objection(voice) is None:
+    if _current(parts.settings, voice.provider_target_model) and parts.providers.objection(voice) is None:
         return "This voice can speak already."
+    if not voice.reference_object_key and not _described(voice):
+        return NOTHING_KEPT
+    if not voice.reference_object_key and parts.providers.describes is None:
+        return ONLY_DESCRIBED
     return None
+
+
+def _current(settings: Settings, model: str | None) -> bool:
+    """Whether new voices are made for this model; a designed one moves on with the clones to another family."""
+    cloned, designed = settings.qwen_vc_target_model, settings.qwen_vd_target_model
+    return model == cloned or (model == designed and speaks_by_tasks(cloned) == speaks_by_tasks(designed))
+
+
+def _described(voice: Voice) -> bool:
+    return voice.source == "designed" and bool((voice.description or "").strip())
 
 
 async def submit(parts: Parts, user_id: UUID, voice_id: UUID) -> UUID:
@@ -62,7 +89,8 @@ async def submit(parts: Parts, user_id: UUID, voice_id: UUID) -> UUID:
             raise NotFound("This voice does not exist.")
         if running := await renewals.under_way(connection, voice_id):
             return running
-        if refusal := objection(parts, voice):
+        known = (await voices.earlier(connection, [voice_id])).get(voice_id, [])
+        if remembered(parts, voice, known) is None and (refusal := objection(parts, voice)):
             raise Conflict(refusal)
         await renewals.create(
             connection,
@@ -119,20 +147,27 @@ async def _fail(parts: Parts, renewing: Renewing, exc: UtterError) -> None:
     await parts.endings.end(renewing.task_id, ending, attempt=renewing.attempt, for_seconds=30.0)
 
 
-async def remake(parts: Parts, voice: Voice) -> Voice:
+async def remake(parts: Parts, voice: Voice, kept: "Kept | None" = None) -> Voice:
     """A voice, made again: bought once, waited for, and put in the place of what the provider knew it by.
+
+    Args:
+        kept: What the provider keeps, where many voices are made again and it need not be asked for each.
 
     Raises:
         Conflict: It cannot be made again.
         ProviderError: As for a new voice; what passes was tried again for as long as a voice may take to be ready.
     """
+    async with parts.database.connection() as connection:
+        known = (await voices.earlier(connection, [voice.id])).get(voice.id, [])
+    if (before := remembered(parts, voice, known)) and await (kept or Kept(parts)).has(before):
+        return await _put_back(parts, voice, before)
     if refusal := objection(parts, voice):
         raise Conflict(refusal)
     clock, starts = asyncio.get_running_loop().time, 0
     until = clock() + parts.settings.deadlines.design_deploying_seconds
     while True:
         try:
-            return await _Renewal(parts, voice).run()
+            return await _Renewal(parts, voice, await _how(parts, voice)).run()
         except ProviderError as exc:
             starts += 1
             passes = exc.throttled or exc.diagnostics.get("code") == "deploying"
@@ -146,10 +181,27 @@ async def remake(parts: Parts, voice: Voice) -> Voice:
             await asyncio.sleep(pause)
 
 
+async def _how(parts: Parts, voice: Voice) -> How:
+    """How it can be made again, by what is really there.
+
+    Raises:
+        Conflict: It cannot.
+        StorageUnavailable: Nobody can say.
+    """
+    key = voice.reference_object_key
+    if key and await parts.storage.head(Bucket.REFERENCES, key):
+        return "cloned"
+    if not _described(voice):
+        raise Conflict(NOTHING_KEPT)
+    if (how := parts.providers.describes) is None:
+        raise Conflict(ONLY_DESCRIBED)
+    return how
+
+
 class _Renewal(Enrollment):
     """An enrollment whose voice is there already."""
 
-    def __init__(self, parts: Parts, voice: Voice) -> None:
+    def __init__(self, parts: Parts, voice: Voice, how: How) -> None:
         model = parts.settings.qwen_vc_target_model
         wanted = NewVoice(
             id=voice.id,
@@ -164,25 +216,168 @@ class _Renewal(Enrollment):
         )
         subject = uuid5(_RENEWALS, f"{voice.id} {voice.provider_voice_id} {model} {voice.gone_from}")
         super().__init__(parts, wanted, self._recording, subject=subject)
+        self._how = how
+        if how == "designed":
+            self._model, self._kind = parts.providers.described_model, "vd"
+            if not speaks_by_tasks(self._model):
+                self._service = parts.providers.design_service
 
     async def _recording(self) -> tuple[bytes, Recording]:
+        if self._how == "spoken":
+            return await self._spoken()
         try:
             data = await self._parts.storage.read(
                 Bucket.REFERENCES, self._wanted.reference_object_key, limit=LONGEST_RECORDING_BYTES
             )
         except NotFound as exc:
             raise Conflict(NOTHING_KEPT) from exc
-        return data, await asyncio.to_thread(require_recording, data)
+        about = await asyncio.to_thread(read_recording, data)
+        if about.kind != "wav" or about.seconds >= SHORTEST_SECONDS:
+            about = await asyncio.to_thread(require_recording, data)
+        return data, about
+
+    async def _sendable(self, stored: bytes, about: Recording) -> tuple[bytes | str, ReferenceKind]:
+        """A preview of a few words was enough to design a voice, and the older family asked for less of a recording."""
+        least = _LEAST_SECONDS if speaks_by_tasks(self._model) else SHORTEST_SECONDS
+        if about.kind == "wav" and about.seconds < least:
+            return await asyncio.to_thread(lengthened, memoryview(stored)[about.start :], least), "wav"
+        return await super()._sendable(stored, about)
+
+    async def _spoken(self) -> tuple[bytes, Recording]:
+        """A recording that the other provider speaks by the description; from now on it is the voice's own."""
+        wanted, parts = self._wanted, self._parts
+        language, words = passage(wanted.language, wanted.reference_transcript)
+        data = await parts.providers.modal.design(text=words, language=language, instruct=wanted.description or "")
+        about = await asyncio.to_thread(require_recording, data)
+        self._keeps(words)
+        # In this order: a row without its recording is made again from here, a recording never has another's words.
+        key, wanted = self._wanted.reference_object_key, self._wanted
+        await parts.database.patiently(voices.note_recording, wanted.id, key, words)
+        await parts.storage.put(Bucket.REFERENCES, key, data, content_type="audio/wav", size=len(data))
+        return data, about
+
+    def _keeps(self, words: str) -> None:
+        """The voice has a recording of its own again, which says these words."""
+        key = reference_key(self._wanted.user_id, self._wanted.id)
+        self._wanted = msgspec.structs.replace(self._wanted, reference_object_key=key, reference_transcript=words)
+
+    async def _make(self) -> CreatedVoice:
+        return await (self._design() if self._how == "designed" else super()._make())
+
+    async def _design(self) -> CreatedVoice:
+        wanted, parts = self._wanted, self._parts
+        # The family that speaks in tasks is shown its preview text in these two languages alone.
+        only = {"only": ("zh", "en")} if speaks_by_tasks(self._model) else {}
+        language, words = passage(wanted.language, wanted.reference_transcript, **only)
+        self._called = True
+        designed = await parts.providers.designed(
+            self._model,
+            name=purchases.provider_name(self._subject),
+            text=words,
+            language=language,
+            instruct=wanted.description or "",
+        )
+        key = reference_key(wanted.user_id, wanted.id)
+        try:
+            await parts.storage.put(
+                Bucket.REFERENCES, key, designed.audio, content_type="audio/wav", size=len(designed.audio)
+            )
+        except StorageUnavailable as exc:  # the voice is paid for, and speaks without it
+            logger.warning("preview not stored", extra={"voice_id": str(wanted.id), "reason": exc.reason})
+        else:
+            self._keeps(words)
+        return CreatedVoice(
+            voice_id=designed.voice_id or "",
+            target_model=designed.target_model or self._model,
+            request_id=designed.request_id,
+        )
 
     async def _put(self, connection: Connection, voice: NewVoice) -> Voice | None:
         return await voices.put_renewed(connection, voice)
 
 
+# --- going back -------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Which voices the provider still has, asked as seldom as possible. Nothing of this is billed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._providers = parts.providers
+        self._listed: dict[str, frozenset[str]] = {}
+
+    async def has(self, before: Earlier) -> bool:
+        """Whether the provider has a voice that it was known to have; also where it cannot be asked.
+
+        Whoever does not say which voices there are makes none, either; that it is gone would tell the first text.
+        """
+        voice_id, model, kind = before.voice or "", before.model or "", before.kind or "vc"
+        try:
+            if speaks_by_tasks(model):
+                return await self._providers.enrollment.status(voice_id) == "OK"
+            if kind not in self._listed:
+                asked = self._providers.customization.voices("vd" if kind == "vd" else "vc")
+                self._listed[kind] = frozenset([voice.voice_id async for voice in asked])
+            return voice_id in self._listed[kind]
+        except VoiceGone:
+            return False
+        except ProviderError as exc:
+            logger.warning("voices of the provider not read", extra={"code": exc.diagnostics.get("code")})
+            return True
+
+
+def remembered(parts: Parts, voice: Voice, known: list[Earlier]) -> Earlier | None:
+    """What the provider knew a voice by before, where that speaks with the model of new voices; the latest of it."""
+    settings, providers = parts.settings, parts.providers
+    if not providers.abilities.enrolls or _current(settings, voice.provider_target_model):
+        return None
+    for before in known:
+        usable = before.voice and before.model and before.provider == providers.abilities.provider
+        if (
+            usable
+            and _current(settings, before.model)
+            and suits_kind(before.model or "", before.kind)
+            and before.model not in providers.retired
+            and before.region in (None, settings.dashscope_region)
+            and before.gone_from != providers.account
+        ):
+            return before
+    return None
+
+
+async def _put_back(parts: Parts, voice: Voice, before: Earlier) -> Voice:
+    back = NewVoice(
+        id=voice.id,
+        user_id=voice.user_id,
+        name=voice.name,
+        reference_object_key="",
+        reference_transcript="",
+        language=voice.language,
+        source="designed" if voice.source == "designed" else "uploaded",
+        description=voice.description,
+        tts_provider=parts.providers.abilities.provider,
+        provider_voice_id=before.voice,
+        provider_target_model=before.model,
+        provider_voice_kind=before.kind,
+        provider_region=before.region,
+    )
+    return require_voice(await parts.database.patiently(voices.put_renewed, back))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
 class Candidate(msgspec.Struct, frozen=True):
-    """A voice that the command would make again, and why it cannot be where it cannot."""
+    """A voice that the command would make again.
+
+    Attributes:
+        objection: Why it cannot be, where it cannot.
+        remembered: The provider knew it by another name, which it may have kept and bills nothing for.
+    """
 
     voice: Voice
     objection: str | None
+    remembered: bool = False
 
 
 async def candidates(parts: Parts, *, model: str | None, everything: bool) -> AsyncIterator[Candidate]:
@@ -196,14 +391,18 @@ async def candidates(parts: Parts, *, model: str | None, everything: bool) -> As
     while True:
         async with parts.database.connection() as connection:
             page = await voices.after(connection, after, provider="qwen", limit=200)
+            known = await voices.earlier(connection, [voice.id for voice in page])
         if not page:
             return
         after = (page[-1].created_at, page[-1].id)
         for voice in page:
             if model is not None and voice.provider_target_model != model:
                 continue
-            if voice.provider_target_model == parts.settings.qwen_vc_target_model and not voice.gone_from:
+            if _current(parts.settings, voice.provider_target_model) and not voice.gone_from:
                 continue
             if model is None and not everything and parts.providers.objection(voice) is None:
                 continue
-            yield Candidate(voice, objection(parts, voice))
+            if remembered(parts, voice, known.get(voice.id, [])):
+                yield Candidate(voice, None, remembered=True)
+            else:
+                yield Candidate(voice, objection(parts, voice))

@@ -6,7 +6,7 @@ lane that is stands in ``lanes``.
 
 from collections.abc import AsyncIterator
 from hashlib import sha256
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -90,6 +90,10 @@ class VoiceMaker(Protocol):
     async def find(self, kind: Kind, preferred_name: str) -> ListedVoice | None: ...
 
     async def delete(self, kind: Kind, voice_id: str) -> None: ...
+
+
+# By the provider that speaks with it, or spoken by the other one and then cloned.
+Description = Literal["designed", "spoken"]
 
 
 class DesignedPreview(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +249,29 @@ class Providers:
         model = self._settings.qwen_vd_target_model
         if speaks_by_tasks(model) and self._settings.dashscope_region != "cn":
             return await self._designed_elsewhere(model, name=name, text=text, language=language, instruct=instruct)
+        return await self.designed(model, name=name, text=text, language=language, instruct=instruct)
+
+    @property
+    def describes(self) -> Description | None:
+        """How a voice of which only its description is known comes to speak; None where it cannot."""
+        settings = self._settings
+        model = self.described_model
+        if speaks_by_tasks(model):
+            designs = settings.dashscope_region == "cn"
+        else:
+            designs = not {self.design_service, model} & self.retired
+        if designs:
+            return "designed"
+        return "spoken" if settings.modal_endpoint_voice_design else None
+
+    @property
+    def described_model(self) -> str:
+        """The model that such a voice is designed for: the one of new clones in the family that knows no difference."""
+        cloned = self._settings.qwen_vc_target_model
+        return cloned if speaks_by_tasks(cloned) else self._settings.qwen_vd_target_model
+
+    async def designed(self, model: str, *, name: str, text: str, language: str, instruct: str) -> DesignedPreview:
+        """Have a voice designed by the provider that speaks with it."""
         designer = self.enrollment if speaks_by_tasks(model) else self.customization
         created = await designer.design(
             preferred_name=name, instruct=instruct, preview_text=text, target_model=model, language=language

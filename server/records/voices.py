@@ -160,10 +160,13 @@ async def put_renewed(connection: Connection, voice: NewVoice) -> Voice | None:
         """UPDATE public.voices
               SET tts_provider = $3, provider_voice_id = $4, provider_target_model = $5, provider_voice_kind = $6,
                   provider_region = $7, provider_request_id = $8,
+                  reference_object_key = coalesce(nullif($9, ''), reference_object_key),
+                  reference_transcript = CASE WHEN $9 = '' THEN reference_transcript ELSE $10 END,
                   provider_metadata = (coalesce(provider_metadata, '{}') - 'gone_from') || jsonb_build_object(
                       'previous', coalesce(provider_metadata -> 'previous', '[]') || jsonb_build_object(
                           'voice', provider_voice_id, 'model', provider_target_model, 'kind', provider_voice_kind,
-                          'provider', tts_provider, 'until', now()))
+                          'provider', tts_provider, 'region', provider_region,
+                          'gone_from', provider_metadata -> 'gone_from', 'until', now()))
             WHERE id = $1 AND user_id = $2 AND provider_voice_id IS DISTINCT FROM $4""",
         voice.id,
         voice.user_id,
@@ -173,9 +176,46 @@ async def put_renewed(connection: Connection, voice: NewVoice) -> Voice | None:
         voice.provider_voice_kind,
         voice.provider_region,
         voice.provider_request_id,
+        voice.reference_object_key,
+        voice.reference_transcript,
     )
     row = await connection.fetchrow(f"{_VOICE} WHERE v.id = $1 AND v.user_id = $2", voice.id, voice.user_id)
     return _voice(row) if row else None
+
+
+class Earlier(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider knew a voice by before it was made again.
+
+    Attributes:
+        gone_from: The account that had said it does not have it.
+    """
+
+    voice: str | None = None
+    model: str | None = None
+    kind: str | None = None
+    provider: str | None = None
+    region: str | None = None
+    gone_from: str | None = None
+
+
+async def earlier(connection: Connection, voice_ids: list[UUID]) -> dict[UUID, list[Earlier]]:
+    """What the voices were known by before, the latest first. Voices that were never made again are absent."""
+    rows = await connection.fetch(
+        "SELECT id, provider_metadata -> 'previous' AS previous FROM public.voices"
+        " WHERE id = ANY ($1) AND provider_metadata ? 'previous'",
+        voice_ids,
+    )
+    return {row["id"]: [msgspec.convert(one, Earlier) for one in reversed(row["previous"])] for row in rows}
+
+
+async def note_recording(connection: Connection, voice_id: UUID, object_key: str, transcript: str) -> None:
+    """A voice is about to have this recording, in the place of none or of one that was lost."""
+    await connection.execute(
+        "UPDATE public.voices SET reference_object_key = $2, reference_transcript = $3 WHERE id = $1",
+        voice_id,
+        object_key,
+        transcript,
+    )
 
 
 async def after(

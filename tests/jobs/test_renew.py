@@ -11,11 +11,11 @@ from server.dev.simulator import Simulator
 from server.jobs.reconcile import reconcile
 from server.jobs.renew import candidates
 from server.objects import reference_key
-from server.settings import Settings
+from server.settings import VC_REALTIME, Settings
 from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.support import with_limits
-from tests.voices import billed, creations, listed, recording
+from tests.voices import billed, cloned, creations, listed, recording
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
@@ -27,11 +27,13 @@ def settings(settings: Settings) -> Settings:
     return with_limits(settings, qwen_vc_target_model=QWEN_AUDIO, deploying_look_seconds=0.02, deploying_seconds=0.1)
 
 
-async def older_voice(gateway: Gateway, rows: Rows, user_id: UUID, *, kept: bool = True, **facts: Any) -> UUID:
+async def older_voice(
+    gateway: Gateway, rows: Rows, user_id: UUID, *, kept: bool = True, seconds: float = 6.0, **facts: Any
+) -> UUID:
     """A voice of the older models with its recording, as years ago."""
     voice_id = await insert_voice(gateway.parts.settings.database_url, user_id, **facts)
     if kept:
-        key, content = reference_key(user_id, voice_id), recording(6.0)
+        key, content = reference_key(user_id, voice_id), recording(seconds)
         await gateway.parts.storage.put(Bucket.REFERENCES, key, content, content_type="audio/wav", size=len(content))
         await rows.execute("UPDATE public.voices SET reference_object_key = $2 WHERE id = $1", voice_id, key)
     return voice_id
@@ -151,6 +153,160 @@ async def test_a_voice_of_which_nothing_was_kept_cannot_be_made_again(
     assert task["status"] == "failed"
     assert "Nothing was kept" in task["error"]
     assert creations(simulator) == []
+
+
+DESCRIPTION = "A calm, low voice."
+
+
+async def described(gateway: Gateway, rows: Rows, user_id: UUID, *, lost: bool = False) -> UUID:
+    """A designed voice of which nothing but its description is there."""
+    voice_id = await older_voice(gateway, rows, user_id, kept=False, source="designed", kind="vd", model=VD)
+    key = reference_key(user_id, voice_id) if lost else None
+    await rows.execute(
+        "UPDATE public.voices SET description = $2, reference_object_key = $3 WHERE id = $1", voice_id, DESCRIPTION, key
+    )
+    return voice_id
+
+
+def told(simulator: Simulator, surface: str, action: str) -> list[Any]:
+    return [call for call in simulator.calls if (call["surface"], call["action"]) == (surface, action)]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["never recorded", "recording lost"])
+async def test_a_voice_that_is_only_described_is_spoken_by_the_other_provider_and_cloned(
+    gateway: Gateway, client: Client, rows: Rows, simulator: Simulator, lost: bool
+) -> None:
+    voice_id = await described(gateway, rows, client.user_id, lost=lost)
+    [before] = await listed(client)
+
+    task = await renewed(client, voice_id)
+
+    assert task["status"] == "completed", task
+    [voice] = await listed(client)
+    unchanged = {"id", "name", "source", "language", "created_at", "description"}
+    assert {name: voice[name] for name in unchanged} == {name: before[name] for name in unchanged}
+    assert (voice["provider_target_model"], voice["compatible"]) == (QWEN_AUDIO, True)
+    [asked] = told(simulator, "modal", "design")
+    assert asked["text"] == voice["reference_transcript"], "what its recording says is what was asked for"
+    assert billed(simulator) == 1
+    assert (await client.http.get(f"/api/voices/{voice_id}/preview")).status_code == 302
+    spoken = await client.generate(voice_id)
+    assert (await client.ended(spoken["task_id"]))["status"] == "completed"
+    metadata = await rows.fetchval("SELECT provider_metadata FROM public.voices WHERE id = $1", voice_id)
+    assert [earlier["model"] for earlier in metadata["previous"]] == [VD]
+    assert (await client.http.post(f"/api/voices/{voice_id}/renew")).status_code == 409
+
+
+async def test_what_was_spoken_for_a_described_voice_is_not_spoken_twice(
+    gateway: Gateway, client: Client, rows: Rows, simulator: Simulator
+) -> None:
+    voice_id = await described(gateway, rows, client.user_id)
+    simulator.behave("customization", {"do": "error", "code": "InternalError"}, action="create")
+    assert (await renewed(client, voice_id))["status"] == "failed"
+    simulator.behave("customization", {"do": "abort"}, action="create")
+    assert (await renewed(client, voice_id))["status"] == "failed"
+    assert (await renewed(client, voice_id))["status"] == "completed"
+    assert len(told(simulator, "modal", "design")) == billed(simulator) == 1
+
+
+async def test_where_the_region_designs_a_described_voice_is_designed_there(
+    settings: Settings, rows: Rows, simulator: Simulator
+) -> None:
+    there = with_limits(settings, dashscope_region="cn")
+    async with running_gateway(there) as gateway, gateway.client() as client:
+        voice_id = await described(gateway, rows, client.user_id)
+        simulator.behave("customization", {"deploying": 3}, action="create")
+        assert (await renewed(client, voice_id))["status"] == "completed"
+        [voice] = await listed(client)
+        assert (voice["provider_target_model"], voice["provider_voice_kind"]) == (QWEN_AUDIO, "vd")
+        assert "-vd-" in voice["provider_voice_id"]
+        assert (await client.http.get(f"/api/voices/{voice_id}/preview")).status_code == 302
+        spoken = await client.generate(voice_id)
+        assert (await client.ended(spoken["task_id"]))["status"] == "completed"
+        assert (billed(simulator), told(simulator, "modal", "design")) == (1, [])
+        assert (await reconcile(gateway.parts)).provider_voices == []
+
+
+async def test_a_design_whose_end_was_not_heard_of_is_adopted(
+    settings: Settings, rows: Rows, simulator: Simulator
+) -> None:
+    there = with_limits(settings, dashscope_region="cn")
+    async with running_gateway(there) as gateway, gateway.client() as client:
+        voice_id = await described(gateway, rows, client.user_id)
+        simulator.behave("customization", {"do": "abort"}, action="create")
+        assert (await renewed(client, voice_id))["status"] == "failed"
+        assert (await renewed(client, voice_id))["status"] == "completed"
+        assert billed(simulator) == len(creations(simulator)) == 1
+
+
+async def test_where_nobody_designs_a_described_voice_says_so(settings: Settings, rows: Rows) -> None:
+    nobody = with_limits(settings, modal_endpoint_voice_design=None)
+    async with running_gateway(nobody) as gateway, gateway.client() as client:
+        voice_id = await described(gateway, rows, client.user_id)
+        answer = await client.http.post(f"/api/voices/{voice_id}/renew")
+        assert answer.status_code == 409
+        assert "only its description" in answer.json()["detail"]
+        lost = await described(gateway, rows, client.user_id, lost=True)
+        assert "only its description" in (await renewed(client, lost))["error"]
+
+
+async def test_what_somebody_noted_about_a_cloned_voice_is_no_design(
+    gateway: Gateway, client: Client, rows: Rows, simulator: Simulator
+) -> None:
+    voice_id = await older_voice(gateway, rows, client.user_id, kept=False)
+    await rows.execute("UPDATE public.voices SET description = 'My grandmother' WHERE id = $1", voice_id)
+    answer = await client.http.post(f"/api/voices/{voice_id}/renew")
+    assert (answer.status_code, "Nothing was kept" in answer.json()["detail"]) == (409, True)
+
+
+@pytest.mark.parametrize("seconds", [1.2, 4.0])
+async def test_a_short_preview_is_enough_to_keep_a_voice(
+    gateway: Gateway, client: Client, rows: Rows, simulator: Simulator, seconds: float
+) -> None:
+    """The family that speaks in tasks wants five seconds; the voice is the same, heard more than once."""
+    voice_id = await older_voice(gateway, rows, client.user_id, seconds=seconds, source="designed", kind="vd", model=VD)
+    task = await renewed(client, voice_id)
+    assert task["status"] == "completed", task
+    assert told(simulator, "modal", "design") == []
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+async def test_an_operator_who_goes_back_gets_back_what_the_provider_has_kept(
+    settings: Settings, rows: Rows, simulator: Simulator, still_there: bool
+) -> None:
+    older = with_limits(settings, qwen_vc_target_model=VC_REALTIME)
+    async with running_gateway(older) as gateway, gateway.client() as client:
+        voice_id = UUID(await cloned(client, recording(6.0)))
+        user_id, [first] = client.user_id, await listed(client)
+    async with running_gateway(settings) as gateway, gateway.client(user_id) as client:
+        assert (await renewed(client, voice_id))["status"] == "completed"
+        [second] = await listed(client)
+    if not still_there:
+        assert simulator.voices.delete(first["provider_voice_id"], "vc")
+    async with running_gateway(older) as gateway, gateway.client(user_id) as client:
+        assert (await client.ended((await client.generate(voice_id))["task_id"]))["status"] == "completed"
+        [candidate] = [one async for one in candidates(gateway.parts, model=None, everything=True)]
+        assert (candidate.objection, candidate.remembered) == (None, True)
+        assert (await renewed(client, voice_id))["status"] == "completed"
+        [back] = await listed(client)
+        assert back["provider_target_model"] == VC_REALTIME
+        assert (back["provider_voice_id"] == first["provider_voice_id"]) is still_there
+        assert [one async for one in candidates(gateway.parts, model=None, everything=True)] == []
+    async with running_gateway(settings) as gateway, gateway.client(user_id) as client:
+        assert (await renewed(client, voice_id))["status"] == "completed"
+        [again] = await listed(client)
+        assert again["provider_voice_id"] == second["provider_voice_id"]
+    assert billed(simulator) == (2 if still_there else 3)
+
+
+async def test_designed_voices_stay_while_their_own_model_is_the_one_of_new_designs(
+    settings: Settings, rows: Rows
+) -> None:
+    older = with_limits(settings, qwen_vc_target_model=VC_REALTIME)
+    async with running_gateway(older) as gateway, gateway.client() as client:
+        voice_id = await older_voice(gateway, rows, client.user_id, source="designed", kind="vd", model=VD)
+        assert [one async for one in candidates(gateway.parts, model=None, everything=True)] == []
+        assert (await client.http.post(f"/api/voices/{voice_id}/renew")).status_code == 409
 
 
 async def test_somebody_elses_voice_is_not_found(gateway: Gateway, client: Client, rows: Rows) -> None:
