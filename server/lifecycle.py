@@ -105,17 +105,20 @@ async def _drain(parts: Parts, synthesis: asyncio.Task[None], default: asyncio.T
 
 
 async def _until_spoken(parts: Parts, synthesis: asyncio.Task[None]) -> None:
-    """Until the worker has ended and every speech is stored. What does not end though nobody speaks any more waits for
-    a database or a store that is gone."""
+    """Until the worker has ended, every speech is stored and every submission answered. What does not end though no
+    provider is at work any more waits for a database or a store that is gone."""
     silent_seconds, step_seconds = 0.0, 0.1
     drain_seconds = parts.settings.deadlines.drain_seconds
 
+    def provider_is_at_work() -> bool:
+        return parts.leases.speaking > 0 or parts.speeches.submitting
+
     def is_busy() -> bool:
-        return parts.speeches.under_way or parts.leases.speaking > 0 or not synthesis.done()
+        return provider_is_at_work() or parts.speeches.under_way or not synthesis.done()
 
     while is_busy() and silent_seconds < drain_seconds:
         await asyncio.sleep(step_seconds)
-        silent_seconds = 0.0 if parts.leases.speaking else silent_seconds + step_seconds
+        silent_seconds = 0.0 if provider_is_at_work() else silent_seconds + step_seconds
 
 
 async def _waiting(parts: Parts) -> int:
@@ -135,7 +138,9 @@ def stop(parts: Parts) -> None:
     parts.queue.stop(SYNTHESIS)
     parts.queue.stop(WATCHING)
     parts.following.wake_all()
-    asyncio.get_running_loop().call_later(parts.settings.shutdown_grace_seconds, parts.leases.release)
+    loop, grace_seconds = asyncio.get_running_loop(), parts.settings.shutdown_grace_seconds
+    loop.call_later(grace_seconds, parts.leases.release)
+    loop.call_later(grace_seconds, parts.speeches.cut_submissions)
 
 
 @contextlib.asynccontextmanager

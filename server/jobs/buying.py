@@ -71,16 +71,17 @@ async def record_failure(
 async def say_unknown(parts: Parts, subject: UUID, attempt: int, *, part: int = 0, doubt: Doubt | None = None) -> None:
     """Write down, while being cut off in the middle of a call, that nobody will know what became of it."""
     cut_off = ProviderTimeout(diagnostics={"code": "cut_off"})
-    await _last_words(record_failure(parts, subject, attempt, cut_off, part=part, doubt=doubt))
+    await last_words(record_failure(parts, subject, attempt, cut_off, part=part, doubt=doubt))
 
 
 async def say_not_called(parts: Parts, subject: UUID, attempt: int) -> None:
     """Write down, while being cut off, that the call has not left: whoever comes next may make it."""
     cut_off = ProviderUnavailable(diagnostics={"code": "cut_off", "text_sent": False})
-    await _last_words(record_failure(parts, subject, attempt, cut_off))
+    await last_words(record_failure(parts, subject, attempt, cut_off))
 
 
-async def _last_words(words: Awaitable[None]) -> None:
+async def last_words(words: Awaitable[None]) -> None:
+    """Say something to the end while being cut off, within ``LAST_WORDS_SECONDS``."""
     with anyio.move_on_after(LAST_WORDS_SECONDS, shield=True):
         await words
 

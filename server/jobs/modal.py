@@ -23,6 +23,7 @@ from server.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from server.jobs.buying import last_words
 from server.jobs.own import require_task
 from server.parts import Parts
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, PolledJob
@@ -39,6 +40,9 @@ MOST_REFERENCE_BYTES = 10 * 1024 * 1024
 # After a poll that saw a failure the next one follows soon, since it decides.
 SECOND_POLL_SECONDS = modal.SECOND_POLL_SECONDS * 1.5
 CANCEL_TRIES = 3
+# A process that leaves breaks off its requests after five seconds (``serve.py``); this one is answered before that.
+ANSWERED_LEAVING_SECONDS = 2.0
+_CUT: tuple[type[BaseException], ...] = (*REFUSED, asyncio.CancelledError)
 
 FAILED = "The speech provider could not speak this. Please try again."
 
@@ -95,25 +99,58 @@ def _readable(audio: bytes) -> bytes:
 async def submit(parts: Parts, task: SpeechTask, *, text: str, language: str, reference: Reference) -> SpeechTask:
     """Submit a task whose rows are there, and its purchase claimed; the task as it stands then.
 
+    The submission outlives the request. A process that has been told to leave goes on waiting for the job's id, but
+    lets its client go: the task is answered while it is still being submitted, and the next process tells its end.
+
     Raises:
         ProviderError: It was not taken (502); both rows have failed and the request's key is free again.
         DatabaseUnavailable: It was taken, but that could not be written down; the watcher ends it.
     """
+    submission = parts.speeches.submit(_outcome(parts, task, text=text, language=language, reference=reference))
+    leaving = asyncio.create_task(parts.stopping.wait())
+    try:
+        await asyncio.wait({submission, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not submission.done():
+            await asyncio.wait({submission}, timeout=ANSWERED_LEAVING_SECONDS)
+    finally:
+        leaving.cancel()
+    if submission.done() and (problem := submission.result()):
+        raise problem
+    async with parts.database.connection() as connection:
+        return await tasks.find(connection, task.id) or task
+
+
+async def _outcome(
+    parts: Parts, task: SpeechTask, *, text: str, language: str, reference: Reference
+) -> Exception | None:
+    """Submit, and write down what came of it; why it failed, or None."""
+    try:
+        await _submit_and_note(parts, task, text=text, language=language, reference=reference)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, whoever waits raises it
+        return exc
+    return None
+
+
+async def _submit_and_note(parts: Parts, task: SpeechTask, *, text: str, language: str, reference: Reference) -> None:
     try:
         job = await _submit_until_it_works(parts, text=text, language=language, reference=reference)
     except ProviderError as exc:
         await _not_submitted(parts, task, exc)
         exc.status = 503 if exc.diagnostics.get("code") == NOT_CONFIGURED else 502
         raise
+    except asyncio.CancelledError:  # the process has no more time to wait for the answer
+        cut_off = ProviderTimeout(modal.NEVER_SUBMITTED.detail, diagnostics={"code": "cut_off"})
+        await last_words(_not_submitted(parts, task, cut_off))
+        raise
     try:
         await parts.database.patiently_for(
             parts.settings.deadlines.purchase_database_seconds, modal.note_submitted, parts.queue, task.id, job
         )
-    except REFUSED as exc:
+    except _CUT as exc:
         logger.error("a job was bought and could not be written down", extra={"task_id": str(task.id), "job": job})
+        if isinstance(exc, asyncio.CancelledError):
+            raise
         raise DatabaseUnavailable from exc
-    async with parts.database.connection() as connection:
-        return await tasks.find(connection, task.id) or task
 
 
 async def _submit_until_it_works(parts: Parts, *, text: str, language: str, reference: Reference) -> str:

@@ -2,12 +2,17 @@
 
 There is one counter of places. A request takes one for the speech that it begins here; the worker of the queue takes
 one before it fetches a job. So a process that is full fetches nothing, and a free one need not wait for a job.
+
+A submission to a job API lives here, too, though it takes no place: what it buys has to be written down, whatever
+becomes of the request that waits for it.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Speeches:
@@ -23,6 +28,7 @@ class Speeches:
         self.turns = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._submissions: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -51,6 +57,30 @@ class Speeches:
         await self.places.acquire()  # free, so nobody comes in between
         task = self._group.create_task(speech)
         task.add_done_callback(lambda _: self.places.release())
+
+    @property
+    def submitting(self) -> bool:
+        """Whether a job API is being asked to take a job."""
+        return bool(self._submissions)
+
+    def submit(self, submission: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        """Run a submission to its end, whatever becomes of the request that waits for it; ``cut_submissions`` ends it.
+
+        Args:
+            submission: Returns what went wrong instead of raising it: one that raises would end all the others.
+        """
+        if self._group is None:
+            submission.close()
+            raise RuntimeError("no submissions are taken")
+        task = self._group.create_task(submission)
+        self._submissions.add(task)
+        task.add_done_callback(self._submissions.discard)
+        return task
+
+    def cut_submissions(self) -> None:
+        """Wait for no answer of a job API any more; whoever waits for one writes down that nobody knows."""
+        for task in list(self._submissions):
+            task.cancel()
 
     @contextmanager
     def cuttable(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A process that is told to leave while a job is being submitted: its client gets words, and the job is bought once."""
+"""A process that is told to leave while jobs are being submitted: its clients are told which task to ask for."""
 
 import asyncio
 import signal
@@ -7,19 +7,32 @@ from tests.chaos.world import world
 from tests.conftest import AWS_ENVIRONMENT
 
 
-async def test_who_waits_for_a_submission_is_answered_in_json_when_the_process_leaves(s3_server: str) -> None:
+async def test_a_submission_outlives_its_request_and_ends_with_words_beyond_the_grace(s3_server: str) -> None:
     async with world(s3_server, AWS_ENVIRONMENT) as chaos:
-        leaving = await chaos.start(TTS_PROVIDER_MODE="modal")
-        plan = chaos.simulator.behave("modal", {"do": "hold"}, action="submit")
+        leaving, successor = await asyncio.gather(
+            chaos.start(TTS_PROVIDER_MODE="modal", SHUTDOWN_GRACE_SECONDS="6"), chaos.start()
+        )
+        in_time, too_late = (
+            chaos.simulator.behave("modal", {"do": "hold"}, action="submit", text_contains=when)
+            for when in ("in time", "too late")
+        )
         async with chaos.client(leaving) as client:
-            body = {"voice_id": str(chaos.voices["modal"]), "text": "Submitted while leaving."}
-            asking = asyncio.create_task(client.http.post("/api/generate", json=body))
-            await plan.held()
+            asking = [
+                asyncio.create_task(client.generate(chaos.voices["modal"], f"Taken {when}."))
+                for when in ("in time", "too late")
+            ]
+            await asyncio.gather(in_time.held(), too_late.held())
             leaving.process.send(signal.SIGTERM)
-            answer = await asking
-        assert answer.status_code == 503
-        assert answer.headers["content-type"] == "application/json"
-        assert "try again" in answer.json()["detail"]
+            taken, lost = await asyncio.gather(*asking)  # before the provider has said anything
+        in_time.release()
         assert await leaving.process.exited() == 0
+        async with chaos.client(successor) as client:
+            assert (await client.ended(taken["task_id"]))["status"] == "completed"
+            failed = await client.task(lost["task_id"])
+        assert failed["status"] == "failed"
+        assert "did not confirm" in failed["error"]
+        async with chaos.rows() as rows:
+            unknown = await rows.fetch("SELECT subject FROM internal.purchases WHERE state = 'unknown'")
+        assert [str(row["subject"]) for row in unknown] == [lost["task_id"]]
+        assert [call["action"] for call in chaos.simulator.calls].count("submit") == 2
         assert "Exception in ASGI application" not in leaving.process.log
-        assert [call["action"] for call in chaos.simulator.calls].count("submit") == 1
