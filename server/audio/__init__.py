@@ -1,11 +1,13 @@
 """The arithmetic of sound: pure functions on bytes and integers, no I/O.
 
-``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``encoding`` makes MP3 of samples,
+``formats`` says what a payload is, ``wav`` and ``mp3`` read and write it, ``encoding`` makes MP3 of samples and
+``conversion`` of WAV files,
 ``resampling`` changes their rate, ``mp4`` reads what an M4A holds, ``tags`` steps over what stands in front, ``codecs``
 has the names of what we do not take, and ``references`` judges the recordings that people upload. What takes longer
 than a few milliseconds says so; call that in a thread.
 """
 
+from server.audio.conversion import WavAsMp3
 from server.audio.encoding import Mp3Encoder
 from server.audio.errors import AudioError
 from server.audio.formats import (
@@ -54,6 +56,7 @@ __all__ = [
     "Resampler",
     "SampleJoint",
     "Wav",
+    "WavAsMp3",
     "WholeFrames",
     "duration_seconds",
     "for_other_readers",

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime
 from typing import TypedDict, get_args
 from urllib.parse import quote
@@ -13,9 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.audio.captions import CaptionFormat, captions
-from server.contract import GenerationsAnswer, Ok, Pagination, RegenerateAnswer, TaskStatus, ZipRequest
+from server.contract import (
+    GenerationsAnswer,
+    Ok,
+    Pagination,
+    RegenerateAnswer,
+    SpokenWord,
+    TaskStatus,
+    WordsEvent,
+    ZipRequest,
+)
 from server.errors import Invalid, NotFound
-from server.handlers.links import answer_with_link, audio_filename
+from server.handlers.links import answer_with_link, audio_filename, signed_link
 from server.handlers.present import generation_entry
 from server.handlers.requests import (
     bearer,
@@ -28,8 +37,9 @@ from server.handlers.requests import (
     query_text,
     query_uuid,
     read_json,
+    redirect,
 )
-from server.jobs import cancel
+from server.jobs import cancel, downloads
 from server.parts import Parts
 from server.records import history, words
 from server.records.history import Cursor, Entry
@@ -122,20 +132,7 @@ async def download_several(request: Request) -> Response:
         if entry.status != "completed" or not entry.audio_object_key:
             raise Invalid(f"{_WHY_SILENT.get(entry.status, 'This generation has no audio.')} ({entry.id})")
     content = zipped(parts.storage, [_member(number, entry) for number, entry in enumerate(chosen, 1)])
-    first = await anext(content)  # what cannot be read at all is an answer, and not half a file
-
-    async def body() -> AsyncIterator[bytes]:
-        async with contextlib.aclosing(content):
-            yield first
-            async for chunk in content:
-                yield chunk
-
-    disposition = content_disposition("utter.zip")
-    return StreamingResponse(
-        body(),
-        media_type="application/zip",
-        headers={"Content-Disposition": disposition, "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return await _made_meanwhile(content, "application/zip", "utter.zip")
 
 
 def _member(number: int, entry: Entry) -> Member:
@@ -146,15 +143,61 @@ def _member(number: int, entry: Entry) -> Member:
     return Member(name, Bucket.GENERATIONS, key, entry.created_at)
 
 
+async def _made_meanwhile(content: AsyncGenerator[bytes, None], mime: str, filename: str) -> Response:
+    """A file that is made while it is downloaded. What cannot be made at all is an answer, and not half a file."""
+    first = await anext(content)
+
+    async def body() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(content):
+            yield first
+            async for chunk in content:
+                yield chunk
+
+    disposition = content_disposition(filename)
+    return StreamingResponse(
+        body(),
+        media_type=mime,
+        headers={"Content-Disposition": disposition, "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
 async def get_audio(request: Request) -> Response:
     """Always a redirect, never the bytes: players follow it once with their token and then use the final address."""
+    entry, key = await _audible_entry(request)
+    return await answer_with_link(request, Bucket.GENERATIONS, key, audio_filename(entry.id, key))
+
+
+async def get_mp3(request: Request) -> Response:
+    """The audio as MP3: a redirect where that is what is stored, else the file itself."""
+    entry, key = await _audible_entry(request)
+    filename = audio_filename(entry.id, key)
+    if not key.endswith(".wav"):
+        return redirect(await signed_link(request, Bucket.GENERATIONS, key, filename))
+    filename = f"{filename.removesuffix('.wav')}.mp3"
+    if request.method == "HEAD":  # nothing is made for it
+        headers = {"Content-Disposition": content_disposition(filename)}
+        return Response(media_type="audio/mpeg", headers=headers)
+    return await _made_meanwhile(downloads.as_mp3(parts_of(request).storage, key), "audio/mpeg", filename)
+
+
+async def _audible_entry(request: Request) -> tuple[Entry, str]:
+    """The entry that the address names, and the key of its audio."""
     parts = parts_of(request)
     user_id = await bearer(request)
     entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
     if entry.status != "completed" or not entry.audio_object_key:
         raise NotFound(_WHY_SILENT.get(entry.status, "This generation has no audio."))
-    key = entry.audio_object_key
-    return await answer_with_link(request, Bucket.GENERATIONS, key, audio_filename(entry.id, key))
+    return entry, entry.audio_object_key
+
+
+async def get_words(request: Request) -> Response:
+    """All words that were told while it was spoken; none where the lane does not say when words are heard."""
+    parts = parts_of(request)
+    user_id = await bearer(request)
+    entry = await _own_entry(parts, user_id, path_uuid(request, "generation_id"))
+    async with parts.database.connection() as connection:
+        batches = await words.since(connection, entry.id, 0, user_id)
+    return json_response(WordsEvent([SpokenWord(*word) for batch in batches for word in batch]))
 
 
 async def get_captions(request: Request) -> Response:

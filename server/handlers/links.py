@@ -16,7 +16,15 @@ async def answer_with_link(request: Request, bucket: Bucket, key: str, filename:
     A browser that follows a redirect from one origin to another calls itself ``Origin: null`` there, and a program may
     take its ``Authorization`` along: some stores refuse either.
     """
-    link = await parts_of(request).storage.signed_get(
+    link = await signed_link(request, bucket, key, filename)
+    if request.headers.get("accept", "").partition(";")[0].strip().lower() == "application/json":
+        return json_response(LinkAnswer(url=link, expires_in=LINK_SECONDS))
+    return redirect(link)
+
+
+async def signed_link(request: Request, bucket: Bucket, key: str, filename: str) -> str:
+    """A link that works for an hour, for whoever asks like this request."""
+    return await parts_of(request).storage.signed_get(
         bucket,
         key,
         expires_seconds=LINK_SECONDS,
@@ -24,9 +32,6 @@ async def answer_with_link(request: Request, bucket: Bucket, key: str, filename:
         base_url=outward(request, ""),
         head=request.method == "HEAD",
     )
-    if request.headers.get("accept", "").partition(";")[0].strip().lower() == "application/json":
-        return json_response(LinkAnswer(url=link, expires_in=LINK_SECONDS))
-    return redirect(link)
 
 
 def audio_filename(generation_id: object, object_key: str) -> str:

@@ -207,6 +207,25 @@ OPERATIONS = (
     ),
     Operation(
         "get",
+        "/api/generations/{generation_id}/audio.mp3",
+        "The audio as MP3, whatever it is stored as",
+        (
+            "A redirect where that is what is stored, as of `/audio`; what is stored as WAV is encoded while it is "
+            "downloaded. Not found until the audio is stored."
+        ),
+        {200: Media(("audio/mpeg",), "The MP3, while it is made"), 302: REDIRECT},
+        problems=(400, 401, 404, 503),
+    ),
+    Operation(
+        "get",
+        "/api/generations/{generation_id}/words",
+        "When each word is heard, where the voice's lane says so; else none",
+        "What `words` events told while it was spoken, for whoever marks words while it is played again.",
+        {200: contract.WordsEvent},
+        problems=(400, 401, 404),
+    ),
+    Operation(
+        "get",
         "/api/generations/{generation_id}/captions.vtt",
         "What was spoken as WebVTT captions, where the voice's lane says when words are heard",
         "Not found where the voice does not say when its words are heard.",

@@ -2,7 +2,7 @@
  * history.js: everything that was ever spoken, newest first, by days. Only what is new is fetched again.
  */
 import { $, ago, attempt, clock, colour, copy, dayOf, focusFirst, h, iconButton, menuButton, relabel, save, settled } from "./dom.js";
-import { audioLink, download } from "./stage.js";
+import { copyLink, download } from "./files.js";
 import { Leaving, later } from "./undo.js";
 import { HISTORY_STATES, STATUS_FILTERS } from "./words.js";
 
@@ -15,6 +15,7 @@ const MOST_AT_ONCE = 50; // in one ZIP
 
 /** Where an entry stands among the others. @param {Entry} entry */
 const cursor = ({ created_at, id }) => `${created_at},${id}`;
+const fileOf = ({ id, text, output_format }) => ({ id, text, wav: output_format === "wav" });
 const isActive = ({ status }) => status === "pending" || status === "processing";
 
 export class History extends EventTarget {
@@ -211,7 +212,7 @@ export class History extends EventTarget {
     const text = h("p", { className: "said", dir: "auto" });
     const facts = h("p", { className: "facts" });
     const problem = h("p", { className: "problem" });
-    const keep = iconButton("down", "Download", () => attempt(keep, () => download(utter, row.entry)));
+    const keep = iconButton("down", "Download", () => attempt(keep, () => download(utter, fileOf(row.entry))));
     const again = iconButton("edit", "Use again", () => attempt(again, () => this.#useAgain(row.entry)));
     const retry = h("button", { type: "button", className: "chip", onclick: () => attempt(retry, () => this.#retry(row.entry)) }, "Try again");
     const more = menuButton("More", () => this.#choices(row));
@@ -253,9 +254,9 @@ export class History extends EventTarget {
     const { entry } = row;
     const done = entry.status === "completed";
     return [
-      done && { icon: "down", label: `Download as ${entry.output_format === "wav" ? "WAV" : "MP3"}`, act: () => attempt(null, () => download(utter, entry)) },
-      done && entry.output_format !== "wav" && { icon: "down", label: "Download as WAV", act: () => attempt(null, () => download(utter, entry, { wav: true })) },
-      done && { icon: "link", label: "Copy a link", act: () => copy(audioLink(utter, entry.id), "Link copied. It works for an hour.") },
+      done && { icon: "down", label: "Download as MP3", act: () => attempt(null, () => download(utter, fileOf(entry), "mp3")) },
+      done && { icon: "down", label: "Download as WAV", act: () => attempt(null, () => download(utter, fileOf(entry), "wav")) },
+      done && { icon: "link", label: "Copy a link", act: () => copyLink(utter, entry.id) },
       { icon: "copy", label: "Copy the text", act: () => copy(entry.text, "Text copied.") },
       { icon: "tag", label: "Copy the reference", act: () => copy(entry.id, "Reference copied.") },
       { icon: "check", label: "Select several", act: () => {
@@ -272,7 +273,7 @@ export class History extends EventTarget {
     const { utter, stage } = this.#app;
     if (stage.generationId === entry.id && !stage.speech?.error) stage.toggle();
     else {
-      stage.show(utter.replay(entry.id), {
+      stage.show(utter.replay(entry.id, { words: true }), {
         text: entry.text, voice: { id: entry.voice_id, name: entry.voice_name }, generation_id: entry.id,
         expected: entry.duration_seconds ?? 0, replay: true, again: () => this.#play(entry),
       });

@@ -324,6 +324,16 @@ export class Speech extends EventTarget {
     signal.throwIfAborted();
     this.#swap();
     this.#emit("stored");
+    if (this.#tellsWords && (this.#raw || !this.#whole)) await this.#learnWords();
+  }
+
+  /** Of what was not streamed to its end: when its words are heard, where anybody knows. */
+  async #learnWords() {
+    const path = `/api/generations/${this.generationId}/words`;
+    const { words } = await this.#utter.call("GET", path, { signal: this.#stop.signal }).catch(() => ({ words: [] }));
+    if (this.#stop.signal.aborted || !words.length) return;
+    this.words = words;
+    this.#emit("words");
   }
 
   async #drawStored(seconds) {

@@ -1,13 +1,13 @@
 /**
  * stage.js: the player. One speech is on stage at a time, whether it is being spoken or comes from the history.
  */
-import { $, attempt, clock, colour, copy, disclose, focusFirst, relabel, save, showMenu } from "./dom.js";
+import { $, attempt, clock, colour, copy, disclose, focusFirst, relabel, showMenu } from "./dom.js";
+import { copyLink, download } from "./files.js";
 import { keep, kept } from "./keep.js";
-import { samplesOf, wavFile } from "./recorder.js";
 import { Saying } from "./saying.js";
 import { takeTheFloor, yieldTheFloor } from "./tabs.js";
 import { Waveform } from "./waveform.js";
-import { fileName, stateOf } from "./words.js";
+import { stateOf } from "./words.js";
 
 const SOUND = "utter.sound";
 
@@ -43,7 +43,7 @@ export class Stage extends EventTarget {
     Object.assign(utter, { rate, volume });
     $("play").onclick = () => this.toggle();
     $("cancel").onclick = () => this.cancel();
-    $("download").onclick = () => save(this.speech.stored, fileName(this.#about.text ?? "", this.speech.stored));
+    $("download").onclick = () => attempt($("download"), () => this.#download());
     $("retry").onclick = () => this.#about.again?.();
     $("copy-reference").onclick = () => copy(this.reference, "Reference copied.");
     $("stage-more").onclick = () => showMenu($("stage-more"), this.#choices());
@@ -262,16 +262,19 @@ export class Stage extends EventTarget {
   /** What else can be done with what is on stage. */
   #choices() {
     const { stored } = this.speech ?? {};
-    const name = (blob) => fileName(this.#about.text ?? "", blob);
     return [
-      stored && { icon: "down", label: `Download as ${isWav(stored) ? "WAV" : "MP3"}`, act: () => save(stored, name(stored)) },
-      stored && !isWav(stored) && { icon: "down", label: "Download as WAV", act: () => attempt(null, async () => {
-        const wav = await asWav(stored);
-        save(wav, name(wav));
-      }) },
-      stored && { icon: "link", label: "Copy a link", act: () => copy(audioLink(this.#utter, this.generationId), "Link copied. It works for an hour.") },
+      stored && { icon: "down", label: "Download as MP3", act: () => attempt(null, () => this.#download("mp3")) },
+      stored && { icon: "down", label: "Download as WAV", act: () => attempt(null, () => this.#download("wav")) },
+      stored && { icon: "link", label: "Copy a link", act: () => copyLink(this.#utter, this.generationId) },
       this.reference && { icon: "tag", label: "Copy the reference", act: () => copy(this.reference, "Reference copied.") },
     ].filter(Boolean);
+  }
+
+  /** @param {"mp3" | "wav" | null} form */
+  #download(form = null) {
+    const { stored } = this.speech;
+    const about = { id: this.generationId, text: this.#about.text ?? "", wav: stored.type.includes("wav") };
+    return download(this.#utter, about, form, stored);
   }
 
   #sound({ rate = this.#utter.rate, volume = this.#utter.volume }) {
@@ -302,25 +305,4 @@ export class Stage extends EventTarget {
       } catch { /* not every browser knows every key */ }
     }
   }
-}
-
-const isWav = (blob) => blob.type.includes("wav");
-
-/** The same speech as a WAV file. */
-export async function asWav(blob) {
-  return isWav(blob) ? blob : wavFile(await samplesOf(blob));
-}
-
-/** A link to a generation's audio that works without signing in, for a while. */
-export async function audioLink(utter, generation_id) {
-  const { url } = await utter.link(`/api/generations/${generation_id}/audio`);
-  return utter.address(url);
-}
-
-/** Fetch a generation's audio and save it. */
-export async function download(utter, entry, { wav = false } = {}) {
-  const response = await utter.linked(`/api/generations/${entry.id}/audio`);
-  const stored = await response.blob();
-  const blob = wav ? await asWav(stored) : stored;
-  save(blob, fileName(entry.text, blob));
 }

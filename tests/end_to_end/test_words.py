@@ -54,6 +54,8 @@ async def test_words_are_told_beside_the_deltas_and_kept_as_captions(
     again, same, _ = await told(client, f"{task['stream_url']}&words=1")
     assert (again, same) == (words, audio)
     assert await told(client, task["stream_url"]) == ([], audio, [])
+    kept = await client.http.get(f"/api/generations/{task['generation_id']}/words")
+    assert kept.json() == {"words": words}
 
     vtt = await client.http.get(f"/api/generations/{task['generation_id']}/captions.vtt")
     assert (vtt.status_code, vtt.headers["content-type"]) == (200, "text/vtt; charset=utf-8")
@@ -74,6 +76,8 @@ async def test_where_nobody_said_when_there_are_no_captions(
         for form in ("vtt", "srt"):
             answer = await client.http.get(f"/api/generations/{task['generation_id']}/captions.{form}")
             assert answer.status_code == 404
+        kept = await client.http.get(f"/api/generations/{task['generation_id']}/words")
+        assert (kept.status_code, kept.json()) == (200, {"words": []})
 
 
 async def test_captions_are_their_users_own_and_go_with_the_generation(
@@ -83,7 +87,8 @@ async def test_captions_are_their_users_own_and_go_with_the_generation(
     await client.ended(task["task_id"])
     address = f"/api/generations/{task['generation_id']}/captions.vtt"
     async with gateway.client() as stranger:
-        assert (await stranger.http.get(address)).status_code == 404
+        for path in (address, address.replace("captions.vtt", "words")):
+            assert (await stranger.http.get(path)).status_code == 404
     assert await rows.fetchval("SELECT count(*) FROM internal.words") > 0
     assert (await client.http.delete(f"/api/generations/{task['generation_id']}")).status_code == 200
     assert await rows.fetchval("SELECT count(*) FROM internal.words") == 0

@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
+from server.audio import mp3_duration_seconds
 from server.dev.simulator import Simulator
 from server.settings import Settings
 from server.storage import Bucket
@@ -233,6 +234,27 @@ async def test_the_signed_link_works_for_anybody_as_often_as_they_like(
         async with anybody.stream("GET", link):
             pass  # the page learns the final address this way, and takes no byte
         assert (await anybody.get(link)).content == whole
+
+
+async def test_audio_is_had_as_mp3_whatever_it_is_stored_as(
+    client: Client, voice_id: UUID, completed: str, rows: Rows, gateway: Gateway
+) -> None:
+    stored = await client.http.get(f"/api/generations/{completed}/audio.mp3", follow_redirects=True)
+    assert stored.content == await client.audio(completed)
+    answer = await client.generate(voice_id, format="wav")
+    await client.ended(answer["task_id"])
+    address = f"/api/generations/{answer['generation_id']}/audio.mp3"
+    made = await client.http.get(address)
+    assert (made.status_code, made.headers["content-type"]) == (200, "audio/mpeg")
+    assert made.headers["content-disposition"] == f'attachment; filename="utter-{answer["generation_id"]}.mp3"'
+    (entry, _) = (await history(client))["generations"]
+    assert mp3_duration_seconds(made.content) == pytest.approx(entry["duration_seconds"], abs=0.15)
+    head = await client.http.head(address)
+    assert (head.status_code, head.content) == (200, b"")
+    async with gateway.client() as stranger:
+        problem_of(await stranger.http.get(address), 404, "not_found")
+    broken = await insert_generation(rows, client.user_id, audio_object_key=f"{client.user_id}/nothing.wav")
+    problem_of(await client.http.get(f"/api/generations/{broken}/audio.mp3"), 404, "not_found")
 
 
 async def test_a_link_that_was_changed_is_refused(client: Client, completed: str, gateway: Gateway) -> None:

@@ -241,7 +241,8 @@ async def test_live_answers_are_what_the_document_says(
         assert (await witness.ask("GET", path)).status_code == 200
         assert (await witness.ask("GET", path, params={"page": "0"})).status_code == 400
     for task in tasks.values():
-        await witness.ask("GET", "/api/generations/{generation_id}/audio", given=task["generation_id"])
+        for what in ("audio", "audio.mp3", "words"):
+            await witness.ask("GET", f"/api/generations/{{generation_id}}/{what}", given=task["generation_id"])
         await witness.ask("POST", "/api/generations/{generation_id}/regenerate", given=task["generation_id"])
         for form in ("vtt", "srt"):
             await witness.ask("GET", f"/api/generations/{{generation_id}}/captions.{form}", given=task["generation_id"])

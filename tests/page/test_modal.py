@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server.audio import mp3_duration_seconds
 from server.dev.simulator import Simulator
 from tests.gateway import Client, insert_voice
 from tests.page.conftest import Opener, in_the_shared_loop
@@ -39,6 +40,14 @@ async def test_a_voice_is_designed_and_a_text_is_heard_in_one_piece(
         assert await tab.seconds == pytest.approx(entry["duration_seconds"], abs=0.1)
         assert (await tab.ear)["audibleSeconds"] > 0.5 * entry["duration_seconds"]
         assert await tab.offsets == []
+        for place in ("#stage-more", "#entries li .tools button:last-child"):
+            await page.click(place)
+            async with page.expect_download() as downloading:
+                await page.get_by_role("menuitem", name="Download as MP3").click()
+            download = await downloading.value
+            assert download.suggested_filename == "utter-In-one-piece-please.mp3"
+            mp3 = (await download.path()).read_bytes()
+            assert mp3_duration_seconds(mp3) == pytest.approx(entry["duration_seconds"], abs=0.15)
         assert [call["action"] for call in simulator.calls if call["action"] in ("design", "submit")] == [
             "design",
             "submit",

@@ -141,6 +141,9 @@ async def test_the_word_that_is_heard_is_marked(
         await tab.until(f"{MARKED}[0] === 'night'")
         await tab.page.click("#close-stage")
         await tab.eventually(MARKED, [])
+        await tab.page.reload()  # from the history, where nothing was streamed
+        await tab.page.locator("#entries li").get_by_role("button", name="Play").click()
+        await tab.until(f"{MARKED}[0] === 'night'")
 
 
 async def test_cancel_is_silence_at_once_and_for_good(tab: Tab, simulator: Simulator, client: Client) -> None:
