@@ -186,6 +186,12 @@ class VoiceGone(ProviderRejected):
     default_detail = "The speech provider no longer has this voice. Please create it again."
 
 
+class VoiceMismatch(ProviderRejected):
+    """The provider's engine does not speak with this voice: it is unknown there, or of another model or account."""
+
+    default_detail = "This voice does not fit the model that it is stored for. Please create the voice again."
+
+
 class NothingToSpeak(ProviderError):
     """The provider made no audio of a text that has no letters. This is no outage: another text is needed."""
 

@@ -43,6 +43,7 @@ class Deadlines:
     customization_seconds: float = 90.0  # for a voice to be created or designed
     customization_broken_seconds: float = 20.0  # for one to turn up whose call broke off
     customization_settles_seconds: float = 310.0  # for one to turn up whose call was not answered in time
+    stays_open_seconds: float = 1.0  # for a session to close again that is only tried
     deploying_seconds: float = 20.0  # for a new voice to be ready to speak, while a client waits for our answer
     design_deploying_seconds: float = 300.0  # for the same where nobody waits
     enrollment_seconds: float = 100.0  # for another request that is creating the same voice
@@ -80,6 +81,7 @@ class Intervals:
     modal_result_pauses_seconds: tuple[float, ...] = (1.0, 1.5, 2.25, 3.4, 5.0)  # a job's result is asked for
     watch_every_seconds: float = 5.0  # what piles up is read, for the metrics
     retirements_every_seconds: float = 10.0  # which models are gone is read, for what other processes have met
+    doubted_model_seconds: float = 10.0  # one is asked again whose sessions open and close without a word
     deploying_look_seconds: float = 2.0  # a new voice is asked whether it is ready
     download_pauses_seconds: tuple[float, ...] = (0.5, 2.0)  # a piece's file is asked for
 

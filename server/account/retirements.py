@@ -6,7 +6,7 @@ import logging
 from server.database.connections import REFUSED, Database
 from server.errors import UtterError
 from server.metrics import Metrics
-from server.providers.qwen.errors import ModelRetired
+from server.providers.qwen.errors import OPENED_AND_CLOSED, ModelRetired
 from server.providers.resolver import Providers
 from server.records import retired
 
@@ -34,7 +34,7 @@ class Retirements:
     async def refresh(self) -> None:
         """Read what all processes have met."""
         async with self._turn, self._database.connection() as connection:
-            self._take(await retired.names(connection, self._providers.account))
+            self._take(await retired.names(connection, self._providers.account, doubtful=OPENED_AND_CLOSED))
 
     async def note(self, error: UtterError, name: str | None) -> None:
         """If an error says that a model or service is gone: from now on everybody here knows, and soon everybody."""

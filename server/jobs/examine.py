@@ -1,5 +1,6 @@
 """Asking the provider, service by service, what is alive: cheap questions first, and none that costs without a word."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from server.errors import ProviderError, ProviderTimeout
 from server.parts import Parts
 from server.providers.lanes import INFERENCE, REALTIME, lane_of
 from server.providers.modal.api import NOT_CONFIGURED
-from server.providers.qwen.errors import ModelRetired
+from server.providers.qwen.errors import OPENED_AND_CLOSED, ModelRetired, silently_retired
 from server.providers.speech import AudioDelta, SpeechRequest
 from server.records import retired, voices
 from server.records.voices import Speaking
@@ -163,7 +164,7 @@ async def _asked(
     """One question; what it brought is also kept for every process."""
     host = urlsplit(address).netloc
     try:
-        await ask()
+        await _asked_twice(parts, ask)
     except ModelRetired as exc:
         await parts.retirements.note(exc, model or name)
         return Finding(name=name, host=host, state="gone", detail=_why(exc), needed=needed, advice=advice)
@@ -172,6 +173,24 @@ async def _asked(
     async with parts.database.transaction() as connection:
         await retired.forget(connection, parts.providers.account, model or name)
     return Finding(name=name, host=host, state="ok", needed=needed)
+
+
+async def _asked_twice(parts: Parts, ask: Callable[[], Awaitable[None]]) -> None:
+    """Ask, and again after a while where a session opened and closed without a word."""
+    try:
+        await ask()
+    except ProviderError as exc:
+        if exc.diagnostics.get("code") != OPENED_AND_CLOSED:
+            raise
+    else:
+        return
+    await asyncio.sleep(parts.settings.intervals.doubted_model_seconds)
+    try:
+        await ask()
+    except ProviderError as exc:
+        if exc.diagnostics.get("code") != OPENED_AND_CLOSED:
+            raise
+        raise silently_retired(exc.diagnostics) from exc
 
 
 def _why(exc: ProviderError) -> str:

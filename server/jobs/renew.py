@@ -18,7 +18,7 @@ import msgspec
 
 from server.audio import Recording, ReferenceKind, lengthened, read_recording
 from server.database.connections import Connection
-from server.errors import Conflict, NotFound, ProviderError, StorageUnavailable, UtterError, VoiceGone
+from server.errors import Conflict, NotFound, ProviderError, StorageUnavailable, UtterError
 from server.jobs.clone import LONGEST_RECORDING_BYTES, SHORTEST_SECONDS, require_recording
 from server.jobs.enrollment import Enrollment
 from server.jobs.own import require_voice
@@ -314,13 +314,11 @@ class Kept:
         voice_id, model, kind = before.voice or "", before.model or "", before.kind or "vc"
         try:
             if speaks_by_tasks(model):
-                return await self._providers.enrollment.status(voice_id) == "OK"
+                return await self._providers.standing(model, voice_id) in ("OK", "")
             if kind not in self._listed:
                 asked = self._providers.customization.voices("vd" if kind == "vd" else "vc")
                 self._listed[kind] = frozenset([voice.voice_id async for voice in asked])
             return voice_id in self._listed[kind]
-        except VoiceGone:
-            return False
         except ProviderError as exc:
             logger.warning("voices of the provider not read", extra={"code": exc.diagnostics.get("code")})
             return True

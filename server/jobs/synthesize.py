@@ -15,13 +15,22 @@ import anyio
 import msgspec
 
 from server.audio import format_named
-from server.errors import Overloaded, ProviderError, StorageUnavailable, UtterError, VoiceGone
+from server.errors import (
+    Overloaded,
+    ProviderError,
+    ProviderUnavailable,
+    StorageUnavailable,
+    UtterError,
+    VoiceGone,
+    VoiceMismatch,
+)
 from server.jobs.encoding import AsMp3
 from server.jobs.finalize import store_spoken
 from server.jobs.pieces import InPieces
 from server.jobs.progress import unless_away
 from server.parts import Parts
 from server.providers.lanes import lane_of
+from server.providers.qwen.errors import OPENED_AND_CLOSED, silently_retired
 from server.providers.speech import (
     AudioDelta,
     GoingOn,
@@ -46,6 +55,9 @@ logger = logging.getLogger(__name__)
 
 # Slow speech has a tenth of a second a character, and samples are the most that a second of it can be.
 SECONDS_PER_CHARACTER, BYTES_PER_SECOND = 0.1, 48_000
+
+
+NOT_READY = "The speech provider is still preparing this voice. Please try again in a minute."
 
 
 class Taken(NamedTuple):
@@ -166,7 +178,7 @@ class _Synthesis:
         self._started_at = time.monotonic()
         self._starts: list[dict[str, object]] = []
         self._batches = 0  # of words with their times
-        self._doubted = False  # whether a voice that is said to be gone was asked for once more
+        self._doubted = False  # whether a voice that is said to be gone, or not to fit, was asked for once more
         self._said = "streaming"  # the provider's last word; each lane has its own
         self._noting: asyncio.Task[None] | None = None
 
@@ -234,7 +246,7 @@ class _Synthesis:
 
     async def _speak_until_it_works(self) -> dict[str, object]:
         """The provider's facts about a complete speech, after as many starts as ``may_start_again`` allows."""
-        deadlines = self._parts.settings.deadlines
+        deadlines, tries = self._parts.settings.deadlines, self._parts.settings.tries
         assignment = self._assignment
         request = SpeechRequest(
             text=assignment.text,
@@ -273,12 +285,44 @@ class _Synthesis:
                 if isinstance(exc, VoiceGone) and not self._doubted:
                     # Believing it takes the voice from its owner for good, and one node that lags behind says it, too.
                     self._doubted = again = True
-                pause = pause_before_start(len(self._starts), throttled=exc.throttled)
+                if isinstance(exc, VoiceMismatch) and not heard:
+                    again = await self._contradicted(exc)
+                pause, most = pause_before_start(len(self._starts), throttled=exc.throttled), tries.starts
+                if again and len(self._starts) >= most and self._only_opened_and_closed:
+                    if len(self._starts) > most:
+                        raise silently_retired(exc.diagnostics) from exc
+                    # Before that is believed of a model it is asked again, after a while.
+                    pause, most = self._parts.settings.intervals.doubted_model_seconds, most + 1
                 first_failed_at = first_failed_at or time.monotonic()
                 in_time = time.monotonic() - first_failed_at + pause < deadlines.starts_within_seconds
-                if not again or len(self._starts) >= self._parts.settings.tries.starts or not in_time:
+                if not again or len(self._starts) >= most or not in_time:
                     raise
                 await asyncio.sleep(pause)
+
+    @property
+    def _only_opened_and_closed(self) -> bool:
+        return all(start.get("code") == OPENED_AND_CLOSED for start in self._starts)
+
+    async def _contradicted(self, exc: VoiceMismatch) -> bool:
+        """Whether to speak once more with a voice that the provider's engine does not take: its list decides.
+
+        What the engine says is ambiguous: it was seen to pass, and is also said of a voice that is gone or not ready.
+
+        Raises:
+            VoiceGone: The list does not have it either, and the engine has said so twice.
+            ProviderUnavailable: It is not ready yet.
+        """
+        standing = await self._parts.providers.standing(
+            self._assignment.provider_target_model or "", self._assignment.provider_voice_id or ""
+        )
+        if standing == "DEPLOYING":
+            raise ProviderUnavailable(NOT_READY, diagnostics={**exc.diagnostics, "code": "deploying"}) from exc
+        if self._doubted:
+            if standing == "GONE":
+                raise VoiceGone(diagnostics=exc.diagnostics) from exc
+            return False
+        self._doubted = standing in ("OK", "GONE")
+        return self._doubted
 
     def _going_on(self) -> GoingOn:
         """Where to take up what is in the log; as long as its audio sounds."""

@@ -4,20 +4,29 @@ New work follows the mode; work that is under way follows its own row, so ``sour
 lane that is stands in ``lanes``.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Literal, Protocol
 
 import msgspec
 
-from server.errors import Conflict, Invalid, ProviderRejected, ProviderUnavailable, UtterError
+from server.errors import (
+    Conflict,
+    Invalid,
+    ProviderError,
+    ProviderRejected,
+    ProviderUnavailable,
+    UtterError,
+    VoiceGone,
+)
 from server.providers.lanes import Lane, Variable, lane_of
 from server.providers.languages import AUTO, LANGUAGES
 from server.providers.modal.api import Modal
 from server.providers.modal.speech import ModalSpeech
 from server.providers.qwen.customization import CreatedVoice, Kind, ListedVoice, QwenCustomization
 from server.providers.qwen.pieces import QwenHttp
-from server.providers.qwen.voice_enrollment import VoiceEnrollment
+from server.providers.qwen.voice_enrollment import VoiceEnrollment, model_in
 from server.providers.speech import SpeechProvider
 from server.settings import ProviderMode, Settings, speaks_by_tasks, suits_kind
 
@@ -175,6 +184,23 @@ class Providers:
         """Who speaks with a model over a socket; None for a lane without one."""
         lane = lane_of("qwen", model)
         return self._spoken.get(lane.name) if lane else None
+
+    async def standing(self, model: str, voice_id: str) -> str:
+        """What the provider says of a voice that speaks with this model, in its own word.
+
+        Returns:
+            ``OK``, ``DEPLOYING``, ``UNDEPLOYED`` or what else it says; ``GONE`` where it does not know the voice; empty
+            where it has nobody to ask, or does not answer.
+        """
+        if not speaks_by_tasks(model) or model_in(voice_id) not in ("", model):
+            return ""
+        try:
+            async with asyncio.timeout(self._settings.deadlines.connect_seconds):
+                return await self.enrollment.status(voice_id)
+        except VoiceGone:
+            return "GONE"
+        except (ProviderError, TimeoutError):
+            return ""
 
     def maker(self, model: str) -> VoiceMaker:
         """Who makes and finds the voices that speak with this model."""

@@ -2,8 +2,9 @@
 
 from server.database.connections import Connection
 
-# So long a retirement is believed; then somebody's next request asks the provider again.
-BELIEVED_SECONDS = 3600.0
+# So long a retirement is believed; then somebody's next request asks the provider again. What nobody has said in words
+# is asked again sooner.
+BELIEVED_SECONDS, DOUBTED_SECONDS = 3600.0, 300.0
 
 
 async def note(connection: Connection, account: str, name: str, reason: str) -> None:
@@ -18,13 +19,20 @@ async def note(connection: Connection, account: str, name: str, reason: str) -> 
     )
 
 
-async def names(connection: Connection, account: str) -> frozenset[str]:
-    """What is believed to be gone for an account of the provider's."""
+async def names(connection: Connection, account: str, *, doubtful: str = "") -> frozenset[str]:
+    """What is believed to be gone for an account of the provider's.
+
+    Args:
+        doubtful: The reason of those of which that is not certain.
+    """
     rows = await connection.fetch(
         """SELECT name FROM internal.retired_models
-            WHERE account = $1 AND seen_at > now() - make_interval(secs => $2)""",
+            WHERE account = $1
+              AND seen_at > now() - make_interval(secs => CASE WHEN reason = $4 THEN $3::float8 ELSE $2::float8 END)""",
         account,
         BELIEVED_SECONDS,
+        DOUBTED_SECONDS,
+        doubtful,
     )
     return frozenset(row["name"] for row in rows)
 

@@ -1,7 +1,7 @@
 """A retired model is a state, and not a thousand failures."""
 
 import re
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -10,7 +10,8 @@ import pytest
 from server.dev.simulator import Simulator
 from server.providers.qwen.errors import ModelRetired
 from server.settings import VC_REALTIME, Settings
-from tests.gateway import Client, Gateway, running_gateway
+from tests.end_to_end.conftest import QWEN_AUDIO
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.support import wait_for, with_limits
 from tests.voices import creations, finalize, listed, recording, start_preview, upload
 
@@ -105,3 +106,57 @@ async def test_a_key_of_another_account_knows_nothing_of_it(
     async with running_gateway(other) as neighbour:
         await neighbour.parts.retirements.refresh()
         assert neighbour.parts.providers.retired == frozenset()
+
+
+SILENT = {"do": "close", "at": "created", "code": 1000}
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [(VC_REALTIME, SILENT), (QWEN_AUDIO, {"do": "abort", "at": "created"})],
+    ids=["closed", "broken off"],
+)
+async def test_a_model_whose_sessions_open_and_close_without_a_word_is_asked_again_before_it_is_believed(
+    settings: Settings, simulator: Simulator, database_url: str, rows: Rows, model: str, fault: dict[str, Any]
+) -> None:
+    """Nothing says that it is gone, so it is believed for minutes at a time, and the sentence says what was seen."""
+    async with running_gateway(with_limits(settings, doubted_model_seconds=0.2)) as gateway, gateway.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id, model=model)
+        simulator.behave("realtime", fault, times=3)
+        task = await client.generate(voice_id)
+        assert (await client.ended(task["task_id"]))["status"] == "completed", "the fourth time it speaks"
+        assert gateway.parts.providers.retired == frozenset()
+
+        simulator.reset()
+        simulator.behave("realtime", fault, times=0)
+        ended = await client.ended((await client.generate(voice_id))["task_id"])
+        assert (ended["status"], ended["error_category"]) == ("failed", "provider_rejected")
+        assert "without a word" in ended["error"]
+        assert len(simulator.calls) == 4
+        assert gateway.parts.providers.retired == {model}
+        answer = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": "Again."})
+        assert answer.status_code == 409
+
+        simulator.behaviours.clear()
+        await rows.execute("UPDATE internal.retired_models SET seen_at = now() - interval '6 minutes'")
+        await wait_for(lambda: not gateway.parts.providers.retired)
+        assert (await client.ended((await client.generate(voice_id))["task_id"]))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"do": "close", "at": "created", "code": 1011},
+        {"do": "close", "at": "created", "code": 1000, "reason": "Going away."},
+        {"do": "close", "at": "audio", "code": 1000},
+        {"refuse": 500},
+    ],
+    ids=["their fault", "with a reason", "after the text", "not opened"],
+)
+async def test_an_outage_is_no_retirement(
+    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, other: dict[str, Any]
+) -> None:
+    simulator.behave("realtime", other, times=0)
+    ended = await client.ended((await client.generate(voice_id))["task_id"])
+    assert (ended["status"], ended["error_category"]) == ("failed", "provider_unavailable")
+    assert gateway.parts.providers.retired == frozenset()

@@ -16,6 +16,12 @@ QWEN_AUDIO = "qwen-audio-3.0-tts-flash"
 GONE = {"do": "close", "at": "open", "code": 1007, "reason": "Model not found."}
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings of a command that asks again soon."""
+    return with_limits(settings, stays_open_seconds=0.05, doubted_model_seconds=0.05)
+
+
 async def examined(
     settings: Settings, capsys: pytest.CaptureFixture[str], *, speak: bool = False
 ) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -100,3 +106,33 @@ async def test_a_wrong_key_is_no_retirement(
     assert status == 1
     assert {finding["state"] for name, finding in found.items() if name != "modal"} == {"failed"}
     assert "sk-wrong" not in json.dumps(found)
+
+
+async def test_a_model_that_opens_sessions_and_closes_them_without_a_word_is_asked_twice(
+    settings: Settings, client: Client, database_url: str, simulator: Simulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await insert_voice(database_url, client.user_id)
+    silent = {"do": "close", "at": "created", "code": 1000}
+    slow = with_limits(settings, stays_open_seconds=5.0)
+    simulator.behave("realtime", silent, model=VC_REALTIME)
+    simulator.behave("realtime", GONE, model=VD_REALTIME)
+    _, found = await examined(with_limits(settings, stays_open_seconds=0.3), capsys)
+    assert found[VC_REALTIME]["state"] == "ok", "once is nothing"
+    simulator.reset()
+    simulator.behave("realtime", silent, model=VC_REALTIME, times=0)
+    simulator.behave("realtime", GONE, model=VD_REALTIME)
+    status, found = await examined(slow, capsys)
+    assert status == 1
+    assert found[VC_REALTIME]["state"] == "gone"
+    assert "(code opened_and_closed, close_code 1000" in found[VC_REALTIME]["detail"]
+
+
+async def test_a_task_that_closes_without_a_word_is_found_by_those_who_speak(
+    settings: Settings, client: Client, database_url: str, simulator: Simulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await insert_voice(database_url, client.user_id, model=QWEN_AUDIO)
+    simulator.behave("realtime", {"do": "close", "at": "created", "code": 1000}, model=QWEN_AUDIO, times=0)
+    status, found = await examined(settings, capsys, speak=True)
+    assert status == 1
+    assert found[QWEN_AUDIO]["state"] == "ok"
+    assert found[f"speech with {QWEN_AUDIO}"]["state"] == "gone"

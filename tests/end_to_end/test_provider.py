@@ -166,6 +166,8 @@ MENDED = {
     "invalid JSON",
 }
 TOLD_WHOLE = {"no session.finished", "a failed response", "an incomplete response"}
+# Whether a voice is there can be asked on the lane of tasks, and there it is: what the engine said may pass.
+ASKED_AGAIN = {"wrong voice"}
 # A lane whose audio comes in binary frames takes these for what they say.
 REALTIME_ONLY = {"a binary frame", "invalid Base64"}
 
@@ -197,15 +199,16 @@ async def test_a_bad_session_fails_the_task_with_its_reason(
         assert ended["error"].endswith("."), case.name
         assert "Engine" not in ended["error"], case.name
         assert "simulat" not in ended["error"].lower(), case.name
-        mended = spoken_model != VC_REALTIME and case.name in MENDED
-        sessions = case.sessions + mended
-        assert len(simulator.calls) == sessions, case.name
+        twice = spoken_model != VC_REALTIME and case.name in MENDED | ASKED_AGAIN
+        sessions = case.sessions + twice
+        calls = [call for call in simulator.calls if call["surface"] == "realtime"]
+        assert len(calls) == sessions, case.name
         metadata = await metadata_of(rows, task)
         error = metadata["error"]
         if case.code is not None:
             assert case.code in (error.get("code"), error.get("close_code")), (case.name, error)
-        if simulator.calls[-1].get("status") is None:
-            call = simulator.calls[-1]
+        if calls[-1].get("status") is None:
+            call = calls[-1]
             assert metadata["session_id"] == call.get("task_id", f"sess_sim{call['id']:08d}"), case.name
             assert error.get("event_id", "event_sim").startswith("event_sim"), case.name
         else:
@@ -271,6 +274,52 @@ async def test_a_voice_that_the_provider_has_lost_is_believed_the_second_time(
     again = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": "Again."})
     assert again.status_code == 409
     assert len(simulator.calls) == 2
+
+
+def engine(code: int) -> dict[str, Any]:
+    message = f"[tts:]Engine return error code: {code}"
+    return {"do": "error", "at": "text", "code": "InvalidParameter", "message": message}
+
+
+@pytest.mark.parametrize("code", [411, 418])
+async def test_an_engine_that_does_not_take_a_voice_which_is_there_is_asked_once_more(
+    client: Client, simulator: Simulator, database_url: str, rows: Rows, code: int
+) -> None:
+    """Observed to pass: only the list of voices tells."""
+    voice_id = await insert_voice(database_url, client.user_id, model=QWEN_AUDIO)
+    simulator.behave("realtime", engine(code))
+    task = await client.generate(voice_id)
+    assert (await client.ended(task["task_id"]))["status"] == "completed"
+    assert len((await metadata_of(rows, task))["attempts"]) == 1
+    assert [call["action"] for call in simulator.calls] == ["synthesize", "query", "synthesize"]
+
+
+@pytest.mark.parametrize(
+    ("voice", "sessions", "told", "again"),
+    [
+        ("deleted", 2, "no longer has this voice", 409),
+        ("refused by review", 1, "does not fit the model", 200),
+        ("not ready", 1, "still preparing this voice", 200),
+        ("of another model", 1, "does not fit the model", 200),
+    ],
+)
+async def test_an_engine_that_does_not_take_a_voice_has_its_reason(
+    client: Client, simulator: Simulator, database_url: str, voice: str, sessions: int, told: str, again: int
+) -> None:
+    status = "UNDEPLOYED" if voice == "refused by review" else "OK"
+    made = simulator.voices.enroll(
+        "vc", "u123456789", QWEN_AUDIO, "en", deploying=1000 if voice == "not ready" else 0, status=status
+    )
+    known_as = made.id.replace("flash", "plus") if voice == "of another model" else made.id
+    if voice == "deleted":
+        simulator.voices.dismiss(made.id)
+    voice_id = await insert_voice(database_url, client.user_id, model=QWEN_AUDIO, provider_voice_id=known_as)
+    ended = await client.ended((await client.generate(voice_id))["task_id"])
+    assert ended["status"] == "failed"
+    assert told in ended["error"]
+    assert sum(call["action"] == "synthesize" for call in simulator.calls) == sessions
+    answer = await client.http.post("/api/generate", json={"voice_id": str(voice_id), "text": "Again."})
+    assert answer.status_code == again
 
 
 async def test_a_text_that_the_provider_has_no_words_for_is_no_outage(

@@ -27,6 +27,7 @@ error before, after audio             ``{"do": "error", "at": "text", "code": "I
 close before, after audio             ``{"do": "close", "at": "audio", "code": 1011, "reason": TOO_MANY}``,
                                       ``"after_deltas": 2``; codes 1000, 1007, 1011
 1006 before, after audio              ``{"do": "abort", "at": "audio"}``, ``"after_deltas": 2``
+opens and closes without a word       ``{"do": "close", "at": "created", "code": 1000}``, ``"times": 0``
 close without session.finished        ``{"do": "close", "at": "response_end", "code": 1000}``
 session.finished, then no close       ``{"after_finished": "stay_open"}``
 unknown event types; extra fields     ``{"unknown_events": true}``; ``{"extra_fields": true}``

@@ -103,7 +103,8 @@ class Enrolling:
         return self._answer({"voice_list": shown})
 
     def _query(self) -> Response:
-        voice = self._simulator.voices.look(self._voice_id())
+        voice_id = self._voice_id()
+        voice = self._simulator.voices.look(voice_id) or self._simulator.voices.forgotten(voice_id)
         if voice is None:
             self._unknown()
         return self._answer(

@@ -149,6 +149,14 @@ class VoiceBook:
             self._voices[voice_id] = replace(voice, deploying=voice.deploying - 1)
         return voice
 
+    def forgotten(self, voice_id: str) -> Voice | None:
+        """A voice of that family by its shape alone, which an earlier simulation may have made."""
+        match = _TASK_MODEL.match(voice_id)
+        model = model_of(match[0]) if match else None
+        if model is None or voice_id in self._voices or self.can_speak(voice_id, model) != "yes":
+            return None
+        return Voice(id=voice_id, kind="vc", target_model=model.name, language="", created_at=datetime.now(UTC))
+
     def find(self, voice_id: str, kind: Kind) -> Voice | None:
         """The voice of this id and kind that was created here, if it is still there."""
         voice = self._voices.get(voice_id)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone
+from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone, VoiceMismatch
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,22 @@ class ModelRetired(ProviderMisconfigured):
     default_detail = (
         "The speech provider no longer offers the model that this needs. Please tell the operator of this service, who "
         "has to choose another one."
+    )
+
+
+OPENED_AND_CLOSED = "opened_and_closed"
+"""The code of a session that was opened, and closed without a reason before it took the text."""
+
+
+def silently_retired(diagnostics: dict[str, Any]) -> ModelRetired:
+    """What such sessions mean when there is no other kind: most likely the model is gone, and nothing has said so.
+
+    Documented for a model that is unknown is close 1007 with words; this was observed instead.
+    """
+    return ModelRetired(
+        "The speech provider opens every session with this voice's model and closes it again without a word, as it does"
+        " with a model that it no longer offers. Please tell the operator of this service.",
+        diagnostics={**diagnostics, "code": OPENED_AND_CLOSED},
     )
 
 
@@ -94,7 +110,6 @@ def _printable(message: str) -> str:
 _KEY = re.compile(r"\bsk-\S+")
 
 _ANOTHER = "The speech provider could not use this text or recording. Please try another one."
-_VOICE_MISMATCH = "This voice does not fit the model that it is stored for. Please create the voice again."
 _CONTENT = "The speech provider's content filter refused this text or recording. Please change it and try again."
 _TOO_MANY_VOICES = (
     "The speech provider keeps no more voices for this service. Please tell its operator, who has to remove some."
@@ -123,6 +138,10 @@ def _throttled(diagnostics: dict[str, Any]) -> ProviderError:
 
 def _unavailable(diagnostics: dict[str, Any]) -> ProviderError:
     return ProviderUnavailable(_UNSPOKEN, diagnostics=diagnostics)
+
+
+def _mismatch(diagnostics: dict[str, Any]) -> ProviderError:
+    return VoiceMismatch(diagnostics=diagnostics)
 
 
 def _gone(diagnostics: dict[str, Any]) -> ProviderError:
@@ -203,7 +222,7 @@ def classify(
 
 def _make(code: str, message: str, http_status: int | None) -> _Make:
     if _ENGINE_MISMATCH.search(message) or _ENGINE_MISMATCH.search(code):
-        return _rejected(_VOICE_MISMATCH)
+        return _mismatch
     if _QUOTA.fullmatch(code):
         # One code, three meanings: only the message tells a passing token rate from a limit that stays.
         if _VOICE_LIMIT.search(message):
@@ -220,7 +239,7 @@ def _make_by_message(code: str, message: str) -> _Make | None:
     if _VOICE_UNKNOWN.search(message):
         return _gone
     if _VOICE_INVALID.search(message):
-        return _rejected(_VOICE_MISMATCH)
+        return _mismatch
     if _MODEL_UNKNOWN.search(message):
         return _retired
     if _NO_SEGMENTS.search(message):
@@ -263,7 +282,7 @@ def classify_close(code: int | None, reason: str, *, diagnostics: Mapping[str, A
     if reason:
         facts["message"] = _printable(reason)
     if _ENGINE_MISMATCH.search(reason):
-        return _rejected(_VOICE_MISMATCH)(facts)
+        return _mismatch(facts)
     make = _make_by_message("", reason)
     if make is not None:
         return make(facts)

@@ -5,6 +5,7 @@ come, or that they do not. Every lane that is spoken over a socket is this loop 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
 from server.providers.pacing import Pacer
 from server.providers.qwen.errors import (
+    OPENED_AND_CLOSED,
     OperatorAlarm,
     classify,
     classify_close,
@@ -228,6 +230,8 @@ class SocketSpeech:
                         await self._send(self._socket, frames)
         except ProviderError as error:
             self._over = True
+            if not self.text_sent:
+                _note_silence(error)
             error.diagnostics = {**self.facts(), **error.diagnostics, "text_sent": self.text_sent}
             if error.throttled:
                 await self._sockets.pacer.throttled(self._model)
@@ -245,8 +249,13 @@ class SocketSpeech:
             except TimeoutError as exc:
                 if answers:
                     raise ProviderUnavailable(diagnostics={"code": "silence"}) from exc
+                return
             except ConnectionClosed as exc:
-                raise _closed(socket) from exc
+                raise _note_silence(_closed(socket)) from exc
+            with contextlib.suppress(TimeoutError):  # it stays, as it should
+                async with asyncio.timeout(self._deadlines.stays_open_seconds):
+                    await socket.wait_closed()
+                raise _note_silence(_closed(socket))
 
     async def _begin(self) -> None:
         """First tell that we are connecting, then, when asked again, connect."""
@@ -378,6 +387,14 @@ def _closed(socket: ClientConnection) -> ProviderError:
         what = "A frame broke the WebSocket protocol or was too large."
         return violation(what, diagnostics={"close_code": ours.code})
     return classify_close(socket.close_code, socket.close_reason or "")
+
+
+def _note_silence(error: ProviderError) -> ProviderError:
+    """Name an end that had neither a reason nor words, of a session that had been opened."""
+    facts = error.diagnostics
+    if facts.get("close_code") in (1000, 1005, 1006) and not facts.keys() & {"code", "message"}:
+        facts["code"] = OPENED_AND_CLOSED
+    return error
 
 
 def _request_id(headers: Any) -> str | None:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone
+from server.errors import ProviderError, ProviderRejected, ProviderUnavailable, VoiceGone, VoiceMismatch
 from server.providers.qwen.errors import (
     Envelope,
     ModelRetired,
@@ -22,7 +22,7 @@ REFUSALS: list[tuple[int, str, str, type[ProviderError], int]] = [
     (408, "", "", ProviderUnavailable, 503),
     (400, "InvalidParameter", "A parameter is not valid.", ProviderRejected, 400),
     (400, "InvalidParameter.DataInspection", "download failed", ProviderRejected, 400),
-    (400, "InvalidParameter", "Invalid voice specified.", ProviderRejected, 502),
+    (400, "InvalidParameter", "Invalid voice specified.", VoiceMismatch, 502),
     (400, "DataInspectionFailed", "inappropriate content", ProviderRejected, 400),
     (400, "data_inspection_failed", "inappropriate content", ProviderRejected, 400),
     (400, "Arrearage", "Access denied: in debt", ProviderMisconfigured, 502),
@@ -33,8 +33,8 @@ REFUSALS: list[tuple[int, str, str, type[ProviderError], int]] = [
     (400, "Audio.SomethingNew", "", ProviderRejected, 400),
     (400, "BadRequest.VoiceNotFound", "Voice not found: x", VoiceGone, 502),
     (400, "VoiceNotFound", "Voice not found: x", VoiceGone, 502),
-    (400, "CLIENT_ERROR", "[qwen-tts:]Engine return error code: 411", ProviderRejected, 502),
-    (400, "CLIENT_ERROR", "Engine return error code: 418", ProviderRejected, 502),
+    (400, "CLIENT_ERROR", "[qwen-tts:]Engine return error code: 411", VoiceMismatch, 502),
+    (400, "CLIENT_ERROR", "Engine return error code: 418", VoiceMismatch, 502),
     (400, "", "", ProviderRejected, 502),
     (401, "InvalidApiKey", "", ProviderMisconfigured, 502),
     (401, "invalid_api_key", "", ProviderMisconfigured, 502),
@@ -154,7 +154,7 @@ def test_envelope_is_read_in_every_dialect(body: bytes | None, envelope: Envelop
         (1007, "Model not found.", ModelRetired, False),
         (1007, "something else", ProviderRejected, False),
         (1008, "policy", ProviderRejected, False),
-        (1011, "Engine return error code: 411", ProviderRejected, False),
+        (1011, "Engine return error code: 411", VoiceMismatch, False),
         (1011, "Voice not found: x", VoiceGone, False),
     ],
 )

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.server import ServerConnection, serve
 
 from server.dev.simulator import ENGINE_411, TO_MANY, TOO_MANY, Simulator
-from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
+from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable, VoiceMismatch
 from server.providers.pacing import OwnLedger, Pacer
 from server.providers.qwen.errors import ModelRetired, OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.inference import QwenInference
@@ -242,7 +242,7 @@ FAULTS: list[tuple[dict[str, Any], type[ProviderError], bool]] = [
     ({"do": "error", "code": "InternalError"}, ProviderUnavailable, False),
     ({"do": "error", "code": "Throttling.RateQuota"}, ProviderUnavailable, True),
     ({"do": "error", "code": "DataInspectionFailed"}, ProviderRejected, False),
-    ({"do": "error", "code": "CLIENT_ERROR", "message": ENGINE_411}, ProviderRejected, False),
+    ({"do": "error", "code": "CLIENT_ERROR", "message": ENGINE_411}, VoiceMismatch, False),
     ({"do": "close", "code": 1000}, ProviderUnavailable, False),
     ({"do": "close", "code": 1007, "reason": "Model not found."}, ModelRetired, False),
     ({"do": "close", "code": 1011, "reason": TOO_MANY}, ProviderUnavailable, True),
