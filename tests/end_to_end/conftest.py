@@ -79,6 +79,13 @@ def spoken_model(request: pytest.FixtureRequest) -> str:
     return model
 
 
+@pytest.fixture(params=[VC_REALTIME, pytest.param(QWEN_AUDIO, marks=pytest.mark.slow)], ids=["realtime", "inference"])
+def slowly_either_model(request: pytest.FixtureRequest) -> str:
+    """The same where it takes its time; what is spoken in tasks waits for `make more`."""
+    model: str = request.param
+    return model
+
+
 @pytest.fixture
 async def anybody(gateway: Gateway) -> AsyncIterator[Ears]:
     """Somebody without a token at the server."""

@@ -10,12 +10,19 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from server.dev.simulator import Simulator
+from server.dev.simulator import Call, Simulator
 from server.records.speech import RESTARTED
 from server.relay.sweep import NOBODY_FREE
 from server.settings import Deadlines, Intervals, Settings
 from server.storage import Bucket
-from tests.end_to_end.conftest import followers, gateway_behind, storing_by_job, storing_nothing, take_no_jobs
+from tests.end_to_end.conftest import (
+    QWEN_AUDIO,
+    followers,
+    gateway_behind,
+    storing_by_job,
+    storing_nothing,
+    take_no_jobs,
+)
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
 from tests.gateway import Gateway, Process, insert_voice, process, running_gateway
 from tests.postgres_proxy import PostgresProxy
@@ -47,8 +54,20 @@ def user_id() -> UUID:
 
 
 @pytest.fixture
-async def voice_id(database_url: str, user_id: UUID) -> UUID:
-    return await insert_voice(database_url, user_id)
+async def voice_id(database_url: str, user_id: UUID, slowly_either_model: str) -> UUID:
+    """A voice of one lane after the other."""
+    return await insert_voice(database_url, user_id, model=slowly_either_model)
+
+
+@pytest.fixture
+def goes_on(slowly_either_model: str) -> bool:
+    """Whether another process takes up what somebody has heard already."""
+    return slowly_either_model == QWEN_AUDIO
+
+
+def session_of(call: Call) -> str:
+    """What the provider called the session of a call."""
+    return str(call.get("task_id") or f"sess_sim{call['id']:08d}")
 
 
 @pytest.fixture
@@ -114,10 +133,10 @@ async def test_a_speech_that_nobody_has_heard_is_spoken_again_by_another_process
     plan.release()
 
 
-async def test_a_speech_that_somebody_has_heard_fails_and_keeps_its_diagnostics(
-    victim: Process, settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows
+async def test_a_speech_that_somebody_has_heard_goes_on_or_fails_and_keeps_its_diagnostics(
+    victim: Process, settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows, goes_on: bool
 ) -> None:
-    """A second speech must never be spliced onto the first."""
+    """A second speech must never be spliced onto the first, unless its lane says where."""
     plan = hold_after(simulator, DELTAS)
     async with victim.client(user_id) as client:
         task = await client.generate(voice_id)
@@ -129,8 +148,16 @@ async def test_a_speech_that_somebody_has_heard_fails_and_keeps_its_diagnostics(
         await followers(survivor, 1)
         await victim.kill()
         heard = await following
-        assert len(heard.audio) == HELD_BYTES
         assert heard.end
+        if goes_on:
+            assert heard.end["status"] == "completed"
+            assert heard.audio == await client.audio(task["generation_id"])
+            assert len(heard.audio) > HELD_BYTES
+            [attempt] = (await row_of(rows, task))["provider_metadata"]["attempts"]
+            assert (attempt["goes_on_at_character"], attempt["sentence_paid_again"]) == (0, True)
+            assert len(simulator.calls) == 2
+            return
+        assert len(heard.audio) == HELD_BYTES
         assert (heard.end["status"], heard.end["error"], heard.end["error_category"]) == (
             "failed",
             RESTARTED,
@@ -196,7 +223,9 @@ async def test_a_process_that_was_taken_for_dead_and_comes_back_writes_nothing(
     voice_id: UUID,
     rows: Rows,
     heard: bool,
+    goes_on: bool,
 ) -> None:
+    fails = heard and not goes_on
     plan = hold_after(simulator, DELTAS) if heard else simulator.behave("realtime", {"do": "hold", "at": "audio"})
     async with victim.client(user_id) as client:
         task = await client.generate(voice_id)
@@ -206,7 +235,7 @@ async def test_a_process_that_was_taken_for_dead_and_comes_back_writes_nothing(
     victim.send(signal.SIGSTOP)
     async with running_gateway(settings) as survivor, survivor.client(user_id) as client:
         ended = await client.ended(task["task_id"])
-        assert ended["status"] == ("failed" if heard else "completed")
+        assert ended["status"] == ("failed" if fails else "completed")
         await wait_for(lambda: not survivor.parts.leases.speaking)
         before = await row_of(rows, task), await objects(survivor)
         plan.release()
@@ -220,10 +249,10 @@ async def test_a_process_that_was_taken_for_dead_and_comes_back_writes_nothing(
         assert (await row_of(rows, task), await objects(survivor)) == before
         assert await rows.fetchval("SELECT count(*) FROM internal.runs") == 0
         assert await rows.fetchval("SELECT count(*) FROM internal.spool") == 0
-        if not heard:
+        if not fails:
             async with Ears(survivor.url) as ears:
                 assert (await ears.hear(task["stream_url"])).audio == await client.audio(task["generation_id"])
-    assert len(simulator.calls) == (1 if heard else 2)
+    assert len(simulator.calls) == (1 if fails else 2)
 
 
 async def test_a_process_that_is_cut_off_from_the_database_writes_nothing_when_it_is_back(
@@ -234,6 +263,7 @@ async def test_a_process_that_is_cut_off_from_the_database_writes_nothing_when_i
     user_id: UUID,
     voice_id: UUID,
     rows: Rows,
+    goes_on: bool,
 ) -> None:
     """It goes on speaking meanwhile, to its own listeners too; then its bytes, and its end, are refused."""
     plan = hold_after(simulator, DELTAS)
@@ -244,8 +274,23 @@ async def test_a_process_that_is_cut_off_from_the_database_writes_nothing_when_i
         with door.held():
             plan.release()
             await wait_for(lambda: speaker.parts.live.logs()[0].length > HELD_BYTES)
-            assert (await client.ended(task["task_id"]))["status"] == "failed"
+            if not goes_on:
+                assert (await client.ended(task["task_id"]))["status"] == "failed"
+
+            async def given_away() -> bool:
+                row = await row_of(rows, task)
+                return bool(row["status"] == "failed" or (row["state"], row["attempt"]) == ("queued", 2))
+
+            await wait_for(given_away)
             before = await row_of(rows, task)
+            assert before["byte_length"] == (HELD_BYTES if goes_on else None)
+        if goes_on:
+            # What it has received meanwhile is nobody's; it speaks the rest as anybody would, from what is durable.
+            assert (await client.ended(task["task_id"]))["status"] == "completed"
+            async with Ears(gateway.url) as ears:
+                assert (await ears.hear(task["stream_url"])).audio == await client.audio(task["generation_id"])
+            assert len(simulator.calls) == 2
+            return
         await wait_for(lambda: not speaker.parts.leases.speaking)
         assert await row_of(rows, task) == before
         assert await rows.fetchval("SELECT count(*) FROM internal.spool") == 0
@@ -283,11 +328,11 @@ async def test_what_a_process_says_of_a_speech_that_was_taken_over_changes_nothi
                 await simulator.until(lambda calls: "closed_at" in calls[0])
                 row = await row_of(rows, task)
                 assert (row["status"], row["state"], row["attempt"]) == ("processing", "speaking", 2)
-                assert row["provider_metadata"]["session_id"] == "sess_sim00000002"
+                assert row["provider_metadata"]["session_id"] == session_of(simulator.calls[1])
                 second.release()
                 heard = await ears.hear(task["stream_url"])
                 assert heard.audio == await client.audio(task["generation_id"])
-    assert (await row_of(rows, task))["provider_metadata"]["session_id"] == "sess_sim00000002"
+    assert (await row_of(rows, task))["provider_metadata"]["session_id"] == session_of(simulator.calls[1])
 
 
 async def test_nobody_hears_a_byte_that_is_lost_with_its_process(
