@@ -24,8 +24,16 @@ _BLANK_RANGES = (
     (0xE0000, 0xE0FFF),
 )
 _BLANKS = frozenset(chr(code) for first, last in _BLANK_RANGES for code in range(first, last + 1))
-# Scripts whose signs count as symbols: Braille, radicals that stand for their characters, SignWriting.
-_SPOKEN_SYMBOLS = ((0x2801, 0x28FF), (0x2E80, 0x2FD5), (0x1D800, 0x1DAAF))
+# Signs that count as symbols and are said: Braille, Arabic words written as one sign, radicals that stand for their
+# characters, SignWriting.
+_SPOKEN_SYMBOLS = (
+    (0x2801, 0x28FF),
+    (0x2E80, 0x2FD5),
+    (0xFD40, 0xFD4F),
+    (0xFDCF, 0xFDCF),
+    (0xFDFD, 0xFDFF),
+    (0x1D800, 0x1DAAF),
+)
 _TATWEEL = "\u0640"  # lengthens the letter before it, and is a letter by its category alone
 
 

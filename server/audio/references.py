@@ -4,7 +4,9 @@ What is read here comes from strangers: nothing hangs, and `AudioError` is all t
 """
 
 import math
+import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,8 @@ REFERENCE_MIME_TYPES: dict[ReferenceKind, str] = {"wav": "audio/wav", "mp3": "au
 REFERENCE_SAMPLE_RATE_HZ = 24_000  # enrollment refuses less (`Audio.AudioRateError`)
 
 _LONGEST_SECONDS = 600.0  # far over what enrollment takes; keeps a hostile header from asking for gigabytes
+_MARKS = re.compile(rb"WAVE|ftyp")
+_MOST_MARKS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,24 @@ def read_recording(data: bytes | bytearray | memoryview) -> Recording:
     """What these bytes are, whatever their name or content type says. About half a second for ten hostile megabytes:
     call it in a thread.
 
-    Tags and zeros in front of anything are stepped over, and an MP3 is found wherever its frames begin.
+    Tags and zeros in front of anything are stepped over, and so is what nobody knows (a byte order mark, a tag with a
+    wrong size): a WAV or an M4A is found by its mark, an MP3 wherever its frames begin.
 
     Raises:
         AudioError: They are no WAV, MP3 or M4A, or nothing that can be used is in it. The sentence says what it is.
     """
     view = memoryview(data).cast("B")
     at = end_of_tags(view)
-    start = bytes(view[at : at + 12])
-    if is_wav(start):
-        wav = parse_wav(view[at:])
-        return _sounding(Recording("wav", at, wav.duration_seconds, wav.sample_rate_hz))
-    if is_m4a(start):
-        m4a = parse_m4a(view[at:])
-        return _sounding(Recording("m4a", at, m4a.seconds, m4a.sample_rate_hz))
-    foreign = foreign_format(view[at:])
-    frames = None if foreign else find_frames(view, at)
-    if frames is None and at and not foreign:
-        frames = find_frames(view)  # a tag may be shorter than it says
+    packed, frames, foreign = (at if _is_packed(view, at) else None), None, None
+    if packed is None:
+        foreign = foreign_format(view[at:])
+    if packed is None and not foreign:
+        frames = find_frames(view, at)
+        if frames is None and at:
+            frames = find_frames(view)  # a tag may be shorter than it says
+        packed = _find_packed(view, frames)
+    if packed is not None:
+        return _sounding(_unpacked(view, packed))
     if frames is None:
         if at and at == len(view):
             foreign = "nothing but tags"
@@ -76,6 +80,30 @@ def read_recording(data: bytes | bytearray | memoryview) -> Recording:
     if clock.lost:
         raise AudioError("This MP3 file is damaged.")
     return _sounding(Recording("mp3", _mp3_start(view, frames), clock.seconds, clock.sample_rate_hz))
+
+
+def _is_packed(view: memoryview, at: int) -> bool:
+    """Whether a WAV or an M4A begins here."""
+    start = bytes(view[at : at + 12])
+    return is_wav(start) or is_m4a(start)
+
+
+def _find_packed(view: memoryview, frames: int | None) -> int | None:
+    """Where a WAV or an M4A begins behind something that nobody knows, before the first frame of an MP3."""
+    end = len(view) if frames is None else frames
+    for mark in islice(_MARKS.finditer(view[:end]), _MOST_MARKS):
+        begin = mark.start() - (8 if mark.group() == b"WAVE" else 4)
+        if begin >= 0 and _is_packed(view, begin):
+            return begin
+    return None
+
+
+def _unpacked(view: memoryview, at: int) -> Recording:
+    if is_wav(bytes(view[at : at + 12])):
+        wav = parse_wav(view[at:])
+        return Recording("wav", at, wav.duration_seconds, wav.sample_rate_hz)
+    m4a = parse_m4a(view[at:])
+    return Recording("m4a", at, m4a.seconds, m4a.sample_rate_hz)
 
 
 def _sounding(recording: Recording) -> Recording:

@@ -117,7 +117,9 @@ def parse_wav(data: bytes | bytearray | memoryview) -> Wav:
       are no chunk (what a recorder leaves that could not seek back).
     - A chunk that is a few bytes longer or shorter than it says: the next one is looked for nearby, and what the file
       cannot do without is at last looked for everywhere.
-    - Fields of the format that contradict each other: what two of three say.
+    - Fields of the format that contradict each other: what two of three say. An extensible format that does not say of
+      which kind it is holds PCM.
+    - Of several chunks of samples the first that is not empty counts.
 
     Raises:
         AudioError: If it is no WAV, is cut off before its samples, or stores them in a way we cannot read.
@@ -136,14 +138,16 @@ def parse_wav(data: bytes | bytearray | memoryview) -> Wav:
             (long_data_size,) = struct.unpack_from(f"{order}Q", view, begin + 8)
         elif name == b"fmt " and layout is None:
             layout = _parse_layout(view[begin : max(end, begin + 16)], order)
-        elif name == b"data" and found is None:
+        elif name == b"data" and (found is None or found[0] == found[1]):
             if size == UNKNOWN_SIZE and long_data_size:
                 end = min(begin + long_data_size, len(view))
             elif size == 0 and not _plausible(view, begin, order):
                 end = len(view)
             found = (begin, end)
-        if layout is not None and found is not None:
+        if layout is not None and found is not None and found[0] < found[1]:
             return _wav(view, layout, found, order)
+    if layout is not None and found is not None:
+        return _wav(view, layout, found, order)
     raise AudioError("This WAV file holds no audio.")
 
 
@@ -224,10 +228,7 @@ def _parse_layout(body: memoryview, order: str) -> _Layout:
         raise AudioError("This WAV file is damaged.")
     tag, channels, rate_hz, byte_rate, frame_bytes, bits = struct.unpack_from(f"{order}HHIIHH", body)
     if tag == _EXTENSIBLE:
-        if len(body) < 28:
-            raise AudioError("This WAV file is damaged.")
-        (sub_format,) = struct.unpack_from(f"{order}I", body, 24)
-        tag = sub_format & 0xFFFF  # the sub-format's GUID begins with the tag it stands for
+        tag = _sub_format(body, order)
     if tag not in _WIDTHS:
         raise AudioError(
             f"This WAV file holds {wave_codec(tag)} audio, which cannot be used. "
@@ -246,6 +247,15 @@ def _parse_layout(body: memoryview, order: str) -> _Layout:
             f"This WAV file stores {bits}-bit {kind}, which cannot be used. Please save it with 16-bit PCM samples."
         )
     return _Layout(tag, channels, rate_hz, width)
+
+
+def _sub_format(body: memoryview, order: str) -> int:
+    """The tag with which the sub-format's GUID begins, in whichever order it was written; PCM where none was."""
+    if len(body) < 28:
+        return _PCM
+    (said,) = struct.unpack_from(f"{order}I", body, 24)
+    (turned,) = struct.unpack_from(f"{'<' if order == '>' else '>'}I", body, 24)
+    return said & 0xFFFF or turned & 0xFFFF or _PCM
 
 
 def _width(bits: int, by_frame: float, by_rate: float) -> int:

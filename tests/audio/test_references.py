@@ -17,7 +17,7 @@ from server.audio import (
     to_reference_wav,
     wav_header,
 )
-from tests.audio.samples import id3v2, m4a, mp3, tone, wav
+from tests.audio.samples import box, id3v2, m4a, mp3, tone, wav
 
 WAV_FILE = wav(tone(4.0, 24000).tobytes())
 MP3_FILE = mp3(4.0)
@@ -68,6 +68,39 @@ def test_an_mp3_is_found_wherever_its_frames_begin(junk: bytes) -> None:
     assert (found.kind, found.sample_rate_hz) == ("mp3", 24000)
     assert found.seconds == pytest.approx(4.0, abs=0.13)
     assert for_other_readers(junk + MP3_FILE, found)[:2] in (b"\xff\xf3", b"ID")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(WAV_FILE, "wav"), (MP3_FILE, "mp3"), (M4A_FILE, "m4a")], ids=["wav", "mp3", "m4a"]
+)
+@pytest.mark.parametrize(
+    "front",
+    [
+        b"\xef\xbb\xbf",
+        b"\r\n",
+        b"ID3\x03\0\0\0\0\0\xf0" + bytes(240),
+        b"\xff\xfb\x90\x44" * 1000 + b"APETAGEX" + struct.pack("<IIII", 1000, 4032, 1, 0) + bytes(8),
+        b'--limit\r\nContent-Disposition: form-data; name="file"\r\n\r\n',
+    ],
+    ids=["byte order mark", "line break", "size of a tag in eight bits a byte", "APEv1", "head of a form"],
+)
+def test_what_nobody_knows_in_front_hides_nothing(data: bytes, kind: str, front: bytes) -> None:
+    found = read_recording(front + data)
+    assert (found.kind, found.start) == (kind, len(front))
+    assert found.seconds == pytest.approx(4.0, abs=0.08)
+    assert for_other_readers(front + data, found) == data
+
+
+@pytest.mark.parametrize("first", [b"uuid", b"styp", b"pdin"])
+def test_a_box_that_nobody_expects_may_come_first(first: bytes) -> None:
+    assert read_recording(box(first, bytes(40)) + M4A_FILE).kind == "m4a"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("filler", [b"RIFF\0\0\0\0WAVE", b"\0\0\0\x08ftyp", b"....ftyp", b"WAVE"])
+def test_ten_megabytes_of_beginnings_take_linear_time(filler: bytes) -> None:
+    with pytest.raises(AudioError):
+        read_recording(b"?" + filler * (10_000_000 // len(filler)))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,6 @@ def test_an_extensible_header_is_read_by_its_sub_format() -> None:
         b"RIFF\0\0\0\0AVI " + bytes(100),
         wav(SAMPLES)[:40],
         wav(SAMPLES, tag=2),
-        wav(SAMPLES, tag=0xFFFE),
         wav(SAMPLES, channels=0),
         wav(SAMPLES, sample_rate_hz=0),
         wav(SAMPLES, sample_rate_hz=0xFFFFFFF0 // 2),
@@ -195,6 +194,32 @@ def test_a_codec_that_is_no_pcm_is_named_with_the_way_out(tag: int, named: str, 
         f"This WAV file holds {named} audio, which cannot be used. "
         "Please save it as a WAV with PCM samples, or as M4A (AAC)."
     )
+
+
+_PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
+_EXTENSIBLE = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 24000, 48000, 2, 16, 22, 16, 4)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        _EXTENSIBLE + _PCM_GUID,
+        _EXTENSIBLE + bytes.fromhex("010000002107d3118644c8c1ca000000"),
+        _EXTENSIBLE + bytes.fromhex("00000001000000108000") + _PCM_GUID[10:],
+        _EXTENSIBLE + bytes(16),
+        _EXTENSIBLE[:16] + bytes(2),
+        _EXTENSIBLE[:16],
+    ],
+    ids=["the usual one", "ambisonic", "turned round", "zeros", "without its extension", "as long as a plain one"],
+)
+def test_an_extensible_format_that_says_little_holds_pcm(layout: bytes) -> None:
+    parsed = parse_wav(b"RIFF\0\0\0\0WAVE" + chunk(b"fmt ", layout) + chunk(b"data", SAMPLES))
+    assert (bytes(parsed.samples), parsed.bits_per_sample, parsed.is_float) == (SAMPLES, 16, False)
+
+
+def test_samples_behind_an_empty_chunk_of_them_are_found() -> None:
+    assert parse_wav(wav(b"", after=chunk(b"data", SAMPLES))).samples == SAMPLES
+    assert parse_wav(wav(b"", after=chunk(b"data", b""))).frames == 0
 
 
 def test_samples_of_a_width_that_nobody_uses_are_named() -> None:
