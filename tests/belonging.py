@@ -38,6 +38,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
     "server/records/idempotency.py": ("tests/handlers/test_idempotency.py",),
     "server/records/previews.py": ("tests/handlers/test_design.py", "tests/jobs/test_design.py"),
     "server/records/removals.py": ("tests/handlers/test_generations.py", "tests/jobs/test_reconcile.py"),
+    "server/records/search.py": ("tests/handlers/test_generations.py", "tests/at_size"),
     "server/records/voices.py": ("tests/handlers/test_voices.py", "tests/handlers/test_clone.py"),
     "server/serve.py": ("tests/end_to_end/test_shutdown.py", "tests/end_to_end/test_smoke.py"),
     "server/startup.py": ("tests/end_to_end/test_smoke.py", "tests/test_settings.py"),

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime
-from typing import TypedDict, get_args
+from typing import get_args
 from urllib.parse import quote
 from uuid import UUID
 
@@ -42,7 +42,8 @@ from server.handlers.requests import (
 from server.jobs import cancel, downloads
 from server.parts import Parts
 from server.records import history, words
-from server.records.history import Cursor, Entry
+from server.records.history import Entry
+from server.records.search import Cursor, Filters
 from server.storage import Bucket, content_disposition
 from server.storage.zipped import Member, zipped
 
@@ -56,40 +57,33 @@ _WHY_SILENT = {
 }
 
 
-class Filters(TypedDict):
-    """What both ways of reading the list can be narrowed to."""
-
-    search: str | None
-    words: str | None
-    voice_id: UUID | None
-    status: str | None
-
-
 async def list_generations(request: Request) -> Response:
     """By pages, which are counted; or what is older, newer or named, which is not."""
     parts = parts_of(request)
     user_id = await bearer(request)
     asked = page_query(request, default_per_page=20)
-    filters = Filters(
+    to = Filters(
+        user_id=user_id,
+        ids=_ids(request),
+        before=_cursor(request, "before"),
+        since=_cursor(request, "since"),
         search=query_text(request, "search"),
         words=query_text(request, "q"),
         voice_id=query_uuid(request, "voice_id"),
         status=query_choice(request, "status", get_args(TaskStatus)),
     )
-    before, since, ids = _cursor(request, "before"), _cursor(request, "since"), _ids(request)
+    by_pages = to.before is None and to.since is None and to.ids is None
     async with parts.long_reads.turn(user_id), parts.database.connection() as connection:
-        if before or since or ids is not None:
-            entries, more = await history.around(
-                connection, user_id, before=before, since=since, ids=ids, limit=asked.per_page, **filters
-            )
-            pagination = Pagination(page=1, per_page=asked.per_page, total=len(entries), pages=1)
-        else:
-            entries, total = await history.page(
-                connection, user_id, limit=asked.per_page, offset=asked.offset, **filters
-            )
-            pagination = Pagination.of(page=asked.page, per_page=asked.per_page, total=total)
-            more = asked.page < pagination.pages
-    return json_response(GenerationsAnswer([generation_entry(parts, entry) for entry in entries], pagination, more))
+        entries, found = await history.page(
+            connection, to, limit=asked.per_page, offset=asked.offset if by_pages else 0, count=by_pages
+        )
+    if by_pages:
+        pagination = Pagination.of(page=asked.page, per_page=asked.per_page, total=found.total)
+    else:
+        pagination = Pagination(page=1, per_page=asked.per_page, total=len(entries), pages=1)
+    return json_response(
+        GenerationsAnswer([generation_entry(parts, entry) for entry in entries], pagination, found.more)
+    )
 
 
 def _cursor(request: Request, name: str) -> Cursor | None:
@@ -103,12 +97,12 @@ def _cursor(request: Request, name: str) -> Cursor | None:
         raise Invalid(f"`{name}` must be an entry's `created_at`, a comma, and its `id`.") from exc
 
 
-def _ids(request: Request) -> list[UUID] | None:
+def _ids(request: Request) -> tuple[UUID, ...] | None:
     text = query_text(request, "ids")
     if text is None:
         return None
     try:
-        ids = [UUID(part) for part in text.split(",")]
+        ids = tuple(UUID(part) for part in text.split(","))
     except ValueError as exc:
         raise Invalid("`ids` must be UUIDs with commas between them.") from exc
     if len(ids) > MOST_IDS:
@@ -123,7 +117,9 @@ async def download_several(request: Request) -> Response:
     wanted = await read_json(request, ZipRequest)
     ids = list(dict.fromkeys(wanted.ids))
     async with parts.database.connection() as connection:
-        entries, _ = await history.around(connection, user_id, ids=ids, limit=len(ids))
+        entries, _ = await history.page(
+            connection, Filters(user_id=user_id, ids=tuple(ids)), limit=len(ids), count=False
+        )
     found = {entry.id: entry for entry in entries}
     if len(found) < len(ids):
         raise NotFound("One of these generations does not exist.")

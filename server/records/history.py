@@ -1,8 +1,7 @@
 """What a user has had spoken: the list, one entry, and its deletion."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -11,7 +10,8 @@ import msgspec
 from server.database.connections import Connection
 from server.database.queue import Queue
 from server.objects import own_key
-from server.records import removals, runs, speech
+from server.records import removals, runs, search, speech
+from server.records.search import Filters, Found
 from server.records.speech import Asked, asked_of
 from server.records.tasks import Status
 
@@ -56,101 +56,21 @@ def _entry(row: asyncpg.Record) -> Entry:
     return Entry(audio_object_key=own_key(fields.pop("user_id"), fields.pop("audio_object_key")), **fields)
 
 
-def like(words: str) -> str:
-    """A LIKE pattern that finds ``words`` anywhere, each of them a plain character."""
-    escaped = words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
-
-
 async def page(
-    connection: Connection,
-    user_id: UUID,
-    *,
-    search: str | None,
-    words: str | None = None,
-    voice_id: UUID | None = None,
-    status: str | None,
-    limit: int,
-    offset: int,
-) -> tuple[list[Entry], int]:
-    """One page, newest first, and how many entries there are in all; ``around`` says what the filters mean."""
-    where = (
-        "g.user_id = $1 AND ($2::text IS NULL OR g.text ILIKE $2) AND ($3::text IS NULL OR g.status = $3)"
-        " AND ($4::uuid IS NULL OR g.voice_id = $4)"
-        " AND ($5::text IS NULL OR g.text ILIKE $5"
-        " OR g.voice_id IN (SELECT id FROM public.voices WHERE user_id = $1 AND name ILIKE $5))"
-    )
-    asked = (user_id, like(search) if search else None, status, voice_id, like(words) if words else None)
-    total: int = await connection.fetchval(
-        f"SELECT count(*) FROM public.generations g WHERE {where}",  # noqa: S608 - constants
-        *asked,
-    )
-    rows = await connection.fetch(
-        f"{_ENTRY} WHERE {where} ORDER BY g.created_at DESC, g.id DESC LIMIT $6 OFFSET $7",
-        *asked,
-        limit,
-        offset,
-    )
-    return [_entry(row) for row in rows], total
-
-
-class Cursor(NamedTuple):
-    """Where an entry stands among the others: newest first, and the id decides between those of one moment."""
-
-    created_at: datetime
-    id: UUID
-
-
-async def around(
-    connection: Connection,
-    user_id: UUID,
-    *,
-    before: Cursor | None = None,
-    since: Cursor | None = None,
-    ids: Sequence[UUID] | None = None,
-    words: str | None = None,
-    voice_id: UUID | None = None,
-    search: str | None = None,
-    status: str | None = None,
-    limit: int,
-) -> tuple[list[Entry], bool]:
-    """Entries that are older than ``before``, newer than ``since``, and among ``ids``, where those are given.
-
-    Nothing is counted, and no page before it is read, however far down the list it stands.
+    connection: Connection, to: Filters, *, limit: int, offset: int = 0, count: bool = True
+) -> tuple[list[Entry], Found]:
+    """Entries, newest first, and what is known of how many there are.
 
     Args:
-        search: Found in the text.
-        words: Found in the text or in the voice's name.
-
-    Returns:
-        The newest of them, and whether there are more.
+        count: False where it is of no use how many there are in all.
     """
-    conditions = ["g.user_id = $1"]
-    values: list[Any] = [user_id]
-
-    def only(condition: str, *given: Any) -> None:
-        places = [f"${len(values) + number}" for number in range(1, len(given) + 1)]
-        values.extend(given)
-        conditions.append(condition.format(*places))
-
-    if before:
-        only("(g.created_at, g.id) < ({}, {})", *before)
-    if since:
-        only("(g.created_at, g.id) > ({}, {})", *since)
-    if ids is not None:
-        only("g.id = ANY({}::uuid[])", list(ids))
-    if search:
-        only("g.text ILIKE {}", like(search))
-    if words:
-        only("(g.text ILIKE {0} OR v.name ILIKE {0})", like(words))
-    if voice_id:
-        only("g.voice_id = {}", voice_id)
-    if status:
-        only("g.status = {}", status)
+    found = await search.find(connection, to, limit=limit, offset=offset, count=count)
     rows = await connection.fetch(
-        f"{_ENTRY} WHERE {' AND '.join(conditions)} ORDER BY g.created_at DESC, g.id DESC LIMIT {limit + 1:d}", *values
+        f"{_ENTRY} WHERE g.id = ANY($1::uuid[]) AND g.user_id = $2 ORDER BY g.created_at DESC, g.id DESC",
+        found.ids,
+        to.user_id,
     )
-    return [_entry(row) for row in rows[:limit]], len(rows) > limit
+    return [_entry(row) for row in rows], found
 
 
 async def find(connection: Connection, generation_id: UUID, user_id: UUID) -> Entry | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from server.database.connections import Connection
 from server.objects import own_key
-from server.records.history import like
+from server.records.search import like
 
 
 class Voice(msgspec.Struct, frozen=True, kw_only=True):
