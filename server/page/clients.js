@@ -9,7 +9,7 @@
 export const CLIENTS = [
   {
     name: "curl",
-    lines: ({ address, key, voice }) => `curl ${address}/audio/speech \\
+    lines: ({ address, key, voice }) => `curl --fail-with-body ${address}/audio/speech \\
   -H 'Authorization: Bearer ${key}' \\
   -H 'Content-Type: application/json' \\
   -d ${shell(JSON.stringify({ model: "tts-1", voice, input: "Good evening." }))} \\

@@ -217,7 +217,8 @@ export class History extends EventTarget {
     const retry = h("button", { type: "button", className: "chip", onclick: () => attempt(retry, () => this.#retry(row.entry)) }, "Try again");
     const more = menuButton("More", () => this.#choices(row));
     row.check = check;
-    row.element = h("li", {}, check, play, text, facts, h("div", { className: "tools" }, retry, keep, again, more), problem);
+    row.element = h("li", {}, check, play, text, facts, h("div", { className: "tools" }, keep, again, more),
+      h("div", { className: "failure" }, problem, retry));
     row.mark = () => {
       const here = stage.generationId === row.entry.id;
       const sounding = here && stage.sounding;

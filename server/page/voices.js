@@ -19,6 +19,7 @@ export class Voices extends EventTarget {
   #hidden = this.#leaving.ids; // ids of what is about to be deleted
   #heard = null; // {id, audio}: the preview that is playing
   #dialog;
+  #unfolded = false; // whether it was the search that showed those who cannot speak
 
   /** @param app `{utter, stage}` */
   constructor(app) {
@@ -108,7 +109,11 @@ export class Voices extends EventTarget {
       return h("div", { className: "group" }, said, h("div", { className: "cast" }, ...cards));
     });
     const count = `${voices.length} voice${voices.length === 1 ? "" : "s"} cannot speak at the moment`;
-    return [h("details", { className: "unable" }, h("summary", {}, count), ...groups)];
+    const summary = h("summary", {}, count);
+    const details = h("details", { className: "unable" }, summary, ...groups);
+    // Not by "toggle": a search opens it too.
+    summary.addEventListener("click", () => requestAnimationFrame(() => details.open && toTop(summary)));
+    return [details];
   }
 
   #input(id) {
@@ -234,9 +239,16 @@ export class Voices extends EventTarget {
     const [unable] = $("unable").children;
     if (unable) {
       unable.hidden = !unable.querySelector(".group:not([hidden])");
-      if (words.length) unable.open = !unable.hidden;
+      if (words.length && !unable.open && !unable.hidden) unable.open = this.#unfolded = true;
+      else if (!words.length && this.#unfolded) unable.open = this.#unfolded = false;
     }
     $("voices-found").hidden = !words.length || found > 0;
     $("voices-found").textContent = found ? "" : "No voice matches. Try another word, or clear the search.";
   }
+}
+
+/** Bring an element to the upper end of the voices, which scroll by themselves: what it opens is to be seen. */
+function toTop(element) {
+  const place = element.closest(".casting");
+  place.scrollTop += element.getBoundingClientRect().top - place.getBoundingClientRect().top;
 }

@@ -295,7 +295,11 @@ async def test_sixty_voices_are_searched_folded_and_passed_in_few_steps(
         summaries = "Array.from(document.querySelectorAll('#unable summary'), (e) => e.textContent.trim())"
         await tab.eventually(summaries, ["20 voices cannot speak at the moment"])
         await tab.eventually("document.querySelectorAll('#unable .reason').length", 1)
-        await tab.js("document.querySelector('#unable details').open = false")
+        await tab.eventually("document.querySelector('#unable details').open", False)
+        await page.locator("#unable summary").click()
+        top = "document.querySelector('#unable .voice').getBoundingClientRect().top"
+        await tab.until(f"{top} < document.querySelector('.casting').getBoundingClientRect().bottom - 40")
+        await page.locator("#unable summary").click()
         await page.focus("#voice-search")
         stops = 0
         while not await tab.js("document.activeElement.id === 'text'"):
