@@ -14,6 +14,12 @@ from server.errors import Category
 TaskType = Literal["generate", "design_preview", "clone"]
 Moment = Annotated[datetime, Meta(tz=True)]
 TaskStatus = Literal["pending", "processing", "completed", "failed", "cancelled"]
+# What rows hold is answered as it is; these say to readers of the document which words there are.
+Provider = Annotated[str, Meta(extra_json_schema={"enum": ["modal", "qwen"]})]
+Source = Annotated[str, Meta(extra_json_schema={"enum": ["designed", "uploaded"]})]
+VoiceKind = Annotated[str, Meta(extra_json_schema={"enum": ["vc", "vd"]})]
+Address = Annotated[str, Meta(extra_json_schema={"format": "uri-reference"})]
+Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
 
 
 class Problem(Struct, frozen=True):
@@ -65,14 +71,14 @@ class GenerateAnswer(Struct, frozen=True, kw_only=True):
     status: TaskStatus
     is_long_running: bool = True
     estimated_duration_minutes: float
-    stream_url: str | UnsetType = UNSET
+    stream_url: Address | UnsetType = UNSET
 
 
 class TaskAudio(Struct, frozen=True, kw_only=True):
     """What is known of a task's audio. ``bytes`` counts payload, as every offset does; ``seconds`` is null until the
     first audio has told its rate."""
 
-    format: str
+    format: Format
     mime: str
     sample_rate: int
     header_bytes: int
@@ -83,13 +89,13 @@ class TaskAudio(Struct, frozen=True, kw_only=True):
 class SpeechResult(Struct, frozen=True, kw_only=True):
     """``result`` of a completed ``generate`` task: the address that leads to its audio."""
 
-    audio_url: str
+    audio_url: Address
 
 
 class PreviewResult(Struct, frozen=True, kw_only=True):
     """``result`` of a completed ``design_preview`` task: a link to its audio, which needs no token."""
 
-    audio_url: str
+    audio_url: Address
     object_key: str
 
 
@@ -109,14 +115,14 @@ class TaskAnswer(Struct, frozen=True, kw_only=True):
     generation_id: UUID | None
     created_at: Moment
     completed_at: Moment | None
-    provider: str
+    provider: Provider
     provider_status: str | None
     provider_poll_count: int
     provider_request_id: str | None
     modal_status: str | None
     modal_elapsed_seconds: float | None
     modal_poll_count: int
-    stream_url: str | UnsetType = UNSET
+    stream_url: Address | UnsetType = UNSET
     audio: TaskAudio | UnsetType = UNSET
 
 
@@ -129,7 +135,7 @@ class CancelAnswer(Struct, frozen=True):
 class DeltaEvent(Struct, frozen=True):
     """Data of a ``response.audio.delta`` event: at most 16 KiB of audio in base64."""
 
-    delta: str
+    delta: Base64
 
 
 class SpokenWord(Struct, frozen=True):
@@ -152,14 +158,14 @@ class GenerationEntry(Struct, frozen=True, kw_only=True):
     voice_id: UUID | None
     voice_name: str | None
     text: str
-    audio_path: str
+    audio_path: Address
     duration_seconds: float | None
     language: str
     status: TaskStatus
     generation_time_seconds: float | None
     error_message: str | None
     created_at: Moment
-    tts_provider: str
+    tts_provider: Provider
     output_format: str | None
     client: str | None
 
@@ -180,7 +186,7 @@ class ZipRequest(Struct, frozen=True):
 class LinkAnswer(Struct, frozen=True, kw_only=True):
     """A link that needs no token, for whoever asks with ``Accept: application/json``; seconds until it ends."""
 
-    url: str
+    url: Address
     expires_in: int
 
 
@@ -188,7 +194,7 @@ class RegenerateAnswer(Struct, frozen=True):
     voice_id: UUID
     text: str
     language: str
-    redirect_url: str
+    redirect_url: Address
     format: str | UnsetType = UNSET
     speed: float | UnsetType = UNSET
     pitch: float | UnsetType = UNSET
@@ -212,7 +218,7 @@ class CloneUploadRequest(Struct, frozen=True, kw_only=True):
 
 class CloneUploadAnswer(Struct, frozen=True, kw_only=True):
     voice_id: UUID
-    upload_url: str
+    upload_url: Address
     object_key: str
 
 
@@ -262,8 +268,8 @@ class DesignSaveAnswer(Struct, frozen=True, kw_only=True):
     name: str
     description: str | None
     language: str
-    source: str
-    preview_url: str
+    source: Source
+    preview_url: Address
 
 
 # --- voices -----------------------------------------------------------------------------------------------------------
@@ -274,14 +280,14 @@ class VoiceEntry(Struct, frozen=True, kw_only=True):
     name: str
     reference_transcript: str | None
     language: str
-    source: str
+    source: Source
     description: str | None
     consent: str | None
     created_at: Moment
-    tts_provider: str
+    tts_provider: Provider
     provider_voice_id: str | None
     provider_target_model: str | None
-    provider_voice_kind: str | None
+    provider_voice_kind: VoiceKind | None
     compatible: bool
     streamable: bool
     varies: list[Literal["speed", "pitch", "volume"]]
@@ -346,7 +352,7 @@ class OpenAIDeltaEvent(Struct, frozen=True, kw_only=True):
     """The next audio in base64, where ``stream_format`` is ``sse``."""
 
     type: Literal["speech.audio.delta"] = "speech.audio.delta"
-    audio: str
+    audio: Base64
 
 
 class OpenAITokens(Struct, frozen=True, kw_only=True):
@@ -477,7 +483,7 @@ class Transcription(Struct, frozen=True):
 class LanguagesAnswer(Struct, frozen=True, kw_only=True):
     languages: list[str]
     default: str = "Auto"
-    provider: str
+    provider: Provider
     capabilities: Capabilities
     transcription: Transcription = Transcription()
 

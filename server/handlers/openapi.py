@@ -185,7 +185,7 @@ def _described(operation: Operation, examples: Examples) -> dict[str, Any]:
         "parameters": list(_parameters(operation)),
         "responses": {
             **{str(status): _success(answer, examples) for status, answer in operation.answers.items()},
-            **{str(status): _problem(operation, status, examples) for status in operation.problems},
+            **{str(status): _problem(operation, status, examples) for status in _problems(operation)},
             "default": _problem(operation, None, examples),
         },
     }
@@ -200,6 +200,11 @@ def _described(operation: Operation, examples: Examples) -> dict[str, Any]:
     if operation.signed_in:
         described["security"] = [{"bearer": []}]
     return described
+
+
+def _problems(operation: Operation) -> list[int]:
+    """Whoever signs in may be told to wait: they ask too much, or what knows them is away."""
+    return sorted({*operation.problems, *(_BUSY if operation.signed_in else ())})
 
 
 def _parameters(operation: Operation) -> Iterator[dict[str, Any]]:

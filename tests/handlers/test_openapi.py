@@ -82,6 +82,17 @@ def test_generators_find_what_they_need() -> None:
         assert task["properties"]["type"]["enum"] == [type_]
         assert task["properties"]["result"]["$ref"].endswith(f"/{result}")
     assert schemas["GenerationEntry"]["properties"]["created_at"] == {"type": "string", "format": "date-time"}
+    for schema, member, values in (
+        ("VoiceEntry", "source", ["designed", "uploaded"]),
+        ("VoiceEntry", "tts_provider", ["modal", "qwen"]),
+        ("SpeechTask", "provider", ["modal", "qwen"]),
+        ("TaskAudio", "format", ["mp3", "wav"]),
+    ):
+        assert schemas[schema]["properties"][member]["enum"] == values
+    assert schemas["LinkAnswer"]["properties"]["url"]["format"] == "uri-reference"
+    assert schemas["DeltaEvent"]["properties"]["delta"]["contentEncoding"] == "base64"
+    generate = described["paths"]["/api/generate"]["post"]["responses"]
+    assert "Retry-After" in generate["429"]["headers"]
     assert described["servers"][0]["url"] == "/"
     tags = {tag["name"] for tag in described["tags"] if tag["description"]}
     for operation in operations():
