@@ -1,7 +1,7 @@
 /**
  * compose.js: the form: a text, a voice, a language, and how it is to be spoken.
  */
-import { $, h } from "./dom.js";
+import { $, h, keepFocus } from "./dom.js";
 import { keep, kept } from "./keep.js";
 import { APPLE, commandKey } from "./keyboard.js";
 import { Options } from "./options.js";
@@ -110,6 +110,7 @@ export class Compose {
   speak(order) {
     const { utter, stage, service, voices, failed } = this.#app;
     voices.hush();
+    const back = keepFocus();
     this.#busy = true;
     this.count();
     const mode = $("modes").hidden ? service.capabilities.default_generate_mode
@@ -120,6 +121,7 @@ export class Compose {
       if (this.#busy && speech.state !== "starting") {
         this.#busy = false;
         this.count();
+        back();
       }
     });
     const { text } = order.request;

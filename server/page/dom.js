@@ -216,6 +216,7 @@ export function toast(sentence, kind = "news", { action = null, milliseconds = k
 /** Run what a button does: the button waits for it, and a failure becomes a sentence in `problem` (or in passing). */
 export async function attempt(button, act, problem = null) {
   if (problem) problem.textContent = "";
+  const back = keepFocus(button);
   if (button) button.disabled = true;
   try {
     return await act();
@@ -226,7 +227,16 @@ export async function attempt(button, act, problem = null) {
     return undefined;
   } finally {
     if (button) button.disabled = false;
+    back();
   }
+}
+
+/** A button that is disabled for a while loses the focus: this gives it back, unless it has gone elsewhere since. */
+export function keepFocus(button = document.activeElement) {
+  const had = button && button === document.activeElement;
+  return () => {
+    if (had && document.activeElement === document.body) focusFirst(button);
+  };
 }
 
 /** Save bytes as a file. */

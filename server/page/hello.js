@@ -14,7 +14,10 @@ export function greet({ history, compose }) {
       $("text").focus();
     },
   }, "Try a sentence"));
-  const show = () => $("hello").classList.toggle("unseen", !history.isEmpty);
+  const show = () => {
+    $("hello").classList.toggle("unseen", !history.isEmpty);
+    $("samples").hidden = !history.isEmpty; // nothing that is not seen takes the focus
+  };
   history.addEventListener("change", show);
   show();
 }

@@ -176,7 +176,9 @@ async def test_a_first_visit_says_what_this_is_and_offers_a_sentence(tab: Tab) -
     await tab.page.get_by_role("button", name="Try a sentence").click()
     await tab.page.click("#generate")
     await tab.finished()
+    await tab.focused("generate")
     await tab.until("document.querySelector('#hello').className.includes('unseen')")
+    await tab.eventually("document.querySelector('#samples').getClientRects().length", 0)
 
 
 async def test_an_app_is_connected(opened: Opener, gateway: Gateway, client: Client, voice_id: UUID) -> None:

@@ -116,6 +116,7 @@ async def test_several_entries_are_taken_as_one_zip_and_deleted_at_once(history:
     with zipfile.ZipFile(await (await downloading.value).path()) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["01-A-second-sentence-about-100-of.mp3", "02-The-first-thing-that-was-said.mp3"]
+    await history.focused("selected-zip")
     await page.click("#selected-delete")
     await shows(history, [TEXTS[2]])
     await page.get_by_role("button", name="Undo").click()
