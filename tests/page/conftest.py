@@ -116,6 +116,20 @@ async def rows(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.R
         await connection.close()
 
 
+async def copy_voice(rows: "asyncpg.Connection[asyncpg.Record]", voice_id: UUID, name: str, count: int) -> None:
+    """That many more voices like this one, called by the name and a number from 0."""
+    await rows.execute(
+        """INSERT INTO public.voices (id, user_id, name, language, source, tts_provider, provider_voice_id,
+                provider_target_model, provider_voice_kind, reference_transcript, created_at)
+           SELECT gen_random_uuid(), user_id, $2 || ' ' || n, language, source, tts_provider, provider_voice_id,
+                provider_target_model, provider_voice_kind, reference_transcript, now()
+             FROM public.voices, generate_series(0, $3 - 1) n WHERE id = $1""",
+        voice_id,
+        name,
+        count,
+    )
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from server.dev.simulator import Simulator
 from tests.gateway import Client, Gateway, insert_voice
 from tests.jobs.test_renew import Rows, older_voice
 from tests.page.browser import Tab
-from tests.page.conftest import Opener, in_the_shared_loop, shared
+from tests.page.conftest import Opener, copy_voice, in_the_shared_loop, shared
 from tests.voices import creations
 
 pytestmark = [in_the_shared_loop, pytest.mark.slow]
@@ -276,10 +276,9 @@ async def test_sixty_voices_are_searched_folded_and_passed_in_few_steps(
     opened: Opener, client: Client, database_url: str, rows: Any
 ) -> None:
     """By name, language, kind and description; what cannot speak is one group; and Tab stops once at a card at most."""
-    for i in range(40):
-        await insert_voice(database_url, client.user_id, name=f"Voice {i}")
-    for i in range(20):
-        await insert_voice(database_url, client.user_id, name=f"Other {i}", provider="modal")
+    for provider, name, count in (("qwen", "Voice", 39), ("modal", "Other", 19)):
+        first = await insert_voice(database_url, client.user_id, name=f"{name} {count}", provider=provider)
+        await copy_voice(rows, first, name, count)
     await rows.execute(
         "UPDATE public.voices SET description = 'As deep as a well', language = 'German' WHERE name = 'Voice 7'"
     )
