@@ -8,6 +8,7 @@ from server.contract import OpenAIError, OpenAIErrorType, OpenAIProblem, Problem
 from server.errors import UtterError
 
 _MEMBER = re.compile(r"`(\w+)(?:\.\w+)*`")  # of ``voice.id`` the outer one, which is what a client has named
+LONGEST_RETRY_SECONDS = 60
 _CODES = {401: "invalid_api_key", 413: "request_too_large"}
 
 
@@ -27,6 +28,8 @@ def openai_problem(problem: UtterError) -> tuple[bytes, dict[str, str]]:
     when; anything else could have been paid for, or will be the same again.
     """
     unsafe = problem.status == 409 or (problem.status >= 500 and "Retry-After" not in problem.headers)
+    # They wait no longer than a minute for what says when, and pound on what takes until tomorrow.
+    unsafe = unsafe or int(problem.headers.get("Retry-After", "0")) > LONGEST_RETRY_SECONDS
     return msgspec.json.encode(OpenAIProblem(openai_error(problem))), {"x-should-retry": "false"} if unsafe else {}
 
 

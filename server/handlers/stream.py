@@ -30,12 +30,10 @@ from server.parts import Parts
 from server.records import tasks, words
 from server.records.tasks import SpeechTask
 from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
-from server.storage import Bucket, collect
+from server.storage import Bucket, in_parts
 
 Kind = Literal["events", "audio", "json"]
 END = "end"
-# Of a stored speech this much is fetched at a time and held for a slow reader: half a minute of MP3.
-FETCH_BYTES = 32 * DELTA_BYTES
 # How soon words are looked for again, for those who ask for them; a sentence of words comes every few seconds.
 WORDS_EVERY_SECONDS = 0.25
 # A proxy that compresses holds events back until it has enough of them.
@@ -238,21 +236,14 @@ class Walk:
         """The stored object from this follower's offset on, in slices as large as one delta may be."""
         if not self.task.object_key:
             raise NotFound("This generation was deleted.")
-        at = self.offset + _header_bytes(self.task)
-        while True:
-            held = await self._fetched(self.task.object_key, at)
-            for start in range(0, len(held), DELTA_BYTES):
-                if self.parts.stopping.is_set():
-                    return
-                yield held[start : start + DELTA_BYTES]
-            at += len(held)
-            if len(held) < FETCH_BYTES:
-                return
-
-    async def _fetched(self, key: str, at: int) -> bytes:
-        """The next part of the object. A reader may take as long over it as it likes: no connection waits with it."""
-        async with self.parts.storage.open(Bucket.GENERATIONS, key, start=at, stop=at + FETCH_BYTES) as slices:
-            return await collect(slices, limit=FETCH_BYTES)
+        begin = self.offset + _header_bytes(self.task)
+        whole = in_parts(self.parts.storage, Bucket.GENERATIONS, self.task.object_key, start=begin)
+        async with aclosing(whole) as parts:
+            async for held in parts:
+                for start in range(0, len(held), DELTA_BYTES):
+                    if self.parts.stopping.is_set():
+                        return
+                    yield held[start : start + DELTA_BYTES]
 
 
 # --- as events --------------------------------------------------------------------------------------------------------

@@ -1,19 +1,21 @@
 """Cloning a voice: the recording is uploaded, checked, enrolled at the provider (``enrollment.py``), and stored."""
 
 import asyncio
+import contextlib
 import math
 from uuid import UUID, uuid4
 
 from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_recording
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
-from server.errors import Invalid, NotFound
+from server.database.connections import REFUSED, Connection
+from server.errors import Invalid, NotFound, UtterError
 from server.jobs.enrollment import Enrollment, in_memory
 from server.jobs.limits import count_made
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.requirements import require_language, require_name
 from server.objects import reference_key
 from server.parts import Parts
-from server.records import idempotency, voices
+from server.records import idempotency, purchases, usage, voices
 from server.records.usage import CLONE, Account
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
@@ -59,11 +61,10 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest, *, 
             raise NotFound("This voice does not exist.")
         return require_voice(known)
     await _require_upload(parts, user_id, request.voice_id)
+    account = Account(user_id, CLONE, key_id)
     async with parts.database.transaction() as connection:
-        # Counted once, however often or at once it is asked for.
-        voice_id = request.voice_id
-        if await idempotency.remember(connection, user_id, f"clone {voice_id}", b"", voice_id) is None:
-            await count_made(parts, connection, Account(user_id, CLONE, key_id))
+        if await _first_to_count(connection, account, request.voice_id):
+            await count_made(parts, connection, account)
     abilities = parts.providers.abilities
     wanted = NewVoice(
         id=request.voice_id,
@@ -82,11 +83,40 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest, *, 
         data = await _read(parts, user_id, request.voice_id)
         return data, await asyncio.to_thread(require_recording, data)
 
-    if not abilities.enrolls:
-        async with in_memory(parts):
-            await fetch()
-        return await keep_voice(parts, wanted)
-    return await Enrollment(parts, wanted, fetch).run()
+    try:
+        if abilities.enrolls:
+            voice = await Enrollment(parts, wanted, fetch).run()
+        else:
+            async with in_memory(parts):
+                await fetch()
+            voice = await keep_voice(parts, wanted)
+    except UtterError:
+        with contextlib.suppress(*REFUSED):  # then it stays counted until tomorrow
+            await _count_no_more(parts, account, request.voice_id)
+        raise
+    with contextlib.suppress(*REFUSED):
+        async with parts.database.transaction() as connection:
+            # Another caller may have been refused, and taken it back, while this one went on to buy it.
+            if await _first_to_count(connection, account, request.voice_id):
+                await usage.add_start(connection, account, 0)
+    return voice
+
+
+async def _first_to_count(connection: Connection, account: Account, voice_id: UUID) -> bool:
+    """A voice is counted once, however often or at once it is asked for."""
+    key = account.key_id.bytes if account.key_id else b""
+    return await idempotency.remember(connection, account.user_id, f"clone {voice_id}", key, voice_id) is None
+
+
+async def _count_no_more(parts: Parts, account: Account, voice_id: UUID) -> None:
+    """Take back what was counted for a voice, unless it may have been bought."""
+    async with parts.database.transaction() as connection:
+        if purchases.may_be_bought(await purchases.find(connection, voice_id, locked=True)):
+            return
+        if counted := await idempotency.take(connection, account.user_id, f"clone {voice_id}"):
+            key, made_at = counted
+            of = Account(account.user_id, account.lane, UUID(bytes=key) if key else None)
+            await usage.take_back_start(connection, of, 0, made_at)
 
 
 async def _require_upload(parts: Parts, user_id: UUID, voice_id: UUID) -> None:

@@ -7,6 +7,7 @@ saves (docs/architecture.md, "Hiding tasks").
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID, uuid4, uuid5
 
@@ -89,6 +90,7 @@ async def submit_preview(
     async with parts.database.transaction() as connection:
         if first := await repeatable.claim(connection, task_id):
             return first.id
+        await parts.unstored.require_room(partial(runs.unstored_bytes, connection))
         limit = parts.settings.queue_limit
         if (await runs.waiting(connection, PREVIEW_JOB, limit)).all >= limit:
             raise Overloaded
@@ -102,6 +104,7 @@ async def submit_preview(
             text=text,
             language=language,
             instruct=instruct,
+            key_id=key_id,
         )
     return task_id
 

@@ -1,5 +1,6 @@
 """Which request made which task, so that a repeated one gets the first one's answer (24 h, per user and key)."""
 
+from datetime import datetime
 from uuid import UUID
 
 from server.database.connections import Connection
@@ -40,6 +41,16 @@ async def recall(connection: Connection, user_id: UUID, key: str) -> tuple[bytes
         key,
     )
     return (row["request_hash"], row["task_id"]) if row else None
+
+
+async def take(connection: Connection, user_id: UUID, key: str) -> tuple[bytes, datetime] | None:
+    """Free a key, for one caller only: its (request hash, time); None where it is free already."""
+    row = await connection.fetchrow(
+        "DELETE FROM internal.idempotency WHERE user_id = $1 AND key = $2 RETURNING request_hash, created_at",
+        user_id,
+        key,
+    )
+    return (row["request_hash"], row["created_at"]) if row else None
 
 
 async def forget(connection: Connection, task_id: UUID) -> None:

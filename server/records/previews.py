@@ -9,6 +9,7 @@ from server.database.queue import Queue
 from server.objects import preview_key
 from server.records import runs
 from server.records.runs import PREVIEW_JOB
+from server.records.usage import DESIGN
 
 
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,15 +35,20 @@ async def create(
     text: str,
     language: str,
     instruct: str,
+    key_id: UUID | None,
 ) -> None:
-    """Insert task and run and defer the job: none exists without the others."""
+    """Insert task and run and defer the job: none exists without the others.
+
+    Args:
+        key_id: The key under which it is counted; None for a sign-in token.
+    """
     await connection.execute(
         """INSERT INTO public.tasks (id, user_id, type, status, provider, metadata)
            VALUES ($1, $2, 'design_preview', 'processing', $3, $4)""",
         task_id,
         user_id,
         provider,
-        {"text": text, "language": language, "instruct": instruct},
+        {"text": text, "language": language, "instruct": instruct, "counted": {"lane": DESIGN, "key_id": key_id}},
     )
     await runs.add(connection, queue, task_id=task_id, job_name=PREVIEW_JOB, object_key=preview_key(user_id, task_id))
 

@@ -97,6 +97,11 @@ def doubt_of(purchase: Purchase | None) -> Doubt | None:
     return Doubt(since=since, code=code, age_seconds=purchase.age_seconds + earlier)
 
 
+def may_be_bought(purchase: Purchase | None) -> bool:
+    """Whether there may be a bill for it: only what certainly came to nothing is none."""
+    return purchase is not None and (purchase.state != "refused" or doubt_of(purchase) is not None)
+
+
 def provider_name(subject: UUID) -> str:
     """The 16 characters under which the provider knows what is bought for ``subject``; always the same."""
     return f"u{sha256(subject.bytes).hexdigest()[:15]}"

@@ -354,7 +354,7 @@ async def requeue(
 
     Args:
         silent_for_seconds: Only if its owner is still silent for so long, as far as anybody can tell.
-        begun: False where this attempt is known not to have sent its text.
+        begun: False where this attempt is known not to have sent its text: it was none.
     """
     row = await connection.fetchrow(
         f"""UPDATE internal.runs r
@@ -363,7 +363,8 @@ async def requeue(
                       start_by, now() + make_interval(secs => CASE WHEN goes_on THEN $7::float8 ELSE $6::float8 END)),
                   byte_length = CASE WHEN goes_on THEN byte_length ELSE 0 END,
                   kept_bytes = CASE WHEN goes_on THEN byte_length ELSE 0 END,
-                  paid_twice_from = CASE WHEN $5 THEN marked_characters ELSE paid_twice_from END
+                  paid_twice_from = CASE WHEN $5 THEN marked_characters ELSE paid_twice_from END,
+                  not_begun = not_begun + CASE WHEN $5 THEN 0 ELSE 1 END
             WHERE task_id = $1 AND attempt = $2 AND state = 'speaking'
               AND (byte_length = 0 OR job_name = $3 OR (goes_on AND (marked_characters > paid_twice_from OR NOT $5)))
               AND ($4::float8 IS NULL OR {OWNER_IS_DEAD.format("$4")})
@@ -638,7 +639,7 @@ class Lost(msgspec.Struct, frozen=True):
 # The parameters are the same wherever this stands: $2 to $4.
 _REPEATABLE = """CASE WHEN r.job_name = $2 THEN r.attempt < $3
     WHEN r.goes_on AND r.byte_length > 0 THEN r.marked_characters > r.paid_twice_from
-    ELSE r.byte_length = 0 AND r.attempt < $4 END"""
+    ELSE r.byte_length = 0 AND r.attempt - r.not_begun < $4 END"""
 
 
 async def lost(connection: Connection, silent_for_seconds: float, judge: UUID) -> list[Lost]:

@@ -13,7 +13,7 @@ import msgspec
 from server.database.connections import Connection
 from server.database.queue import WATCHING, Queue
 from server.errors import Category
-from server.records import removals, runs, usage
+from server.records import purchases, removals, runs, usage
 from server.records.runs import CANCEL_MODAL_JOB, SYNTHESIZE_JOB, Fenced, Kept, Storable
 from server.records.tasks import ACTIVE
 from server.records.usage import Account
@@ -516,7 +516,7 @@ async def end(
         Fenced: The run has moved on: to another attempt, to being stored, or away.
     """
     [named] = await connection.fetch(
-        """SELECT coalesce(g.id, r.generation_id) AS generation_id, coalesce(t.provider, 'unknown') AS provider
+        """SELECT coalesce(g.id, r.generation_id) AS generation_id, coalesce(t.provider, 'unknown') AS provider, t.type
              FROM (SELECT $1::uuid AS id) x
              LEFT JOIN public.tasks t ON t.id = x.id LEFT JOIN internal.runs r ON r.task_id = x.id
              LEFT JOIN public.generations g ON g.id = t.generation_id AND g.user_id = t.user_id""",
@@ -529,7 +529,27 @@ async def end(
         if here and attempt is not None:
             raise Fenced
         return Ended(here, provider)
+    if here and named["type"] == "design_preview":
+        await _count_no_more(connection, task_id, ending, provider, run.state)
     return Ended(here, provider, run.state, run.object_key)
+
+
+# So ends what a provider that keeps no record of purchases has certainly not made.
+_NOT_MADE: tuple[Category, ...] = ("provider_rejected", "provider_unavailable", "validation", "overloaded")
+
+
+async def _count_no_more(
+    connection: Connection, task_id: UUID, ending: Ending, provider: str, run_state: runs.State
+) -> None:
+    """A preview that ends without its audio is held against nobody, unless it may have been bought all the same."""
+    made = provider == "modal" and run_state != "queued" and ending.category not in _NOT_MADE
+    if made or purchases.may_be_bought(await purchases.find(connection, task_id)):
+        return
+    row = await connection.fetchrow(
+        "SELECT user_id, metadata -> 'counted' AS counted, created_at FROM public.tasks WHERE id = $1", task_id
+    )
+    if row and row["counted"] and (account := _account(row["user_id"], row["counted"])):
+        await usage.take_back_start(connection, account, 0, row["created_at"])
 
 
 async def _end_rows(connection: Connection, task_id: UUID, generation_id: UUID | None, ending: Ending) -> bool:

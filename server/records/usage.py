@@ -65,7 +65,7 @@ async def add_start(connection: Connection, account: Account, characters: int) -
 
 
 async def take_back_start(connection: Connection, account: Account, characters: int, made_at: datetime) -> None:
-    """A speech was refused before anything was bought for it: it was none."""
+    """What was counted then came to nothing before anything was bought for it: it was none."""
     await connection.execute(
         """UPDATE internal.usage
               SET characters = greatest(0, characters - $4), starts = greatest(0, starts - 1)

@@ -1,4 +1,4 @@
-"""Cutting off readers that no longer read: a connection whose peer takes no byte for too long is broken."""
+"""Cutting off readers that no longer read, or too slowly to hear anything: where they stopped they can resume."""
 
 import asyncio
 import logging
@@ -9,8 +9,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 logger = logging.getLogger(__name__)
 
 
+# Speech as MP3 is 4 kB a second and more. Whoever takes less than this would hold a place for hours; the connection of
+# a phone in a tunnel is no slower for so long.
+LEAST_BYTES_PER_SECOND = 512
+
+
 class StalledReaderProtocol(HttpToolsProtocol):
-    """uvicorn's own, cut off once its peer has taken no byte for too long.
+    """uvicorn's own, cut off once its peer has taken less than the least for too long.
 
     A plain close would wait for the peer to read what is still to be sent: for ever, where it reads nothing. The
     pause and the resumption of writing are what the event loop says of a peer, whatever is being sent to it.
@@ -42,10 +47,10 @@ class StalledReaderProtocol(HttpToolsProtocol):
 
     def _check(self, unsent_before: int) -> None:
         unsent = self.transport.get_write_buffer_size()
-        if unsent < unsent_before:
+        if unsent_before - unsent >= LEAST_BYTES_PER_SECOND * self.stalled_seconds:
             self._check_later(unsent)
         else:
-            logger.info("connection cut, its peer reads nothing")
+            logger.info("connection cut, its peer reads nothing or too slowly", extra={"unsent_bytes": unsent})
             self.transport.abort()
 
     def _check_no_more(self) -> None:

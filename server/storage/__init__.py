@@ -5,7 +5,7 @@ library raises becomes `StorageUnavailable` here; an object that is not there is
 """
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,8 @@ from server.settings import StorageSettings
 #: Written and read by ``probe``; never listed.
 PROBE_KEY = "probe/ready"
 PROBE_BYTES = b"ready"
+# Of a stored speech this much is fetched at a time and held for a slow reader: half a minute of MP3.
+PART_BYTES = 512 * 1024
 
 
 class Bucket(Enum):
@@ -140,6 +142,25 @@ async def collect(chunks: AsyncIterator[bytes], *, limit: int) -> bytes:
         if len(whole) > limit:
             raise TooLarge("The file is too large.")
     return bytes(whole)
+
+
+async def in_parts(store: ObjectStore, bucket: Bucket, key: str, *, start: int = 0) -> AsyncGenerator[bytes, None]:
+    """An object from ``start`` on for somebody who may be slow, in parts of at most ``PART_BYTES``.
+
+    Each is fetched whole before it is handed on. So a reader may take as long over it as it likes: no connection to
+    the store waits with it, and storing never waits for readers.
+
+    Raises:
+        NotFound: If there is no such object, before anything is handed on.
+    """
+    while True:
+        async with store.open(bucket, key, start=start, stop=start + PART_BYTES) as slices:
+            part = await collect(slices, limit=PART_BYTES)
+        if part:
+            yield part
+        if len(part) < PART_BYTES:
+            return
+        start += len(part)
 
 
 def content_disposition(filename: str) -> str:

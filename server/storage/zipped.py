@@ -2,10 +2,11 @@
 
 import zipfile
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import IO, NamedTuple, cast
 
-from server.storage import Bucket, ObjectStore
+from server.storage import Bucket, ObjectStore, in_parts
 
 
 class Member(NamedTuple):
@@ -18,7 +19,7 @@ class Member(NamedTuple):
 
 
 async def zipped(storage: ObjectStore, members: Sequence[Member]) -> AsyncGenerator[bytes, None]:
-    """The ZIP, in chunks. Audio is compressed already, so it is stored as it is; memory holds one chunk.
+    """The ZIP, in chunks. Audio is compressed already, so it is stored as it is; memory holds one part of it.
 
     Raises:
         NotFound: If an object is not there, before anything of it is handed out.
@@ -29,7 +30,7 @@ async def zipped(storage: ObjectStore, members: Sequence[Member]) -> AsyncGenera
     # (APPNOTE.TXT 4.4.4, bit 3), and once more in the directory at the end.
     with zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_STORED) as archive:
         for member in members:
-            async with storage.open(member.bucket, member.key) as chunks:
+            async with aclosing(in_parts(storage, member.bucket, member.key)) as chunks:
                 info = zipfile.ZipInfo(member.name, member.modified.astimezone(UTC).timetuple()[:6])
                 info.external_attr = 0o644 << 16
                 with archive.open(info, "w") as file:

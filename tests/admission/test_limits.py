@@ -17,6 +17,7 @@ from server.settings import Settings
 from tests.gateway import insert_voice, running_gateway
 from tests.handlers.wire import problem_of
 from tests.support import wait_for
+from tests.voices import DESIGN
 
 # --- long reads -------------------------------------------------------------------------------------------------------
 
@@ -143,3 +144,18 @@ async def test_texts_are_refused_while_too_much_waits_for_the_store(
         root.unlink()
         assert (await client.ended(task["task_id"]))["status"] == "completed"
         assert (await client.http.post("/api/generate", json=body)).status_code == 200
+
+
+async def test_previews_are_refused_while_too_much_waits_for_the_store(
+    settings: Settings, simulator: Simulator, rows: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with running_gateway(replace(settings, unstored_limit=1000)) as gateway, gateway.client() as client:
+        await rows.execute(
+            """INSERT INTO internal.runs (task_id, job_name, object_key, state, byte_length, spoken_at)
+               VALUES (gen_random_uuid(), 'synthesize', 'a/b.mp3', 'unstored', 1000, now())"""
+        )
+        response = await client.http.post("/api/voices/design/preview", json=DESIGN)
+        problem_of(response, 503, "overloaded", says="away for long")
+        assert response.headers["retry-after"] == "60"
+        assert b'utter_refused_total{what="unstored"} 1.0' in gateway.parts.metrics.exposition()
+        assert not simulator.calls

@@ -1,6 +1,7 @@
 """The stream over real sockets: what is heard, where it goes on, and how it ends."""
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import struct
@@ -17,6 +18,7 @@ import pytest
 
 from server.auth.tokens import Tickets
 from server.dev.simulator import Planned, Simulator
+from server.relay import stalled
 from server.settings import Deadlines, Intervals, Settings
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, followers
 from tests.end_to_end.hearing import AUDIO, DELTA_BYTES, EVENTS, Ears, Heard, hold_after
@@ -765,6 +767,29 @@ async def test_a_listener_that_reads_nothing_is_cut_and_slows_nobody(
         address = connection.getsockname()
         await wait_for(lambda: address not in peers(gateway), 5.0)
         assert not (await read_to_the_end(connection)).endswith(b"0\r\n\r\n"), "a part must not look like the whole"
+
+
+async def test_a_listener_that_reads_too_slowly_is_cut_and_resumes_without_a_loss(
+    client: Client, voice_id: UUID, anybody: Ears, gateway: Gateway, simulator: Simulator, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(stalled, "LEAST_BYTES_PER_SECOND", 20_000_000)
+    simulator.behave("realtime", {"delta_bytes": 65_536, "minimum_bytes": 8_000_000})
+    answer = await client.generate(voice_id)
+    heard = bytearray()
+    narrow = httpx.AsyncHTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    async with (
+        httpx.AsyncClient(base_url=gateway.url, transport=narrow, timeout=20.0) as slow,
+        slow.stream("GET", answer["stream_url"], headers=AUDIO) as response,
+    ):
+        with contextlib.suppress(httpx.ReadError, httpx.RemoteProtocolError):
+            async for part in response.aiter_raw():
+                heard += part
+                await asyncio.sleep(0.01)  # it always reads on, only not fast enough
+    await client.ended(answer["task_id"])
+    assert 0 < len(heard) < 8_000_000
+    monkeypatch.undo()
+    rest = await anybody.hear(f"{answer['stream_url']}&offset={len(heard)}", start=len(heard))
+    assert bytes(heard) + rest.audio == await client.audio(answer["generation_id"])
 
 
 @pytest.mark.parametrize("accept", [EVENTS["Accept"], AUDIO["Accept"]])

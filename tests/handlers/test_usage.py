@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from server.database.queue import SYNTHESIS
+from server.dev.simulator import Simulator
 from server.settings import Settings
 from tests.gateway import Client, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
@@ -114,6 +115,9 @@ async def test_characters_of_a_day_are_limited(settings: Settings, database_url:
             assert 0 < int(refused.headers["retry-after"]) <= 86_400
         door = await client.http.post("/v1/audio/speech", json={"input": "y" * 11})
         assert (door.status_code, door.json()["error"]["type"]) == (429, "rate_limit_error")
+        # A client library would repeat it at once, in vain; in the last minute of the day it may.
+        tomorrow = int(door.headers["retry-after"]) > 60
+        assert door.headers.get("x-should-retry") == ("false" if tomorrow else None)
         assert await rows.fetchval("SELECT count(*) FROM public.generations") == 0
         await speak(client, voice_id, "z" * 10)
         await speak(other, theirs)
@@ -180,3 +184,33 @@ async def test_clones_of_a_day_are_limited_and_counted_once_each(settings: Setti
         assert (await finalize(client, first)).status_code == 200
         [day] = (await usage(client))["days"]
         assert (day["lane"], day["starts"]) == ("clone", 2)
+
+
+async def test_what_came_to_nothing_is_held_against_nobody(settings: Settings, simulator: Simulator) -> None:
+    """A recording without speech, a refusal by the provider, a preview nobody made: none of them was bought."""
+    limited = replace(settings, designs_per_user_per_day=1, clones_per_user_per_day=1)
+    async with running_gateway(limited) as gateway, gateway.client() as client:
+        problem_of(await finalize(client, await upload(client, b"no recording")), 400, "validation")
+        simulator.behave("customization", {"do": "error", "code": "InvalidParameter"}, action="create")
+        voice_id = await upload(client, recording())
+        problem_of(await finalize(client, voice_id), 400, "provider_rejected")
+        simulator.behave("customization", {"do": "error", "code": "InvalidParameter"}, action="create")
+        assert (await client.ended(await start_preview(client)))["status"] == "failed"
+        gateway.parts.queue.stop(SYNTHESIS)
+        await wait_for(lambda: not gateway.parts.queue.up([SYNTHESIS]))
+        waiting = await start_preview(client)
+        assert (await client.http.post(f"/api/tasks/{waiting}/cancel")).json()["cancelled"] is True
+        assert [day["starts"] for day in (await usage(client))["days"]] == [0, 0]
+        assert (await finalize(client, voice_id)).status_code == 200
+        await start_preview(client)
+        assert [(day["lane"], day["starts"]) for day in (await usage(client))["days"]] == [("clone", 1), ("design", 1)]
+        problem_of(await finalize(client, await upload(client, recording())), 429, "overloaded")
+
+
+async def test_what_may_have_been_bought_counts(settings: Settings, simulator: Simulator) -> None:
+    limited = replace(settings, designs_per_user_per_day=1, clones_per_user_per_day=1)
+    async with running_gateway(limited) as gateway, gateway.client() as client:
+        simulator.behave("customization", {"do": "abort"}, action="create", times=2)
+        assert (await finalize(client, await upload(client, recording()))).status_code >= 500
+        assert (await client.ended(await start_preview(client)))["status"] == "failed"
+        assert [(day["lane"], day["starts"]) for day in (await usage(client))["days"]] == [("clone", 1), ("design", 1)]

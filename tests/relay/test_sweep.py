@@ -13,7 +13,7 @@ from server.database.announce import Announcer
 from server.database.connections import Database, Listener
 from server.database.queue import Queue
 from server.metrics import Metrics
-from server.records import processes
+from server.records import processes, speech
 from server.records.runs import ATTEMPTS, COLLECT_ATTEMPTS, COLLECT_MODAL_JOB, PREVIEW_JOB, SYNTHESIZE_JOB
 from server.records.speech import RESTARTED
 from server.relay.endings import Endings
@@ -36,6 +36,8 @@ class World:
     leases: Leases
     metrics: Metrics
     rows: Rows
+    database: Database
+    queue: Queue
 
     async def speech(self, **run: Any) -> UUID:
         """A speech whose run has these columns; they are SQL."""
@@ -84,7 +86,7 @@ async def world(database_url: str, settings: Settings, rows: Rows) -> AsyncItera
         endings = Endings(database, announcer, metrics)
         leases = Leases(database, Listener(door.url), renew_every_seconds=1.0, lost_after_seconds=15.0)
         sweeper = Sweeper(database, queue, announcer, endings, leases, metrics, settings)
-        yield World(door, sweeper, leases, metrics, rows)
+        yield World(door, sweeper, leases, metrics, rows, database, queue)
 
 
 # --- runs of the dead -------------------------------------------------------------------------------------------------
@@ -99,6 +101,28 @@ async def test_a_silent_run_that_nobody_has_heard_is_given_to_another_process(wo
     assert (await world.task(task_id))["status"] == "processing"
     facts = await world.rows.fetchval("SELECT provider_metadata FROM public.generations")
     assert facts["attempts"] == [{"attempt": 1, "reason": "its process died"}]
+
+
+async def test_what_was_given_back_before_its_text_was_sent_was_no_attempt(world: World) -> None:
+    """Three deploys fall into one wait, and then a process dies."""
+    task_id = await world.speech(state="'speaking'", owner="gen_random_uuid()")
+    for attempt in (1, 2, 3):
+        await world.rows.execute("UPDATE internal.runs SET state = 'speaking', owner = gen_random_uuid()")
+        async with world.database.transaction() as connection:
+            assert await speech.requeue(
+                connection, world.queue, task_id, attempt, reason="server restarted", begun=False
+            )
+    await world.rows.execute(
+        f"UPDATE internal.runs SET state = 'speaking', owner = gen_random_uuid(), beat_at = {LONG_AGO}"
+    )
+    await world.sweeper.sweep()
+    run = await world.run_of(task_id)
+    assert (run["state"], run["attempt"], run["not_begun"]) == ("queued", 5, 3)
+    await world.rows.execute(
+        f"UPDATE internal.runs SET state = 'speaking', owner = gen_random_uuid(), beat_at = {LONG_AGO}"
+    )
+    await world.sweeper.sweep()
+    assert (await world.task(task_id))["error"] == RESTARTED, "two have died of it"
 
 
 @pytest.mark.parametrize("found", [{"byte_length": "5"}, {"attempt": str(ATTEMPTS)}])

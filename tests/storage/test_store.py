@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from server.errors import NotFound, TooLarge
-from server.storage import PROBE_KEY, Bucket, ObjectStore, content_disposition
+from server.storage import PART_BYTES, PROBE_KEY, Bucket, ObjectStore, content_disposition, in_parts
+from server.storage.zipped import Member, zipped
 
 KEY = "3f0c/9a1d.mp3"
 SPEECH = bytes(range(256)) * 4096  # 1 MiB
@@ -168,6 +170,30 @@ async def test_a_reader_during_puts_finds_one_whole_object_or_the_other(store: O
         while not all(writer.done() for writer in writers):
             seen.add(await store.read(Bucket.GENERATIONS, KEY, limit=len(one)))
     assert seen <= {one, other}
+
+
+async def test_readers_that_take_their_time_keep_nobody_from_storing(s3_store: ObjectStore) -> None:
+    """More of them than there are connections to the store, and each in the middle of what it reads."""
+    large = bytes(PART_BYTES + 100_000)
+    await s3_store.put(Bucket.GENERATIONS, KEY, large, content_type="audio/wav", size=len(large))
+    member = Member("one.wav", Bucket.GENERATIONS, KEY, datetime.now(UTC))
+    async with AsyncExitStack() as readers, asyncio.timeout(60.0):
+        for number in range(80):
+            reading = in_parts(s3_store, Bucket.GENERATIONS, KEY) if number % 2 else zipped(s3_store, [member])
+            await anext(await readers.enter_async_context(aclosing(reading)))
+        await s3_store.put(Bucket.GENERATIONS, "b/c.mp3", SMALL, content_type="audio/mpeg", size=len(SMALL))
+
+
+async def test_what_is_read_in_parts_is_the_object_from_where_one_asks(store: ObjectStore) -> None:
+    for size in (0, 10, PART_BYTES, PART_BYTES + 1):
+        whole = (b"speech" * (size // 6 + 1))[:size]
+        await store.put(Bucket.GENERATIONS, KEY, whole, content_type="audio/mpeg", size=size)
+        for start in {0, size // 2, size}:
+            read = [part async for part in in_parts(store, Bucket.GENERATIONS, KEY, start=start)]
+            assert b"".join(read) == whole[start:]
+            assert all(len(part) <= PART_BYTES for part in read)
+    with pytest.raises(NotFound):
+        await anext(in_parts(store, Bucket.GENERATIONS, "a/nothing.mp3"))
 
 
 async def test_a_key_that_leads_elsewhere_is_refused(store: ObjectStore) -> None:
