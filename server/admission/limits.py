@@ -143,7 +143,8 @@ class LongReads:
 
 
 class AudioMemory:
-    """Bytes that live speeches may come to hold here. Each reserves before it is begun what its text can become.
+    """Bytes that live speeches may come to hold here. Each reserves what its text can become before it is taken: a text
+    for which there is no room waits in its row, where any process may take it, and not in this one.
 
     Args:
         limit: Of all together. One that is larger alone is let in when nobody else is.
@@ -159,12 +160,31 @@ class AudioMemory:
         """Whether so much could be reserved at this moment, with nobody before it."""
         return not self._queue and (self._reserved + size <= self._limit or not self._reserved)
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for room already."""
+        return bool(self._queue)
+
+    async def require_room(self, size: int, waiting: Callable[[], Awaitable[int]]) -> None:
+        """Before a text is left waiting: not where as much waits as one process may hold, and there is no room here.
+
+        Args:
+            waiting: Counts what the texts that wait can become, in bytes; asked only where there is no room.
+
+        Raises:
+            Overloaded: Nobody could take it soon.
+        """
+        if self.has_room(size) or not (before := await waiting()) or before + size <= self._limit:
+            return
+        self._metrics.refused("memory")
+        raise Overloaded("Too much is being spoken right now. Please try again in a moment.")
+
     @asynccontextmanager
     async def room(self, size: int, *, within_seconds: float) -> AsyncIterator[None]:
         """Wait for room, first come first served, and keep it while the context is open.
 
         Raises:
-            Overloaded: There was none in time.
+            TimeoutError: There was none in time.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((size, turn))
@@ -172,15 +192,12 @@ class AudioMemory:
         try:
             async with asyncio.timeout(within_seconds):
                 await turn
-        except BaseException as exc:
+        except BaseException:
             if turn.done() and not turn.cancelled():
                 self._leave(size)
             else:
                 self._queue = deque(entry for entry in self._queue if entry[1] is not turn)
                 self._let_in()
-            if isinstance(exc, TimeoutError):
-                self._metrics.refused("memory")
-                raise Overloaded from exc
             raise
         try:
             yield

@@ -9,12 +9,14 @@ from msgspec import UNSET
 
 from server.audio import format_named
 from server.contract import GenerateRequest
+from server.database.connections import Connection
 from server.errors import Conflict, Invalid, NotFound, Overloaded, TooMany
 from server.jobs import modal
 from server.jobs.limits import count_speech
 from server.jobs.repeats import Repeatable
 from server.jobs.requirements import count_characters, require_language, require_text
 from server.jobs.starts import begin
+from server.jobs.synthesize import bytes_of
 from server.objects import audio_key
 from server.parts import Parts
 from server.records import attended, purchases, runs, speech, tasks, voices
@@ -169,6 +171,9 @@ async def _create(
         if waiting.of_user >= most_of_one(limit):
             parts.metrics.refused("queue_of_one")
             raise TooMany("Many of your texts are waiting already. Please wait for some of them.")
+        if owner is None and wanted.job_name == SYNTHESIZE_JOB:
+            size = bytes_of(len(wanted.text))
+            await parts.memory.require_room(size, partial(_waiting_bytes, connection, limit))
         account = Account(wanted.user_id, wanted.lane, wanted.key_id)
         await count_speech(parts, connection, account, wanted.text_length)
         await speech.create(connection, parts.queue, wanted, owner=None if waiting.all else owner)
@@ -183,3 +188,8 @@ async def _create(
                 lease_seconds=parts.settings.deadlines.modal_no_id_seconds,
             )
         return await tasks.get(connection, wanted.task_id)
+
+
+async def _waiting_bytes(connection: Connection, at_most: int) -> int:
+    """What the texts that nobody has begun can become."""
+    return bytes_of(await runs.waiting_characters(connection, SYNTHESIZE_JOB, at_most))

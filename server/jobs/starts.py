@@ -6,8 +6,9 @@ of the account's pace takes the next by turns: the user who has begun the fewest
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from typing import TypeAlias
 from uuid import UUID
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 Create: TypeAlias = Callable[[UUID | None], Awaitable[SpeechTask]]
 # So long a start that nobody could use yet is waited for at most before the rows are asked again.
 _LOOK_SECONDS = 1.0
+# A job for which this process has no memory may be taken by another so soon.
+_OTHERS_SECONDS = 2.5
 
 
 async def begin(parts: Parts, wanted: NewSpeech, create: Create) -> SpeechTask:
@@ -36,48 +39,56 @@ async def begin(parts: Parts, wanted: NewSpeech, create: Create) -> SpeechTask:
 
     What is begun here goes on whatever becomes of the request, from its transaction on.
     """
-    if not await _there_is_room(parts, wanted):
-        return await create(None)
-    created: asyncio.Future[SpeechTask] = asyncio.get_running_loop().create_future()
-    created.add_done_callback(lambda done: done.cancelled() or done.exception())  # the request may have gone away
-    await parts.speeches.begin(_begin_here(parts, wanted, create, created))
+    async with AsyncExitStack() as room:
+        if not await _there_is_room(parts, wanted, room):
+            return await create(None)
+        created: asyncio.Future[SpeechTask] = asyncio.get_running_loop().create_future()
+        created.add_done_callback(lambda done: done.cancelled() or done.exception())  # the request may have gone away
+        await parts.speeches.begin(_begin_here(parts, wanted, create, created, room.pop_all()))
     return await asyncio.shield(created)
 
 
-async def _there_is_room(parts: Parts, wanted: NewSpeech) -> bool:
-    """Whether there is a place, memory, and a start of the model's pace, which is then in our hands."""
+async def _there_is_room(parts: Parts, wanted: NewSpeech, room: AsyncExitStack) -> bool:
+    """Whether there is a place, memory (which ``room`` keeps then), and a start of the model's pace, in our hands."""
+    size = bytes_of(len(wanted.text))
 
     def is_free() -> bool:
         taking = parts.queue.up((SYNTHESIS,)) and not parts.stopping.is_set()
-        return taking and parts.speeches.free and parts.memory.has_room(bytes_of(wanted.text))
+        return taking and parts.speeches.free and parts.memory.has_room(size)
 
-    return is_free() and await _pause_before(parts, wanted.provider, wanted.model) <= 0 and is_free()
+    if not (is_free() and await _pause_before(parts, wanted.provider, wanted.model) <= 0 and is_free()):
+        return False
+    await room.enter_async_context(parts.memory.room(size, within_seconds=_LOOK_SECONDS))  # at once, there is some
+    return True
 
 
-async def _pause_before(parts: Parts, provider: str, model: str | None) -> float:
+async def _pause_before(parts: Parts, provider: str | None, model: str | None) -> float:
     """Seconds until the model's pace allows a start; 0 for one that was taken, and for a lane that paces itself."""
-    lane = lane_of(provider, model)
+    lane = lane_of(provider, model) if provider else None
     if lane is None or lane.begins != "spoken" or model is None:
         return 0.0
     return await parts.pacer.take(model)
 
 
-async def _begin_here(parts: Parts, wanted: NewSpeech, create: Create, created: "asyncio.Future[SpeechTask]") -> None:
+async def _begin_here(
+    parts: Parts, wanted: NewSpeech, create: Create, created: "asyncio.Future[SpeechTask]", room: AsyncExitStack
+) -> None:
     scope = anyio.CancelScope()
     # Held before it is there: a cancel may come with the commit.
-    with parts.leases.hold(wanted.task_id, 1, scope.cancel, claimed=False) as hold:
-        try:
-            task = await _created(parts, wanted.task_id, create)
-        except BaseException as exc:
-            created.set_exception(exc)
-            if isinstance(exc, Exception):
-                return  # the request has it, and answers
-            raise
-        created.set_result(task)
-        if task.id != wanted.task_id or task.run_state != "speaking":
-            return  # the same request made another before, or others wait before this one
-        hold.claimed = True
-        await speak(parts, _assignment(wanted), scope, hold)
+    async with room:
+        with parts.leases.hold(wanted.task_id, 1, scope.cancel, claimed=False) as hold:
+            try:
+                task = await _created(parts, wanted.task_id, create)
+            except BaseException as exc:
+                created.set_exception(exc)
+                if isinstance(exc, Exception):
+                    return  # the request has it, and answers
+                raise
+            created.set_result(task)
+            if task.id != wanted.task_id or task.run_state != "speaking":
+                return  # the same request made another before, or others wait before this one
+            hold.claimed = True
+            await speak(parts, _assignment(wanted), scope, hold)
 
 
 async def _created(parts: Parts, task_id: UUID, create: Create) -> SpeechTask:
@@ -122,9 +133,16 @@ def _assignment(wanted: NewSpeech) -> Assignment:
 
 async def take_turn(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Begin the next text that waits, by turns, and speak it (a job; whoever it was made for may come later)."""
-    with ExitStack() as held:
+    if parts.memory.waited_for:
+        await _leave_to_others(parts, in_seconds=_OTHERS_SECONDS)
+        return
+    async with AsyncExitStack() as held:
         async with parts.speeches.turns:
-            taken = await _take_next(parts, held)
+            try:
+                taken = await _take_next(parts, held)
+            except _NoRoom:
+                await _leave_to_others(parts, in_seconds=_LOOK_SECONDS / 2)
+                return
         if taken is not None:
             await speak(parts, *taken)
     if parts.stopping.is_set() and taken is None:
@@ -133,8 +151,31 @@ async def take_turn(parts: Parts, *, task_id: UUID, attempt: int) -> None:
             await runs.wake(connection, parts.queue, task_id, attempt)
 
 
-async def _take_next(parts: Parts, held: ExitStack) -> Taken | None:
-    """Take the next run, as soon as its model's pace allows; None where nothing waits, or this process is leaving."""
+class _NoRoom(Exception):
+    """There is no memory in this process for the text whose turn it is."""
+
+
+async def _leave_to_others(parts: Parts, *, in_seconds: float) -> None:
+    """Put the job back, for any process: another one may have memory for what is next in turn."""
+    in_seconds *= random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+    async with parts.database.transaction() as connection:
+        if following := await runs.next_in_turn(connection, SYNTHESIZE_JOB, []):
+            await runs.start_job(
+                connection,
+                parts.queue,
+                SYNTHESIZE_JOB,
+                following.task_id,
+                following.attempt,
+                in_seconds=in_seconds,
+            )
+
+
+async def _take_next(parts: Parts, held: AsyncExitStack) -> Taken | None:
+    """Take the next run, as soon as its model's pace allows; None where nothing waits, or this process is leaving.
+
+    Raises:
+        _NoRoom: There is no memory for it here, and there was none for a while.
+    """
     barred: dict[str, float] = {}  # models without a start at the moment
     while not parts.stopping.is_set():
         following = await parts.database.patiently(runs.next_in_turn, SYNTHESIZE_JOB, list(barred))
@@ -144,9 +185,16 @@ async def _take_next(parts: Parts, held: ExitStack) -> Taken | None:
             await asyncio.sleep(min(_LOOK_SECONDS, *barred.values()))
             barred.clear()
             continue
-        pause = await _pause_before(parts, "qwen", following.model)
-        if pause > 0 and following.model is not None:
-            barred[following.model] = pause
-        elif taken := await take(parts, following.task_id, following.attempt, held):
-            return taken
+        async with AsyncExitStack() as trying:
+            size = bytes_of(following.characters)
+            try:
+                await trying.enter_async_context(parts.memory.room(size, within_seconds=_LOOK_SECONDS))
+            except TimeoutError:
+                raise _NoRoom from None
+            pause = await _pause_before(parts, following.provider, following.model)
+            if pause > 0 and following.model is not None:
+                barred[following.model] = pause
+            elif taken := await take(parts, following.task_id, following.attempt, trying):
+                held.push_async_exit(trying.pop_all())
+                return taken
     return None

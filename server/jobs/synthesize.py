@@ -7,7 +7,7 @@ ends the run otherwise (a refusal, a cancel, a lost lease, a shutdown) ends here
 import asyncio
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import NamedTuple
 from uuid import UUID
 
@@ -16,7 +16,6 @@ import msgspec
 
 from server.audio import format_named
 from server.errors import (
-    Overloaded,
     ProviderError,
     ProviderUnavailable,
     StorageUnavailable,
@@ -55,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 # Slow speech has a tenth of a second a character, and samples are the most that a second of it can be.
 SECONDS_PER_CHARACTER, BYTES_PER_SECOND = 0.1, 48_000
-
+# How long what is collected waits here for room in memory, before another process may try.
+ROOM_SECONDS = 10.0
 
 NOT_READY = "The speech provider is still preparing this voice. Please try again in a minute."
 
@@ -72,12 +72,17 @@ async def synthesize(parts: Parts, *, task_id: UUID, attempt: int) -> None:
     """Speak this attempt of a run, if it is still there to be spoken (a job)."""
     if parts.leases.holds(task_id, attempt):
         return  # a job too many for what is being spoken here already
-    with ExitStack() as held:
+    size = bytes_of(await parts.database.patiently_say(runs.characters_of, task_id))
+    async with AsyncExitStack() as held:
+        try:
+            await held.enter_async_context(parts.memory.room(size, within_seconds=ROOM_SECONDS))
+        except TimeoutError:
+            return  # it waits as before; the sweep finds it without a job, and whoever has room takes it
         if taken := await take(parts, task_id, attempt, held):
             await speak(parts, *taken)
 
 
-async def take(parts: Parts, task_id: UUID, attempt: int, held: ExitStack) -> Taken | None:
+async def take(parts: Parts, task_id: UUID, attempt: int, held: AsyncExitStack) -> Taken | None:
     """Take a run that waits, and hold it until ``held`` is left; None where somebody else has it, or it has ended."""
     scope = anyio.CancelScope()
     with ExitStack() as trying:
@@ -87,7 +92,7 @@ async def take(parts: Parts, task_id: UUID, attempt: int, held: ExitStack) -> Ta
         if assignment is None:
             return None
         hold.claimed = True
-        held.push(trying.pop_all())
+        held.push(trying.pop_all().__exit__)
         return Taken(assignment, scope, hold)
 
 
@@ -108,25 +113,14 @@ async def speak(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, 
     synthesis = _Synthesis(parts, assignment, scope, hold)
     with parts.speeches.cuttable(), parts.metrics.session(assignment.provider):
         with scope:
-            await _in_memory(parts, assignment, synthesis)
+            await synthesis.run()
         if scope.cancelled_caught and parts.leases.released:
             await _give_back(parts, assignment, synthesis)
 
 
-def bytes_of(text: str) -> int:
-    """The most that a text can become, in bytes of audio."""
-    return round(len(text) * SECONDS_PER_CHARACTER * BYTES_PER_SECOND)
-
-
-async def _in_memory(parts: Parts, assignment: Assignment, synthesis: "_Synthesis") -> None:
-    """Speak once there is room for what the text can become; others go on meanwhile, and a cancel is heard."""
-    wait = parts.settings.deadlines.queue_seconds
-    try:
-        async with parts.memory.room(bytes_of(assignment.text), within_seconds=wait):
-            await synthesis.run()
-    except Overloaded as exc:
-        ending = Ending(detail=exc.detail, category=exc.category, facts={"error": {"code": "no_memory"}})
-        await parts.endings.end(assignment.task_id, ending, attempt=assignment.attempt)
+def bytes_of(characters: int) -> int:
+    """The most that a text of so many characters can become, in bytes of audio."""
+    return round(characters * SECONDS_PER_CHARACTER * BYTES_PER_SECOND)
 
 
 async def _give_back(parts: Parts, assignment: Assignment, synthesis: "_Synthesis") -> None:

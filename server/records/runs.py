@@ -158,6 +158,28 @@ async def waiting(connection: Connection, job_name: str, at_most: int, user_id: 
     return Waiting(**dict(row)) if row else Waiting(0, 0)
 
 
+async def waiting_characters(connection: Connection, job_name: str, at_most: int) -> int:
+    """How long the texts are together that nobody has begun; of ``at_most`` of them."""
+    characters: int = await connection.fetchval(
+        """SELECT coalesce(sum(char_length(g.text)), 0)::bigint
+             FROM (SELECT generation_id FROM internal.runs WHERE state = 'queued' AND job_name = $2 LIMIT $1) AS w
+             JOIN public.generations g ON g.id = w.generation_id""",
+        at_most,
+        job_name,
+    )
+    return characters
+
+
+async def characters_of(connection: Connection, task_id: UUID) -> int:
+    """How long the text of a run is; 0 where it has none (any more)."""
+    characters: int | None = await connection.fetchval(
+        """SELECT char_length(g.text) FROM internal.runs r JOIN public.generations g ON g.id = r.generation_id
+            WHERE r.task_id = $1""",
+        task_id,
+    )
+    return characters or 0
+
+
 async def wake(connection: Connection, queue: Queue, task_id: UUID, attempt: int) -> None:
     """Defer the job of a run again that still waits, for whoever can take it."""
     job_name: str | None = await connection.fetchval(
@@ -168,11 +190,19 @@ async def wake(connection: Connection, queue: Queue, task_id: UUID, attempt: int
 
 
 class Next(msgspec.Struct, frozen=True):
-    """The run whose turn it is. ``model``: whose pace it needs; None where that is not known."""
+    """The run whose turn it is.
+
+    Attributes:
+        model: Whose pace it needs; None where that is not known.
+        provider: None where its generation is gone.
+        characters: Of its text.
+    """
 
     task_id: UUID
     attempt: int
     model: str | None
+    provider: str | None
+    characters: int
 
 
 # What a user has begun fades within a minute, as it would leave a window of one.
@@ -189,11 +219,14 @@ async def next_in_turn(connection: Connection, job_name: str, without_models: li
         without_models: Models that cannot start anything at the moment.
     """
     row = await connection.fetchrow(
-        f"""SELECT r.task_id, r.attempt, r.model
-             FROM internal.runs r LEFT JOIN internal.turns t ON t.user_id = r.user_id
-            WHERE r.state = 'queued' AND r.job_name = $1 AND coalesce(r.start_by > now(), true)
-              AND coalesce(r.model <> ALL($2::text[]), true)
-            ORDER BY r.byte_length > 0 DESC, {_TURNS}, r.created_at LIMIT 1""",  # noqa: S608 - constants
+        f"""SELECT n.task_id, n.attempt, n.model, g.tts_provider AS provider,
+                  coalesce(char_length(g.text), 0) AS characters
+             FROM (SELECT r.task_id, r.attempt, r.model, r.generation_id
+                     FROM internal.runs r LEFT JOIN internal.turns t ON t.user_id = r.user_id
+                    WHERE r.state = 'queued' AND r.job_name = $1 AND coalesce(r.start_by > now(), true)
+                      AND coalesce(r.model <> ALL($2::text[]), true)
+                    ORDER BY r.byte_length > 0 DESC, {_TURNS}, r.created_at LIMIT 1) n
+             LEFT JOIN public.generations g ON g.id = n.generation_id""",  # noqa: S608 - constants
         job_name,
         without_models,
     )

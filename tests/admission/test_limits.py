@@ -66,27 +66,50 @@ async def test_turns_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- bytes in memory --------------------------------------------------------------------------------------------------
 
 
-async def test_a_text_waits_until_there_is_memory_for_what_it_can_become(
-    settings: Settings, simulator: Simulator, database_url: str
+async def test_a_process_without_memory_takes_no_text_in_hand_and_refuses_what_nobody_could_take(
+    settings: Settings, simulator: Simulator, database_url: str, rows: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
+    """There is room for one of these texts at a time, and one more may wait for it."""
     held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1}, text_contains="first")
     async with running_gateway(replace(settings, memory_for_audio=100_000)) as gateway, gateway.client() as client:
         voice_id = await insert_voice(database_url, client.user_id)
         first = await client.generate(voice_id, "The first one.")
         await held.held()
         second = await client.generate(voice_id, "Another one.")
-        third = await client.generate(voice_id, "A third one.")
-
-        async def begun() -> bool:
-            return bool((await client.task(second["task_id"]))["status"] == "processing")
-
-        await wait_for(begun)
-        assert len(simulator.calls) == 1, "there is room for one"
-        assert (await client.http.post(f"/api/tasks/{third['task_id']}/cancel")).json()["cancelled"] is True
+        await wait_for(lambda: gateway.parts.memory.waited_for)
+        states = "SELECT state FROM internal.runs ORDER BY created_at"
+        assert [row["state"] for row in await rows.fetch(states)] == ["speaking", "queued"]
+        body = {"voice_id": str(voice_id), "text": "A third one."}
+        refused = await client.http.post("/api/generate", json=body)
+        problem_of(refused, 503, "overloaded", says="Too much is being spoken")
+        assert int(refused.headers["retry-after"]) > 0
+        assert b'utter_refused_total{what="memory"} 1.0' in gateway.parts.metrics.exposition()
+        assert await rows.fetchval("SELECT count(*) FROM public.generations") == 2, "nothing is left of it"
+        # What waits is anybody's: a process that has memory takes it, though this one has fetched its job.
+        async with running_gateway(settings) as other:
+            assert (await client.ended(second["task_id"]))["status"] == "completed"
+            assert other.parts.memory.has_room(1)
+        assert (await client.task(first["task_id"]))["status"] == "processing"
+        assert (await client.http.post("/api/generate", json=body)).status_code == 200
         held.release()
-        for task in (first, second):
+        assert (await client.ended(first["task_id"]))["status"] == "completed"
+
+
+async def test_what_is_cancelled_while_it_waits_for_memory_is_not_bought(
+    settings: Settings, simulator: Simulator, database_url: str
+) -> None:
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1}, text_contains="first")
+    async with running_gateway(replace(settings, memory_for_audio=120_000)) as gateway, gateway.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id)
+        first = await client.generate(voice_id, "The first one.")
+        await held.held()
+        second = await client.generate(voice_id, "Another one.")
+        assert (await client.http.post(f"/api/tasks/{second['task_id']}/cancel")).json()["cancelled"] is True
+        third = await client.generate(voice_id, "A third one.")
+        held.release()
+        for task in (first, third):
             assert (await client.ended(task["task_id"]))["status"] == "completed"
-        assert len(simulator.calls) == 2, "what was cancelled meanwhile is not bought"
+        assert len([call for call in simulator.calls if call.get("text")]) == 2
 
 
 async def test_memory_is_given_to_who_came_first_and_comes_back() -> None:
@@ -108,7 +131,7 @@ async def test_memory_is_given_to_who_came_first_and_comes_back() -> None:
         assert order == ["half"], "nobody overtakes"
         large.cancel()
         await wait_for(lambda: order == ["half", "small"])
-        with pytest.raises(Overloaded):
+        with pytest.raises(TimeoutError):
             await memory.room(90, within_seconds=0.01).__aenter__()
         leave.set()
     async with memory.room(500, within_seconds=0.01):
