@@ -162,7 +162,7 @@ class JobFunction(Protocol):
 
 
 class _Worker(Worker):
-    """The library's worker, not ended by a failed fetch: replacing it would wait for its longest speech.
+    """The library's worker, not ended by a failed fetch or heartbeat: replacing it would wait for its longest speech.
 
     Attributes:
         places: Where its jobs share their number with others; one is taken before a job is fetched.
@@ -180,6 +180,16 @@ class _Worker(Worker):
             if isinstance(exc.__cause__, asyncpg.ForeignKeyViolationError):
                 # Another process took us for dead long ago and removed our row.
                 self.worker_id = await self.app.job_manager.register_worker()
+
+    async def _update_heartbeat(self) -> None:
+        while True:
+            try:
+                await super()._update_heartbeat()  # type: ignore[no-untyped-call]
+            except exceptions.ConnectorException as exc:
+                reason = type(exc.__cause__ or exc).__name__
+                logger.warning(
+                    "heartbeat of the queue not written", extra={"queue": self.worker_name, "reason": reason}
+                )
 
 
 class Queue:

@@ -10,11 +10,13 @@ from uuid import UUID
 import httpx
 
 from tests.chaos.world import Said, World
+from tests.gateway import Client
 from tests.support import wait_for
 
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 _WAV_HEADER_BYTES = 44
-_STARTS = 3  # tries of one speech at its provider, as long as nothing was heard
+# A rest of a text that is shorter is not told from others.
+_SHORTEST_REST = 6
 
 
 async def ended(world: World, within_seconds: float) -> None:
@@ -58,18 +60,25 @@ async def judge(world: World, *, within_seconds: float) -> dict[str, int]:
     """
     await ended(world, within_seconds)
     await world.followed()
-    findings: list[str] = []
+    findings = world.findings
     outcomes: dict[str, int] = {}
     async with world.rows() as rows:
-        for said in world.said:
-            row = await rows.fetchrow(
-                """SELECT t.status, t.error, t.error_category, g.audio_object_key, g.status AS generation
-                     FROM public.tasks t LEFT JOIN public.generations g ON g.id = t.generation_id WHERE t.id = $1""",
-                UUID(said.task_id),
+        tasks = {
+            row["id"]: dict(row)
+            for row in await rows.fetch(
+                """SELECT t.id, t.status, t.error, t.result, g.audio_object_key, g.status AS generation,
+                          g.provider_metadata -> 'attempts' AS attempts
+                     FROM public.tasks t LEFT JOIN public.generations g ON g.id = t.generation_id"""
             )
-            outcome = await _one(world, said, dict(row) if row else None, findings)
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    _purchases(world, findings)
+        }
+    async with world.client(world.serving()) as client, httpx.AsyncClient() as anybody:
+        for said in world.said:
+            outcome = await _one(world, said, tasks.get(UUID(said.task_id)), findings)
+            if outcome == "completed" and said.source != "design":
+                await _object(world, said, client, anybody, findings)
+            kind = f"{said.source} {outcome}"
+            outcomes[kind] = outcomes.get(kind, 0) + 1
+    await _purchases(world, findings)
     await _outside(world, findings)
     _logs(world, findings)
     assert not findings, "\n".join(findings)
@@ -77,69 +86,96 @@ async def judge(world: World, *, within_seconds: float) -> dict[str, int]:
 
 
 async def _one(world: World, said: Said, row: dict[str, Any] | None, findings: list[str]) -> str:
+    """What the rows, the listener and the provider say of one text; its outcome."""
     what = f"{said.source} {said.text!r} ({said.task_id})"
     if row is None:
-        if world.lossy_at is None:
+        if not world.at_risk(said):
             findings.append(f"{what}: taken and not known any more")
         return "lost with its rows"
+    if row["generation"] not in (None, row["status"]):
+        findings.append(f"{what}: its task has {row['status']} and its generation is {row['generation']}")
     if row["status"] == "completed":
-        if row["generation"] not in (None, "completed"):
-            findings.append(f"{what}: its task has completed and its generation is {row['generation']}")
-        await _object(world, said, row["audio_object_key"], findings)
+        if said.source == "design" and not row["result"]:
+            findings.append(f"{what}: completed without a preview")
+        if said.source != "design" and not row["audio_object_key"]:
+            findings.append(f"{what}: completed without an object")
     elif not row["error"]:
         findings.append(f"{what}: {row['status']} without words")
-    if said.stream_url:
-        if said.end is None and not said.gone:
+    elif not said.interruptions and said.text not in world.misbehaved:
+        findings.append(f"{what}: {row['status']} though nothing happened to it: {row['error']}")
+    if said.stream_url and not said.gone:
+        if said.end is None:
             findings.append(f"{what}: its listener was never told the end")
-        elif said.end and said.end["status"] != row["status"] and world.lossy_at is None:
+        elif said.end["status"] != row["status"] and not world.at_risk(said):
             findings.append(f"{what}: heard {said.end['status']}, and the row says {row['status']}")
-    calls = [call for call in world.simulator.calls if call.get("text") == said.text]
-    allowed = _STARTS + said.interruptions if said.source in ("realtime", "inference") else 1
-    if len(calls) > allowed:
-        findings.append(f"{what}: {len(calls)} calls, {allowed} allowed")
+    if said.source in ("realtime", "inference"):
+        # What a process did not live to see may be spoken once more, and the rows say so each time.
+        sent, noted = len(_sent(world, said)), len(row["attempts"] or ())
+        if sent > 1 + said.interruptions:
+            findings.append(f"{what}: its text was sent {sent} times, with {said.interruptions} interruptions")
+        if sent > 1 + noted and not world.at_risk(said):
+            findings.append(f"{what}: its text was sent {sent} times, and its row tells of {noted} more attempts")
     return str(row["status"])
 
 
-async def _object(world: World, said: Said, key: str | None, findings: list[str]) -> None:
-    if key is None:
-        findings.append(f"{said.text!r}: completed without an object")
-        return
-    assert said.generation_id
-    async with world.client(world.serving()) as client:
-        redirect = await client.http.get(f"/api/generations/{said.generation_id}/audio")
+def _sent(world: World, said: Said) -> list[dict[str, Any]]:
+    """The calls in which the provider was sent this text, or the rest of it; a session without a text cost nothing."""
+    return [
+        call
+        for call in world.simulator.calls
+        if call["surface"] == "realtime"
+        and len(call["text"]) > _SHORTEST_REST
+        and (said.text.endswith(call["text"]) or said.text.startswith(call["text"]))
+    ]
+
+
+async def _object(world: World, said: Said, client: Client, anybody: httpx.AsyncClient, findings: list[str]) -> None:
+    """What is stored is what was heard, and what the provider has sent."""
+    redirect = await client.http.get(f"/api/generations/{said.generation_id}/audio")
     if redirect.status_code != 302:
         findings.append(f"{said.text!r}: completed, and its audio is answered {redirect.status_code}")
         return
-    async with httpx.AsyncClient() as anybody:
-        answer = await anybody.get(redirect.headers["location"])
+    answer = await anybody.get(redirect.headers["location"])
     if answer.status_code != 200:
         findings.append(f"{said.text!r}: its object is not there ({answer.status_code})")
         return
     whole = answer.content
     payload = whole[_WAV_HEADER_BYTES:] if whole.startswith(b"RIFF") else whole
-    if said.stream_url and bytes(said.heard) not in (payload, whole):
-        findings.append(f"{said.text!r}: heard {len(said.heard)} bytes, stored {len(payload)} others")
-    spoken = [
-        call["audio_bytes"] for call in world.simulator.calls if call.get("text") == said.text and "deltas" in call
-    ]
-    # A speech that goes on in another process is the sum of what several said.
-    whole_in_one = said.source == "realtime" or not said.interruptions
-    if spoken and whole_in_one and len(payload) not in spoken:
+    if said.stream_url and not said.gone and bytes(said.heard) not in (payload, whole):
+        finding = f"{said.source} {said.text!r}: heard {len(said.heard)} bytes, stored {len(payload)} others"
+        if world.at_risk(said):
+            world.count("heard otherwise than stored, for commits were lost")
+        else:
+            findings.append(finding)
+    spoken = [call["audio_bytes"] for call in _sent(world, said)]
+    if said.source == "realtime" and len(payload) not in spoken:
         findings.append(f"{said.text!r}: stored {len(payload)} bytes, the provider sent {spoken}")
+    if said.source == "inference" and len(payload) > sum(spoken):
+        findings.append(f"{said.text!r}: stored {len(payload)} bytes, the provider sent {spoken} in all")
 
 
-def _purchases(world: World, findings: list[str]) -> None:
-    """What is bought once is bought once, whatever dies meanwhile."""
-    per_text: dict[tuple[str, str], int] = {}
+_BOUGHT = {("http", "synthesize"): "http", ("modal", "submit"): "modal", ("customization", "create"): "voice"}
+
+
+async def _purchases(world: World, findings: list[str]) -> None:
+    """What is bought by itself is bought once, by the provider's own book, and has a row here that knows of it."""
+    async with world.rows() as rows:
+        known = await rows.fetch(
+            """SELECT p.kind, p.state, p.provider_name, g.text
+                 FROM internal.purchases p LEFT JOIN public.tasks t ON t.id = p.subject
+                 LEFT JOIN public.generations g ON g.id = t.generation_id"""
+        )
+    texts = {(row["kind"], row["text"]) for row in known}
+    names = {row["provider_name"] for row in known}
+    bought: dict[tuple[str, str], int] = {}
     for call in world.simulator.calls:
-        if (call["surface"], call["action"]) in (
-            ("http", "synthesize"),
-            ("modal", "submit"),
-            ("customization", "create"),
-        ):
-            what = str(call.get("text") or call.get("preferred_name") or call.get("name") or call["id"])
-            per_text[call["surface"], what] = per_text.get((call["surface"], what), 0) + call.get("billed", 1)
-    findings += [f"{surface}: {what!r} was bought {n} times" for (surface, what), n in per_text.items() if n > 1]
+        if kind := _BOUGHT.get((call["surface"], call["action"])):
+            what = str(call["preferred_name"] if kind == "voice" else call["text"])
+            bought[kind, what] = bought.get((kind, what), 0) + 1
+            lost = any(begin <= call["at"] <= end for begin, end in world.losses)
+            if not lost and (what not in names if kind == "voice" else (kind, what) not in texts):
+                findings.append(f"{kind}: {what!r} was bought, and no purchase knows of it")
+    findings += [f"{kind}: {what!r} was bought {n} times" for (kind, what), n in bought.items() if n > 1]
 
 
 async def reconciled(world: World) -> dict[str, Any]:
@@ -161,13 +197,17 @@ async def _outside(world: World, findings: list[str]) -> None:
     """`reconcile` lists the purchases that were cut off, each one, and nothing else."""
     found = await reconciled(world)
     async with world.rows() as rows:
-        cut = await rows.fetch("SELECT subject FROM internal.purchases WHERE state IN ('unknown', 'calling')")
+        cut = await rows.fetch("SELECT subject, state FROM internal.purchases WHERE state IN ('unknown', 'calling')")
     listed = {UUID(purchase["subject"]) for purchase in found["purchases"]}
-    lapsed = {row["subject"] for row in cut}
-    if not listed <= lapsed:
-        findings.append(f"reconcile lists purchases that are decided: {listed - lapsed}")
-    if world.lossy_at is None and len(listed) > world.undecided:
-        findings.append(f"reconcile lists {len(listed)} purchases, {world.undecided} were cut off")
+    open_ones = {row["subject"] for row in cut}
+    if not listed <= open_ones:
+        findings.append(f"reconcile lists purchases that are decided: {listed - open_ones}")
+    if forgotten := {row["subject"] for row in cut if row["state"] == "unknown"} - listed:
+        findings.append(f"reconcile does not list {forgotten}")
+    undisturbed = {UUID(said.task_id) for said in world.said if not said.interruptions}
+    if wrong := listed & undisturbed:
+        findings.append(f"reconcile lists purchases that nothing happened to: {wrong}")
+    world.count("purchases that reconcile lists", len(listed))
     for kind in ("unstored", "problems", "removals"):
         if found[kind]:
             findings.append(f"reconcile lists {kind}: {found[kind]}")

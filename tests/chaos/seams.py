@@ -10,93 +10,90 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-from tests.chaos.world import Node, Said, Source, World
-from tests.voices import DESIGN, TRANSCRIPT, recording, upload
+from server.dev.simulator.behaviours import Planned
+from tests.chaos.world import Node, Source, World
+from tests.voices import TRANSCRIPT, recording, upload
 
 _DELTA_BYTES = 1152  # three whole MP3 frames
-_REACHED_SECONDS = 10.0
+_REACHED_SECONDS = 20.0
 
 Spoken = Literal["realtime", "inference"]
 Seam = Callable[[World, Node, str], AbstractAsyncContextManager[None]]
 
 
-async def _asked(world: World, node: Node, source: Source, text: str) -> asyncio.Task[Said | None]:
+@asynccontextmanager
+async def _asking(world: World, node: Node, source: Source, text: str) -> AsyncIterator[None]:
     """Ask, and do not wait for the answer: where the rows are what is stopped at, there is none yet."""
-    return asyncio.create_task(world.say(node, source, text))
+    asking = asyncio.create_task(world.say(node, source, text))
+    try:
+        yield
+    finally:
+        await asking  # it is answered, or breaks off with its process, at the latest after its client's own deadline
+
+
+@asynccontextmanager
+async def _reached(held: asyncio.Event) -> AsyncIterator[None]:
+    async with asyncio.timeout(_REACHED_SECONDS):
+        await held.wait()
+    yield
 
 
 @asynccontextmanager
 async def _at_statement(words: bytes, source: Spoken, world: World, node: Node, text: str) -> AsyncIterator[None]:
-    with node.door.holding_back(words) as held:
-        asking = await _asked(world, node, source, text)
-        async with asyncio.timeout(_REACHED_SECONDS):
-            await held.wait()
-        yield
-    await asking
+    async with _asking(world, node, source, text):
+        with node.door.holding_back(words) as held:
+            async with _reached(held):
+                yield
 
 
 @asynccontextmanager
 async def _at_put(
     moment: Literal["before", "after"], source: Spoken, world: World, node: Node, text: str
 ) -> AsyncIterator[None]:
-    with node.store.holding_a_put(moment) as held:
-        asking = await _asked(world, node, source, text)
-        async with asyncio.timeout(_REACHED_SECONDS):
-            await held.wait()
+    async with _asking(world, node, source, text):
+        with node.store.holding_a_put(moment) as held:
+            async with _reached(held):
+                yield
+
+
+@asynccontextmanager
+async def _held(plan: Planned) -> AsyncIterator[None]:
+    try:
+        await plan.held(timeout_seconds=_REACHED_SECONDS)
         yield
-    await asking
+    finally:
+        plan.release()
 
 
 @asynccontextmanager
 async def _at_word(fault: dict[str, Any], source: Spoken, world: World, node: Node, text: str) -> AsyncIterator[None]:
     shape = {"minimum_bytes": 8 * _DELTA_BYTES, "delta_bytes": _DELTA_BYTES, "faults": [{"do": "hold", **fault}]}
     plan = world.simulator.behave("realtime", shape, text_contains=text)
-    asking = await _asked(world, node, source, text)
-    try:
-        await plan.held(timeout_seconds=_REACHED_SECONDS)
+    async with _asking(world, node, source, text), _held(plan):
         yield
-    finally:
-        plan.release()
-    await asking
 
 
 @asynccontextmanager
 async def _at_upgrade(source: Spoken, world: World, node: Node, text: str) -> AsyncIterator[None]:
     """The session is being opened: claimed, and nothing said. An upgrade cannot be told by its text."""
     plan = world.simulator.behave("realtime", {"faults": [{"do": "hold", "at": "upgrade"}]})
-    asking = await _asked(world, node, source, text)
-    try:
-        await plan.held(timeout_seconds=_REACHED_SECONDS)
+    async with _asking(world, node, source, text), _held(plan):
         yield
-    finally:
-        plan.release()
-    await asking
 
 
 @asynccontextmanager
 async def _piece(world: World, node: Node, text: str) -> AsyncIterator[None]:
     plan = world.simulator.behave("http", {"do": "hold"}, text_contains=text)
-    asking = await _asked(world, node, "http", text)
-    try:
-        await plan.held(timeout_seconds=_REACHED_SECONDS)
-        world.undecided += 1
+    async with _asking(world, node, "http", text), _held(plan):
         yield
-    finally:
-        plan.release()
-    await asking
 
 
 @asynccontextmanager
 async def _job(world: World, node: Node, text: str) -> AsyncIterator[None]:
+    """Of a process that submits jobs."""
     plan = world.simulator.behave("modal", {"do": "hold"}, action="submit", text_contains=text)
-    asking = await _asked(world, node, "modal", text)
-    try:
-        await plan.held(timeout_seconds=_REACHED_SECONDS)
-        world.undecided += 1
+    async with _asking(world, node, "modal", text), _held(plan):
         yield
-    finally:
-        plan.release()
-    await asking
 
 
 @asynccontextmanager
@@ -107,27 +104,18 @@ async def _clone(world: World, node: Node, text: str) -> AsyncIterator[None]:
         body = {"voice_id": voice_id, "name": "Ada", "language": "English", "transcript": TRANSCRIPT}
         asking = asyncio.create_task(client.http.post("/api/clone/finalize", json=body))
         try:
-            await plan.held(timeout_seconds=_REACHED_SECONDS)
-            world.undecided += 1
-            yield
+            async with _held(plan):
+                yield
         finally:
-            plan.release()
-        await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.gather(asking, return_exceptions=True)
 
 
 @asynccontextmanager
 async def _design(world: World, node: Node, text: str) -> AsyncIterator[None]:
-    plan = world.simulator.behave("customization", {"do": "hold"}, action="create")
-    async with world.client(node) as client:
-        answer = await client.http.post("/api/voices/design/preview", json={**DESIGN, "text": text})
-        assert answer.status_code == 200, answer.text
-        world.said.append(Said("design", text, answer.json()["task_id"], None, None))
-        try:
-            await plan.held(timeout_seconds=_REACHED_SECONDS)
-            world.undecided += 1
-            yield
-        finally:
-            plan.release()
+    plan = world.simulator.behave("customization", {"do": "hold"}, action="create", text_contains=text)
+    await world.design(node, text)
+    async with _held(plan):
+        yield
 
 
 def _spoken(source: Spoken) -> dict[str, Seam]:

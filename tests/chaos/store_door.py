@@ -34,6 +34,7 @@ class StoreDoor:
         self.refusing = False
         self.slow_seconds = 0.0
         self.losing = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._hold: Literal["before", "after"] | None = None
         self._held = asyncio.Event()
         self._released = asyncio.Event()
@@ -61,14 +62,21 @@ class StoreDoor:
             yield self
         finally:
             server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
         try:
             if not self.away:
                 await self._pass_on(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # either side has gone
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # either side has gone, or the door closes
         finally:
+            self._tasks.discard(task)
             writer.transport.abort() if self.away else writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

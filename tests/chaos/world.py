@@ -26,6 +26,7 @@ from server.database.migrations import migrate
 from server.dev import postgres
 from server.dev.postgres import EmbeddedPostgres, running_postgres
 from server.dev.simulator import AT_ONCE, Simulator, running_simulator
+from server.dev.simulator.ledger import now_iso
 from server.settings import VC_REALTIME
 from tests.chaos.store_door import StoreDoor
 from tests.gateway import Client, Process, insert_voice, read_events
@@ -33,11 +34,16 @@ from tests.modal import recording
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.storage.conftest import s3_settings
 from tests.support import AUTH_JWT_SECRET, fast_folder, free_port, open_to_all, wait_for
+from tests.voices import DESIGN
 
 Source = Literal["realtime", "inference", "http", "design", "clone", "modal"]
 MODELS = {"realtime": VC_REALTIME, "inference": "qwen-audio-3.0-tts-flash", "http": "qwen3-tts-vc-2026-01-22"}
-FOLLOWED_SECONDS = 240.0
-_STARTS_OF_A_PROCESS = 8
+# Where Debian's package puts the library that shows a process another time of day.
+FAKE_CLOCK = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+# Longer than any outage: whoever runs a process starts it again for as long.
+_STARTED_WITHIN_SECONDS = 240.0
+# When everything has ended, a listener that comes back hears so.
+_FOLLOWED_AFTERWARDS_SECONDS = 120.0
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Said:
     heard: bytearray = field(default_factory=bytearray)
     end: dict[str, Any] | None = None
     gone: bool = False
+    ended_at: float | None = None
 
 
 class Node:
@@ -71,6 +78,13 @@ class Node:
         self.process = Process(variables, log)
         self.alive = True
         self.paused = False
+        self.doomed = False  # somebody has chosen it to die: nobody else tells it to leave
+        self.doors = AsyncExitStack()
+
+    @property
+    def speaks(self) -> str:
+        """The mode in which it takes new texts."""
+        return self.variables.get("TTS_PROVIDER_MODE", "qwen")
 
     @property
     def serves(self) -> bool:
@@ -81,7 +95,10 @@ class World:
     """See the module.
 
     Attributes:
-        lossy_at: When commits were last lost in a fail-over; None: never.
+        losses: From when to when commits were lost, as the provider's book tells the time.
+        misbehaved: Texts that their provider was told to fail at.
+        findings: What was wrong as soon as it was seen; the judge has the last word on all of them.
+        clocks: How far each further process's own clock is from the right one, in turns; none: not at all.
         unanswered: Requests whose answer never came: whether they were taken is for the database to say.
     """
 
@@ -91,10 +108,13 @@ class World:
         self.said: list[Said] = []
         self.user_id = uuid4()
         self.voices: dict[str, UUID] = {}
-        self.lossy_at: float | None = None
+        self._losses: list[tuple[float, float]] = []  # from when to when commits were lost
+        self.losses: list[tuple[str, str]] = []
+        self.misbehaved: set[str] = set()
+        self.findings: list[str] = []
+        self.clocks: tuple[str, ...] = ()
         self.unanswered = 0
         self.counted: dict[str, int] = {}
-        self.undecided = 0
         self._closed = False
         self._numbers = itertools.count(1)
         self._following = asyncio.TaskGroup()
@@ -111,44 +131,60 @@ class World:
     async def start(self, **environ: str) -> Node:
         """One more process, ready to serve."""
         number = next(self._numbers)
-        door = await self._stack.enter_async_context(postgres_proxy(self.database.url()))
-        store = await self._stack.enter_async_context(StoreDoor(self.s3_endpoint).listening())
+        doors = AsyncExitStack()
+        self._stack.push_async_callback(doors.aclose)
+        door = await doors.enter_async_context(postgres_proxy(self.database.url()))
+        store = await doors.enter_async_context(StoreDoor(self.s3_endpoint).listening())
         variables = {
             **self.variables,
             "DATABASE_URL": door.url,
             "STORAGE_URL": f"s3://?endpoint={quote(store.url, safe='')}&region=us-east-1",
             "PORT": str(free_port()),
+            **self._clock(number),
             **environ,
         }
         node = Node(f"p{number}", variables, self.folder / f"p{number}.log", door, store)
+        node.doors = doors
         node.alive = False
         self.nodes.append(node)  # a fail-over has to lead its door, too
-        for tries in range(_STARTS_OF_A_PROCESS):
+        door.lead_to(self.database.url())  # and there may have been one while the doors were made
+        deadline = time.monotonic() + _STARTED_WITHIN_SECONDS
+        while True:
             try:
                 await node.process.start()
                 break
             except AssertionError:  # it said what is missing and left; whoever runs it starts it again
-                if tries + 1 == _STARTS_OF_A_PROCESS:
+                if time.monotonic() > deadline:
                     raise
                 await node.process.kill()
-                (self.folder / f"p{number}.log").unlink()
+                (self.folder / f"p{number}.log").rename(self.folder / f"p{number}-not-started.log")
                 self.count("starts of a process that were tried again")
                 await asyncio.sleep(1.0)
         node.alive = True
         return node
 
+    def _clock(self, number: int) -> dict[str, str]:
+        """What shows a process a time of day of its own; what it measures with (monotonic) is left alone."""
+        if not self.clocks:
+            return {}
+        apart = self.clocks[number % len(self.clocks)]
+        if apart:
+            self.count("processes whose clock is wrong")
+        return {"LD_PRELOAD": str(FAKE_CLOCK), "FAKETIME": apart, "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if apart else {}
+
     async def kill(self, node: Node) -> None:
         """As a power cut would."""
         node.alive = False
-        self._interrupted()
+        self.interrupted()
         await node.process.kill()
         self.count("kills")
+        await node.doors.aclose()
 
     @asynccontextmanager
     async def stopped(self, node: Node) -> AsyncIterator[None]:
         """SIGSTOP while the block lasts."""
         node.paused = True
-        self._interrupted()
+        self.interrupted()
         node.process.send(signal.SIGSTOP)
         self.count("pauses")
         try:
@@ -160,15 +196,22 @@ class World:
     async def leave(self, node: Node) -> int:
         """SIGTERM; its exit status."""
         node.alive = False
-        self._interrupted()
+        self.interrupted()
         node.process.send(signal.SIGTERM)
         self.count("departures")
-        return await node.process.exited(60.0)
+        status = await node.process.exited(120.0)
+        await node.doors.aclose()
+        return status
 
-    def _interrupted(self) -> None:
+    def interrupted(self) -> None:
+        """A process died, stands still or is cut off: each text under way may be its own, and may be begun again."""
         for said in self.said:
             if said.end is None:
                 said.interruptions += 1
+
+    def at_risk(self, said: Said) -> bool:
+        """Whether commits were lost while it was under way: then nobody promises that its rows are there."""
+        return any(said.at <= end and (said.ended_at or end) >= begin for begin, end in self._losses)
 
     def serving(self, *, but: Node | None = None) -> Node:
         """A process that can be asked, the one that was not asked last first."""
@@ -179,8 +222,26 @@ class World:
 
     # --- people ---------------------------------------------------------------------------------------------------
 
+    async def design(self, node: Node, text: str) -> Said | None:
+        """Ask a process for the preview of a voice; None as for ``say``."""
+        at = time.monotonic()
+        async with node.process.client(self.user_id) as client:
+            try:
+                answer = await client.http.post("/api/voices/design/preview", json={**DESIGN, "text": text})
+            except httpx.TransportError:
+                self.unanswered += 1
+                return None
+        if answer.status_code != 200:
+            self.refused(f"design {text!r}", answer)
+            return None
+        said = Said("design", text, answer.json()["task_id"], None, None, at=at)
+        self.said.append(said)
+        self.count("previews")
+        return said
+
     async def say(self, node: Node, source: Source, text: str, *, listen_at: Node | None = None) -> Said | None:
         """Ask a process to speak; None where its answer never came or was a refusal with words."""
+        at = time.monotonic()
         async with node.process.client(self.user_id) as client:
             try:
                 body = {"voice_id": str(self.voices[source]), "text": text}
@@ -189,23 +250,30 @@ class World:
                 self.unanswered += 1
                 return None
         if answer.status_code != 200:
-            assert answer.status_code in (429, 502, 503), answer.text
-            assert answer.json()["detail"], answer.text
-            self.count(f"answered {answer.status_code}")
+            self.refused(f"{source} {text!r}", answer)
             return None
         task = answer.json()
-        said = Said(source, text, task["task_id"], task["generation_id"], task.get("stream_url"))
+        said = Said(source, text, task["task_id"], task["generation_id"], task.get("stream_url"), at=at)
         self.said.append(said)
         self.count("texts")
         if said.stream_url:
             self._following.create_task(self._follow(said, listen_at))
         return said
 
+    def refused(self, what: str, answer: httpx.Response) -> None:
+        """A refusal is one of those that pass, and has words."""
+        self.count(f"answered {answer.status_code}")
+        try:
+            words = answer.json()["detail"]
+        except (ValueError, KeyError):
+            words = ""
+        if answer.status_code not in (429, 502, 503) or not words:
+            self.findings.append(f"{what}: answered {answer.status_code} {answer.text[:300]!r}")
+
     async def _follow(self, said: Said, node: Node | None) -> None:
         """Listen as a browser does: come back at another process with the id of the last event, until the end."""
         assert said.stream_url
-        deadline = time.monotonic() + FOLLOWED_SECONDS
-        while said.end is None and not self._closed and time.monotonic() < deadline:
+        while said.end is None and not self._closed:
             if node is None or not node.serves:
                 serving = [each for each in self.nodes if each.serves]
                 if not serving:
@@ -221,7 +289,7 @@ class World:
                 ):
                     if response.status_code == 200:
                         await self._hear(said, response)
-                    elif response.status_code in (404, 410) and self.lossy_at:
+                    elif response.status_code in (404, 410) and self.at_risk(said):
                         said.gone = True
                         return
             except (httpx.TransportError, TimeoutError):
@@ -234,9 +302,10 @@ class World:
         async for event in read_events(response):
             if event.name == "response.audio.delta":
                 said.heard += base64.b64decode(event.data["delta"])
-                assert event.id == str(len(said.heard)), "an id is the offset behind its delta"
+                if event.id != str(len(said.heard)):
+                    self.findings.append(f"{said.text!r}: {len(said.heard)} bytes heard, and the event says {event.id}")
             if event.terminal:
-                said.end = event.data
+                said.end, said.ended_at = event.data, time.monotonic()
 
     # --- the database ---------------------------------------------------------------------------------------------
 
@@ -280,6 +349,7 @@ class World:
         try:
             if lose_seconds:
                 await self._level(successor)
+                cut_at, cut_at_utc = time.monotonic(), now_iso()
                 await successor.execute("ALTER SYSTEM SET primary_conninfo = ''")
                 await successor.execute("SELECT pg_reload_conf()")
                 await asyncio.sleep(lose_seconds)
@@ -298,8 +368,10 @@ class World:
             assert await successor.fetchval("SELECT pg_promote(wait_seconds => 30)")
         finally:
             await successor.close()
-        if lost and lose_seconds:
-            self.lossy_at = time.monotonic()
+        if lose_seconds:
+            self._losses.append((cut_at, time.monotonic()))
+            self.losses.append((cut_at_utc, now_iso()))
+        self.interrupted()
         self.database = new
         for node in self.nodes:
             node.door.lead_to(new.url())
@@ -351,10 +423,12 @@ class World:
         return voice_id
 
     async def followed(self) -> None:
-        """Wait until every listener has heard the end of what it listens to."""
-        await wait_for(
-            lambda: all(said.end or said.gone or not said.stream_url for said in self.said), FOLLOWED_SECONDS
-        )
+        """Wait until every listener has heard the end of what it listens to; the judge names those who have not."""
+        with contextlib.suppress(AssertionError):
+            await wait_for(
+                lambda: all(said.end or said.gone or not said.stream_url for said in self.said),
+                _FOLLOWED_AFTERWARDS_SECONDS,
+            )
 
     def client(self, node: Node) -> Client:
         return node.process.client(self.user_id)

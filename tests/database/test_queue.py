@@ -13,7 +13,7 @@ import pytest
 from procrastinate import exceptions
 
 from server.database.connections import Database, Listener
-from server.database.queue import DEFAULT, SYNTHESIS, AsyncpgConnector, Queue, _translate
+from server.database.queue import DEFAULT, SYNTHESIS, AsyncpgConnector, Queue, _translate, _Worker
 from tests.postgres_proxy import postgres_proxy
 from tests.support import wait_for
 
@@ -282,6 +282,28 @@ async def test_a_worker_whose_fetch_fails_goes_on_while_its_jobs_run(world: Worl
         await world.defer()
         await wait_for(lambda: world.begun == 2, 5.0)
         assert await worker_ids(rows) != before
+
+
+async def test_a_worker_whose_heartbeat_fails_goes_on_while_its_jobs_run(
+    world: World, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.gate.clear()
+    worker = _Worker(
+        world.queue._app, queues=[DEFAULT], name=DEFAULT, update_heartbeat_interval=0.02, install_signal_handlers=False
+    )
+    working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
+    try:
+        await world.defer()
+        await wait_for(lambda: world.begun == 1)
+        await rows.execute("ALTER TABLE internal.procrastinate_workers RENAME TO mislaid")
+        await wait_for(lambda: "heartbeat of the queue not written" in caplog.text)
+        await rows.execute("ALTER TABLE internal.mislaid RENAME TO procrastinate_workers")
+        world.gate.set()
+        await world.defer()
+        await wait_for(lambda: world.begun == 2)
+    finally:
+        worker.stop()  # type: ignore[no-untyped-call]
+        await working
 
 
 async def worker_ids(rows: Rows) -> list[int]:
