@@ -197,7 +197,7 @@ class Process:
                 except httpx.HTTPError:
                     return False
 
-            await wait_for(ready, 30.0)
+            await wait_for(ready, 60.0, every_seconds=0.05)  # asking more often would take the time that it needs
 
     def send(self, number: signal.Signals) -> None:
         assert self._process

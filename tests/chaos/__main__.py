@@ -27,9 +27,9 @@ from tests.chaos.seams import MODAL_SEAMS, SEAMS
 from tests.chaos.world import FAKE_CLOCK, Node, Source, World, world
 from tests.conftest import AWS_ENVIRONMENT
 
-PROCESSES = 4
+PROCESSES = 5
 SPEAKERS = 2
-STRIKERS = 3  # processes that are brought to a seam at the same time
+STRIKERS = 4  # processes that are brought to a seam at the same time
 _PAUSED = 0.15  # of those who reach a seam stand still there, and go on
 _PAUSES = (2.0, 8.0, 20.0)
 _OUTAGES_SECONDS = (3.0, 12.0, 30.0)
@@ -263,7 +263,10 @@ async def _run(options: argparse.Namespace, s3_endpoint: str) -> int:
     began = time.monotonic()
     async with world(s3_endpoint, AWS_ENVIRONMENT) as chaos:
         try:
-            chaos.clocks = _CLOCKS if FAKE_CLOCK.exists() else ()
+            if FAKE_CLOCK.exists():
+                chaos.clocks = _CLOCKS
+            else:
+                print("All clocks are right: Debian's package libfaketime is not installed.", file=sys.stderr)
             week = BadWeek(chaos, options.seed)
             async with asyncio.timeout(options.minutes * 60 - _OVER_SECONDS):
                 await week.run(
@@ -274,6 +277,7 @@ async def _run(options: argparse.Namespace, s3_endpoint: str) -> int:
                 )
             while not any(node.serves for node in chaos.nodes):
                 await chaos.start()
+            print(f"Everything has happened after {time.monotonic() - began:.0f} s. The judge waits.", file=sys.stderr)
             outcomes = await judge(chaos, within_seconds=_OVER_SECONDS)
         except (AssertionError, TimeoutError) as exc:
             print("NOT CLEAN:", exc or "it took too long", *chaos.findings, sep="\n", file=sys.stderr)
