@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 from moto.server import ThreadedMotoServer
 
-from tests.chaos.judge import judge
+from tests.chaos.judge import an_hour_later, judge
 from tests.chaos.seams import MODAL_SEAMS, SEAMS
 from tests.chaos.world import FAKE_CLOCK, Node, Source, World, world
 from tests.conftest import AWS_ENVIRONMENT
@@ -279,6 +279,8 @@ async def _run(options: argparse.Namespace, s3_endpoint: str) -> int:
                 await chaos.start()
             print(f"Everything has happened after {time.monotonic() - began:.0f} s. The judge waits.", file=sys.stderr)
             outcomes = await judge(chaos, within_seconds=_OVER_SECONDS)
+            print(f"The verdict is there after {time.monotonic() - began:.0f} s.", file=sys.stderr)
+            await an_hour_later(chaos)
         except (AssertionError, TimeoutError) as exc:
             print("NOT CLEAN:", exc or "it took too long", *chaos.findings, sep="\n", file=sys.stderr)
             outcomes = {}
