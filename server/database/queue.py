@@ -181,6 +181,15 @@ class _Worker(Worker):
                 # Another process took us for dead long ago and removed our row.
                 self.worker_id = await self.app.job_manager.register_worker()
 
+    async def _persist_job_status(self, **about: Any) -> None:  # type: ignore[override]
+        """Its job may have left the queue by then: an answer was lost, or commits were, with a fail-over."""
+        try:
+            await super()._persist_job_status(**about)
+        except exceptions.ConnectorException as exc:
+            if not isinstance(exc.__cause__, asyncpg.RaiseError):
+                raise
+            logger.info("a job had left the queue before it was done", extra={"queue": self.worker_name})
+
     async def _update_heartbeat(self) -> None:
         while True:
             try:

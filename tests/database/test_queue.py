@@ -1,6 +1,8 @@
 """What starts work: jobs that exist exactly when their rows do, start at once, and survive what ends a worker."""
 
 import asyncio
+import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -282,6 +284,24 @@ async def test_a_worker_whose_fetch_fails_goes_on_while_its_jobs_run(world: Worl
         await world.defer()
         await wait_for(lambda: world.begun == 2, 5.0)
         assert await worker_ids(rows) != before
+
+
+async def test_a_job_that_has_left_the_queue_meanwhile_is_no_error(
+    world: World, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fail-over may lose it, or the answer that it was finished: then it is finished twice."""
+    caplog.set_level(logging.INFO, "server")
+    world.gate.clear()
+    async with world.working():
+        await world.defer()
+        await wait_for(lambda: world.begun == 1)
+        await rows.execute("DELETE FROM internal.procrastinate_jobs")
+        world.gate.set()
+        await world.defer()
+        await wait_for(lambda: world.begun == 2)
+        await wait_for(lambda: "a job had left the queue" in caplog.text)
+    gc.collect()  # a task that nobody asks how it ended says so then
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_worker_whose_heartbeat_fails_goes_on_while_its_jobs_run(
