@@ -24,6 +24,7 @@ async def test_a_voice_is_designed_and_a_text_is_heard_in_one_piece(
         page = tab.page
         await tab.until("!document.querySelector('#voices-note').hidden")
         assert "None of your voices can speak" in await page.inner_text("#voices-note")
+        await page.get_by_role("heading", name="Your words, in your own voices").wait_for()
         await page.click("#open-design")
         await page.get_by_role("button", name="Old storyteller").click()
         await page.click("#design-preview")

@@ -34,6 +34,8 @@ async def chosen(tab: Tab, name: str) -> None:
 
 async def test_without_a_voice_the_page_says_what_to_do(newcomer: Tab) -> None:
     await newcomer.page.locator("#voices-note", has_text="Clone your own, or design one").wait_for()
+    await newcomer.page.get_by_text("Clone your voice or design one, write something").wait_for()
+    await newcomer.page.get_by_role("button", name="Try a sentence").wait_for(state="hidden")
     await newcomer.eventually("document.querySelector('#generate').disabled", True)
 
 
