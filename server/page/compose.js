@@ -31,8 +31,8 @@ export class Compose {
     };
     $("enqueue").onclick = () => this.submit({ after: true });
     $("text").addEventListener("input", () => this.count());
-    $("text").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    $("compose").addEventListener("keydown", (event) => { // wherever one is in it, on the button too
+      if (event.defaultPrevented || event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
       event.preventDefault();
       this.submit({ after: event.shiftKey });
     });
