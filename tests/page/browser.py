@@ -133,6 +133,19 @@ class Tab:
         await self.page.screenshot(path=path, full_page=full_page)
         return path
 
+    async def overlapping(self, *selectors: str) -> list[str]:
+        """Which of these elements stand on one another."""
+        found: list[str] = await self.page.evaluate(
+            """selectors => {
+                const boxes = selectors.map((selector) => document.querySelector(selector).getBoundingClientRect());
+                const on = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+                return selectors.flatMap((a, i) => selectors.slice(i + 1)
+                    .filter((_, j) => on(boxes[i], boxes[i + 1 + j])).map((b) => `${a} ${b}`));
+            }""",
+            list(selectors),
+        )
+        return found
+
     # --- the page's own things ----------------------------------------------------------------------------------------
 
     async def ready(self) -> None:

@@ -149,9 +149,11 @@ async def test_all_of_it_is_in_the_window_of_a_common_laptop(full: Tab, simulato
     controls = ("#voices", "#text", "#generate", "#stage", "#play", "#cancel", "#sound", "#seek")
     assert await outside(full, *controls) == []
     await full.shot("speaking")
-    for width, height in ((1280, 900), (1024, 768)):
+    player = ("#play", "#stage-title", "#state", "#time", "#seek", "#cancel", "#sound", "#stage-more", "#close-stage")
+    for width, height in ((1280, 900), (1024, 768), (844, 390), (640, 360)):
         await full.page.set_viewport_size({"width": width, "height": height})
-        assert await outside(full, *controls) == []
+        assert await outside(full, *(controls if height > 700 else player)) == []
+        assert await full.overlapping(*player) == []
     await full.page.set_viewport_size({"width": 1280, "height": 720})
     await full.page.click("#cancel")
     await full.state("Cancelled.")

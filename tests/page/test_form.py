@@ -115,20 +115,6 @@ async def test_every_control_has_a_name(tab: Tab, client: Client, voice_id: UUID
         assert name in tree
 
 
-async def overlapping(tab: Tab, *selectors: str) -> list[str]:
-    """Which of these stand on one another."""
-    found: list[str] = await tab.page.evaluate(
-        """selectors => {
-            const boxes = selectors.map((selector) => document.querySelector(selector).getBoundingClientRect());
-            const on = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-            return selectors.flatMap((a, i) => selectors.slice(i + 1)
-                .filter((_, j) => on(boxes[i], boxes[i + 1 + j])).map((b) => `${a} ${b}`));
-        }""",
-        list(selectors),
-    )
-    return found
-
-
 @pytest.mark.parametrize("width", [320, 390])
 async def test_it_fits_a_phone(width: int, opened: Opener, client: Client, voice_id: UUID) -> None:
     async with opened(
@@ -141,7 +127,7 @@ async def test_it_fits_a_phone(width: int, opened: Opener, client: Client, voice
         await tab.shot("speaking")
         # `innerWidth` would grow with what does not fit.
         assert await tab.js("document.documentElement.scrollWidth") == width
-        assert await overlapping(tab, "#time", "#cancel", "#sound", "#stage-more", "#state", "#fold") == []
+        assert await tab.overlapping("#time", "#cancel", "#sound", "#stage-more", "#state", "#fold") == []
         height = "document.querySelector('#stage').offsetHeight"
         assert await tab.js(height) < 200
         await tab.page.tap("#fold")
