@@ -195,7 +195,10 @@ def _described(operation: Operation, examples: Examples) -> dict[str, Any]:
             # What the JSON says, as fields of a form, and the file.
             form = copy.deepcopy(examples.schemas[operation.body.__name__])
             form["properties"][operation.file] = {"type": "string", "format": "binary"}
-            content["multipart/form-data"] = {"schema": {**form, "title": f"{operation.body.__name__}Form"}}
+            content["multipart/form-data"] = {
+                "schema": {**form, "title": f"{operation.body.__name__}Form"},
+                "example": content["application/json"]["example"],
+            }
         described["requestBody"] = {"required": True, "content": content}
     if operation.signed_in:
         described["security"] = [{"bearer": []}]
@@ -225,7 +228,8 @@ def _headers(*names: str) -> dict[str, Any]:
 
 def _success(answer: Any, examples: Examples) -> dict[str, Any]:
     if not isinstance(answer, Media):
-        media = _media(answer, examples) if isinstance(answer, type) else {"schema": {"type": "object"}}
+        this = {"schema": {"type": "object"}, "example": {"openapi": "3.1.0"}}
+        media = _media(answer, examples) if isinstance(answer, type) else this
         return {"description": "OK", "headers": _headers(), "content": {"application/json": media}}
     described: dict[str, Any] = {"description": answer.description, "headers": _headers()}
     if answer is REDIRECT:
@@ -234,8 +238,9 @@ def _success(answer: Any, examples: Examples) -> dict[str, Any]:
         described["headers"] = _headers("X-Utter-Provider", "X-Utter-Generation-Id", "X-Utter-Task-Id")
     if answer.types:
         described["content"] = {media_type: {"schema": _content(media_type)} for media_type in answer.types}
-    if answer.events:
-        described["content"]["text/event-stream"]["example"] = answer.events
+    if answer.example:
+        text = next(media_type for media_type in answer.types if media_type.startswith("text/"))
+        described["content"][text]["example"] = answer.example
     return described
 
 

@@ -10,12 +10,12 @@ class Media(NamedTuple):
     """A success that is no JSON.
 
     Attributes:
-        events: What its ``text/event-stream`` may look like.
+        example: What it may look like as text.
     """
 
     types: tuple[str, ...]
     description: str = "OK"
-    events: str = ""
+    example: str = ""
 
 
 REDIRECT = Media((), "A redirect")
@@ -229,7 +229,7 @@ OPERATIONS = (
         "/api/generations/{generation_id}/captions.vtt",
         "What was spoken as WebVTT captions, where the voice's lane says when words are heard",
         "Not found where the voice does not say when its words are heard.",
-        {200: Media(("text/vtt",))},
+        {200: Media(("text/vtt",), example="WEBVTT\n\n00:00:00.000 --> 00:00:01.300\nGood evening.\n\n")},
         problems=(400, 401, 404),
     ),
     Operation(
@@ -467,7 +467,7 @@ OPERATIONS = (
         "/metrics",
         "Prometheus",
         "For private addresses, or with the operator's own token.",
-        {200: Media(("text/plain",))},
+        {200: Media(("text/plain",), example="# TYPE utter_active_streams gauge\nutter_active_streams 3.0\n")},
         signed_in=False,
         problems=(401, 403),
     ),

@@ -124,6 +124,9 @@ def test_everybody_is_told_what_an_operation_does_with_an_example_that_is_true()
             if "$ref" in media["schema"]:
                 assert media["example"]
                 valid(described, media["schema"], media["example"])
+        for answer in (*operation["responses"].values(), body):
+            for name, media in answer.get("content", {}).items():
+                assert "example" in media or not name.startswith(("text/", "application/json", "multipart/")), operation
         if "application/json" in body["content"]:
             media = body["content"]["application/json"]
             type_ = getattr(contract, media["schema"]["$ref"].rpartition("/")[2])
