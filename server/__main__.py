@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_argument("--json", action="store_true", help="as JSON")
     reconcile.add_argument("--store", action="store_true", help="complete speech that could not be stored")
     reconcile.add_argument("--delete", action="store_true", help="remove objects that no row shows")
+    reconcile.add_argument("--after", metavar="BUCKET/KEY", help="go on where a look at the objects was broken off")
     reconcile.set_defaults(run=_reconcile)
     doctor = commands.add_parser("doctor", help="ask each service of the provider what is alive, and say what to set")
     doctor.add_argument("--speak", action="store_true", help="speak ten characters with each model, at a small price")
@@ -147,7 +148,7 @@ def _reconcile(options: argparse.Namespace) -> int:
     from server.commands.reconcile import run
 
     settings = Settings.from_environ(os.environ)
-    return run(settings, as_json=options.json, store=options.store, delete=options.delete)
+    return run(settings, as_json=options.json, store=options.store, delete=options.delete, after=options.after)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,9 +26,31 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Say = Callable[[str], None]
 BATCH = 1000
+#: So many objects are named in a report; the rest is counted, however much was left behind.
+MOST_LISTED = 10_000
 
 # Names that ``purchases.provider_name`` gives, inside the provider's voice ids.
 _OURS = re.compile(r"(?:^|-)(u[0-9a-f]{15}|u[0-9a-f]{9})(?=-|$)")
+
+
+class Place(NamedTuple):
+    """How far the objects have been looked at: those of the buckets in their order, each by its keys."""
+
+    bucket: Bucket
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.bucket.value}/{self.key}"
+
+    @classmethod
+    def of(cls, text: str) -> "Place":
+        """The place that a report has named.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        bucket, _, key = text.partition("/")
+        return cls(Bucket(bucket), key)
 
 
 class Leftovers(msgspec.Struct, kw_only=True):
@@ -38,7 +60,8 @@ class Leftovers(msgspec.Struct, kw_only=True):
         purchases: Calls whose end nobody knows.
         provider_voices: Voices that the provider keeps under our names and no row knows; with ``awaited_by`` those
             that a clone's next try may adopt.
-        objects: Stored objects that no row shows, as ``bucket``, ``key`` and ``size``.
+        objects: Stored objects that no row shows, as ``bucket``, ``key`` and ``size``; the first ``MOST_LISTED``.
+        further_objects: How many more of them there are.
         removals: Objects that are to be removed and are still there.
         unstored: Speeches that were paid for and could not be stored.
         problems: What could not be looked at.
@@ -47,17 +70,24 @@ class Leftovers(msgspec.Struct, kw_only=True):
     purchases: list[dict[str, Any]] = []
     provider_voices: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
+    further_objects: int = 0
     removals: list[dict[str, Any]] = []
     unstored: list[dict[str, Any]] = []
     problems: list[str] = []
 
 
 async def reconcile(
-    parts: Parts, *, store_audio: bool = False, delete_objects: bool = False, say: Say = logger.debug
+    parts: Parts,
+    *,
+    store_audio: bool = False,
+    delete_objects: bool = False,
+    after: Place | None = None,
+    say: Say = logger.debug,
 ) -> Leftovers:
     """Look everywhere, and mend what was asked for; what was mended stays so where the rest is broken off.
 
     Args:
+        after: Where a former look at the objects was broken off; the rest of the report is whole.
         say: Told how far it is, in short lines.
     """
     found = Leftovers()
@@ -69,8 +99,11 @@ async def reconcile(
         stored = store_audio and await _store_late(parts, run, found)
         found.unstored.append({**run, "stored": stored})
     await _provider_voices(parts, found, say)
-    for bucket in Bucket:
-        await _objects(parts, bucket, found, delete_objects, say)
+    buckets = list(Bucket)
+    start = after or Place(buckets[0], "")
+    for bucket in buckets[buckets.index(start.bucket) :]:
+        place = start if bucket is start.bucket else Place(bucket, "")
+        await _objects(parts, place, found, delete_objects, say)
     return found
 
 
@@ -107,7 +140,7 @@ async def _provider_voices(parts: Parts, found: Leftovers, say: Say) -> None:
     awaited |= {prefix_of(name): subject for name, subject in awaited.items()}
     for kind, kept in parts.providers.voices_kept().items():
         try:
-            async for batch in _batches(kept, f"the provider's {kind} voices", say):
+            async for batch in _batches(kept):
                 ours = {voice.voice_id: match for voice in batch if (match := _OURS.search(voice.voice_id))}
                 async with parts.database.connection() as connection:
                     known = await leftovers.known_voices(connection, list(ours))
@@ -121,29 +154,36 @@ async def _provider_voices(parts: Parts, found: Leftovers, say: Say) -> None:
             found.problems.append(f"The provider's {kind} voices could not be listed: {exc.detail}")
 
 
-async def _batches(things: AsyncIterator[T], what: str, say: Say) -> AsyncIterator[list[T]]:
-    """A thousand at a time, and what has been looked at so far is said: nothing else is kept of them."""
+async def _batches(things: AsyncIterator[T]) -> AsyncIterator[list[T]]:
+    """A thousand at a time: nothing else is kept of them."""
     batch: list[T] = []
-    looked_at = 0
     async for thing in things:
         batch.append(thing)
         if len(batch) >= BATCH:
             yield batch
-            looked_at, batch = looked_at + len(batch), []
-            say(f"{what}: {looked_at} looked at")
+            batch = []
     if batch:
         yield batch
 
 
-async def _objects(parts: Parts, bucket: Bucket, found: Leftovers, delete: bool, say: Say) -> None:
+async def _objects(parts: Parts, place: Place, found: Leftovers, delete: bool, say: Say) -> None:
+    """Look at the objects of one bucket behind a place. Whoever is broken off has said where it was."""
+    bucket = place.bucket
     old_enough = timedelta(seconds=parts.settings.retentions.keep_objects_seconds)
+    looked_at = 0
     try:
-        async for batch in _batches(parts.storage.list(bucket), f"objects of {bucket.value}", say):
+        async for batch in _batches(parts.storage.list(bucket, after=place.key)):
             now = datetime.now(UTC)
             old = {stored.key: stored.size for stored in batch if now - stored.modified > old_enough}
             await _judge(parts, bucket, old, found, delete)
+            looked_at, place = looked_at + len(batch), Place(bucket, batch[-1].key)
+            if len(batch) >= BATCH:
+                say(f"objects of {bucket.value}: {looked_at} looked at; to go on from here: --after '{place}'")
     except StorageUnavailable as exc:
-        found.problems.append(f"The bucket of {bucket.value} could not be read: {exc.detail}")
+        found.problems.append(
+            f"The bucket of {bucket.value} could not be read: {exc.detail}"
+            + (f" Go on with --after '{place}'." if place.key else "")
+        )
 
 
 async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Leftovers, delete: bool) -> None:
@@ -153,7 +193,10 @@ async def _judge(parts: Parts, bucket: Bucket, batch: dict[str, int], found: Lef
         if key in wanted:
             continue
         deleted = delete and await _delete(parts, bucket, key, found)
-        found.objects.append({"bucket": bucket.value, "key": key, "size": size, "deleted": deleted})
+        if len(found.objects) < MOST_LISTED:
+            found.objects.append({"bucket": bucket.value, "key": key, "size": size, "deleted": deleted})
+        else:
+            found.further_objects += 1
 
 
 async def _delete(parts: Parts, bucket: Bucket, key: str, found: Leftovers) -> bool:
@@ -180,9 +223,12 @@ def table(found: Leftovers) -> str:
     ]
     lines: list[str] = []
     for title, entries in sections:
-        lines.append(f"{title}: {len(entries) or 'none'}")
+        further = found.further_objects if entries is found.objects else 0
+        lines.append(f"{title}: {len(entries) + further or 'none'}")
         lines += [
             "  " + "  ".join(f"{name}={value}" for name, value in entry.items() if value is not None)
             for entry in entries
         ]
+        if further:
+            lines.append(f"  … and {further} more")
     return "\n".join([*lines, *(f"! {problem}" for problem in found.problems)])

@@ -84,8 +84,8 @@ class ObjectStore(Protocol):
     async def delete(self, bucket: Bucket, key: str) -> None:
         """Remove an object; one that is not there is removed already."""
 
-    def list(self, bucket: Bucket) -> AsyncIterator[StoredObject]:
-        """Every object of a bucket, in no particular order."""
+    def list(self, bucket: Bucket, *, after: str = "") -> AsyncIterator[StoredObject]:
+        """Every object of a bucket whose key comes after ``after``, in the order of their keys' bytes."""
 
     async def signed_get(
         self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False

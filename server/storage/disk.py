@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, TypeVarTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar, TypeVarTuple
 
 from server.errors import NotFound, StorageUnavailable
 from server.objects import key_segments
@@ -122,16 +122,18 @@ class DiskStore:
     async def delete(self, bucket: Bucket, key: str) -> None:
         await self._in_thread(_delete, self._path(bucket, key))
 
-    async def list(self, bucket: Bucket) -> AsyncIterator[StoredObject]:
+    async def list(self, bucket: Bucket, *, after: str = "") -> AsyncIterator[StoredObject]:
         root = self._folders[bucket]
-        waiting = [root]
+        # What is still to be read, the next of it last: of each folder on the way only the names.
+        waiting = [_Entry("", root, None)]
         while waiting:
-            folders, files = await self._in_thread(_scan, waiting.pop())
-            waiting.extend(folders)
-            for path, facts in files:
-                key = path.relative_to(root).as_posix()
-                if key != PROBE_KEY:
-                    yield _stored(key, facts, None)
+            entry = waiting.pop()
+            if entry.facts is not None:
+                if entry.key != PROBE_KEY and os.fsencode(entry.key) > os.fsencode(after):
+                    yield _stored(entry.key, entry.facts, None)
+            # A folder that ends before the place has nothing behind it.
+            elif os.fsencode(entry.key) > os.fsencode(after) or after.startswith(entry.key):
+                waiting += reversed(await self._in_thread(_scan, entry))
 
     async def signed_get(
         self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False
@@ -329,20 +331,30 @@ def _delete(path: Path) -> None:
         return
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[tuple[Path, os.stat_result]]]:
-    """``(folders, files)`` of one folder; what vanishes meanwhile is left out."""
-    folders: list[Path] = []
-    files: list[tuple[Path, os.stat_result]] = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+class _Entry(NamedTuple):
+    """A file of a bucket by its key, or a folder, whose key ends in a slash (that of the bucket itself is empty).
+
+    Attributes:
+        facts: None for a folder.
+    """
+
+    key: str
+    path: Path
+    facts: os.stat_result | None
+
+
+def _scan(folder: _Entry) -> list[_Entry]:
+    """What is in a folder, in the order of keys; what vanishes meanwhile is left out."""
+    found: list[_Entry] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder.path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(folder / entry.name)
-                else:
-                    files.append((folder / entry.name, entry.stat()))
-    return folders, files
+                is_folder = entry.is_dir(follow_symlinks=False)
+                key = f"{folder.key}{entry.name}{'/' if is_folder else ''}"
+                found.append(_Entry(key, folder.path / entry.name, None if is_folder else entry.stat()))
+    return sorted(found, key=lambda entry: os.fsencode(entry.key))
 
 
 def _prepare(folder: Path) -> None:

@@ -123,8 +123,8 @@ class S3Store:
                 if _code(exc) != "NoSuchKey":  # Amazon answers 204 for an absent key, some others do not
                     raise
 
-    async def list(self, bucket: Bucket) -> AsyncIterator[StoredObject]:
-        further: dict[str, str] = {}
+    async def list(self, bucket: Bucket, *, after: str = "") -> AsyncIterator[StoredObject]:
+        further = {"StartAfter": after} if after else {}
         while True:
             with _translated():
                 page = await self._call(

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from server.dev.simulator import Simulator
-from server.jobs.reconcile import Leftovers, reconcile, table
+from server.jobs import reconcile as reconciling
+from server.jobs.reconcile import Leftovers, Place, reconcile, table
 from server.parts import Parts
 from server.records import purchases, removals
 from server.settings import Settings
@@ -231,6 +232,43 @@ async def test_what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at(
     assert "vc voices could not be listed" in table(found)
 
 
+async def test_a_look_that_was_broken_off_goes_on_where_it_was(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says its place after each batch; what lies before is not looked at again, and only so much is named."""
+    monkeypatch.setattr(reconciling, "BATCH", 2)
+    everything = [f"somebody/{number}.wav" for number in range(5)]
+    for bucket in Bucket:
+        for key in everything:
+            await put(gateway, bucket, key)
+    parts, said = with_everything_old(gateway), list[str]()
+
+    class BrokenOff(Exception):
+        """Whoever runs the command has had enough."""
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("objects of generations: 2 "):
+            raise BrokenOff
+
+    with pytest.raises(BrokenOff):
+        await reconcile(parts, delete_objects=True, say=say)
+    place = said[-1].partition("--after ")[2].strip("'")
+    assert await keys(gateway, Bucket.REFERENCES) == set()
+    assert await keys(gateway, Bucket.GENERATIONS) == set(everything[2:])
+
+    # What was stored meanwhile before that place is another look's.
+    await put(gateway, Bucket.GENERATIONS, everything[0])
+    await put(gateway, Bucket.REFERENCES, everything[0])
+    monkeypatch.setattr(reconciling, "MOST_LISTED", 1)
+    found = await reconcile(parts, delete_objects=True, after=Place.of(place))
+    assert [entry["key"] for entry in found.objects] == [everything[2]]
+    assert found.further_objects == 2
+    assert "objects without a row: 3" in table(found)
+    assert "and 2 more" in table(found)
+    assert await keys(gateway, Bucket.GENERATIONS) == {everything[0]} == await keys(gateway, Bucket.REFERENCES)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +288,12 @@ async def test_the_command_prints_a_table_or_json(
     assert found.keys() == {field.name for field in msgspec.structs.fields(Leftovers)}
     assert found["purchases"][0]["subject"] == voice_id
     assert len(found["provider_voices"]) == 1
+    status, said, complaints = await command(settings, simulator, "--after", "generations/zzz")
+    assert (status, complaints) == (0, "")
+    assert said.startswith("bought, with an unknown end: 1\n")
+    status, said, complaints = await command(settings, simulator, "--after", "zzz")
+    assert (status, said) == (2, "")
+    assert "BUCKET/KEY" in complaints
 
 
 async def test_the_command_says_what_it_could_not_look_at_by_its_exit_status(

@@ -117,6 +117,18 @@ async def test_the_list_names_every_object_and_never_the_probe(store: ObjectStor
     assert await store.read(Bucket.GENERATIONS, PROBE_KEY, limit=100) == b"ready"
 
 
+async def test_a_list_is_in_order_and_goes_on_behind_any_key(store: ObjectStore) -> None:
+    """A folder stands where its slash puts it: `a b`, `a-b/…`, `a/…`, `ab`."""
+    names = ("a b.mp3", "a-b/1.mp3", "a/1.mp3", "a/b/2.mp3", "a/b.mp3", "ab.mp3", "b/é.mp3", "b/z.mp3", "é.mp3")
+    for name in names:
+        await store.put(Bucket.GENERATIONS, name, SMALL, content_type="audio/mpeg", size=10)
+    listed = [stored.key async for stored in store.list(Bucket.GENERATIONS)]
+    assert listed == sorted(names, key=str.encode)
+    for place in (*listed, "a", "a/", "a/b", "a/zz", "nothing/there"):
+        behind = [stored.key async for stored in store.list(Bucket.GENERATIONS, after=place)]
+        assert behind == [key for key in listed if key.encode() > place.encode()], place
+
+
 @pytest.mark.parametrize("claimed", [9, 11])
 async def test_a_body_of_another_size_is_not_stored(store: ObjectStore, claimed: int) -> None:
     for body in (SMALL, in_slices(SMALL, 3)):
