@@ -247,6 +247,7 @@ async def newest_preview(
         f"""{_PURCHASE}
             WHERE user_id = $1 AND kind = 'design' AND state = 'done' AND outcome ->> 'text' = $2
               AND outcome ->> 'language' = $3 AND outcome ->> 'instruct' = $4
+              AND md5(outcome ->> 'instruct') = md5($4)
             ORDER BY updated_at DESC LIMIT 1""",
         user_id,
         text,

@@ -101,10 +101,12 @@ class _Statement:
             conditions.append(f"lower(g.text) LIKE lower({self.value(like(to.search))}::text)")
         if to.words:
             pattern = f"lower({self.value(like(to.words))}::text)"
-            conditions.append(
-                f"(lower(g.text) LIKE {pattern} OR EXISTS (SELECT FROM public.voices v WHERE v.id = g.voice_id"
-                f" AND v.user_id = {self.value(to.user_id)} AND lower(v.name) LIKE {pattern}))"
+            # Not EXISTS, for which all of somebody's voices may be read beforehand.
+            of_voice = (
+                f"SELECT lower(v.name) LIKE {pattern} FROM public.voices v"  # noqa: S608 - constants
+                f" WHERE v.id = g.voice_id AND v.user_id = {self.value(to.user_id)}"
             )
+            conditions.append(f"(lower(g.text) LIKE {pattern} OR coalesce(({of_voice}), false))")
         return " AND ".join(conditions)
 
 
