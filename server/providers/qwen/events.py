@@ -84,7 +84,8 @@ class Dialogue:
             for name, amount in one.items():
                 usage[name] = usage.get(name, 0) + amount
         known = {
-            "request_id": self._request_id,
+            # Where no request id is told, the session's is what the provider's support asks for.
+            "request_id": self._request_id or self._session_id,
             "session_id": self._session_id,
             "event_id": self._event_id,
             "responses": len(self._responses),

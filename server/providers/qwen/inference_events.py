@@ -22,7 +22,7 @@ from uuid import uuid4
 import msgspec
 
 from server.audio import SAMPLE_BYTES, Mp3Joint, SampleJoint, WholeFrames
-from server.errors import ProviderUnavailable
+from server.errors import NothingToSpeak, ProviderError, ProviderRejected, ProviderUnavailable
 from server.providers.languages import language_iso
 from server.providers.qwen.errors import classify, read_envelope, violation
 from server.providers.speech import (
@@ -35,6 +35,7 @@ from server.providers.speech import (
     SpeechWords,
     SpokenWord,
 )
+from server.text import has_letters
 
 BIT_RATE_KBPS = 128
 # A frame may carry 20,000 characters; which ones count twice is not said.
@@ -169,9 +170,15 @@ class InferenceDialogue:
                 return self._task_finished(head, payload)
             case "task-failed":
                 self._note_attributes(head)
-                raise classify(_words(head.error_code), _words(head.error_message))
+                raise self._failure(classify(_words(head.error_code), _words(head.error_message)))
             case _:
                 return _NOTHING
+
+    def _failure(self, error: ProviderError) -> ProviderError:
+        """What a failed task means for this text: one without a letter is refused as invalid here, not left silent."""
+        if isinstance(error, ProviderRejected) and error.status == 400 and not has_letters(self._request.text):
+            return NothingToSpeak(diagnostics=error.diagnostics)
+        return error
 
     def _task_started(self) -> tuple[SpeechEvent, ...]:
         if self._started:
@@ -237,8 +244,10 @@ class InferenceDialogue:
         last = self._hand_on(self._frames.finish()) if self._frames else _NOTHING
         if not self.audio_bytes:
             unreadable = self._received_bytes > 0
+            if not unreadable and not has_letters(self._request.text):
+                raise NothingToSpeak(diagnostics={"code": "no_audio"})
             raise ProviderUnavailable(
-                "The speech provider ended without any audio. Please try again, or try another text.",
+                "The speech provider ended without any audio. Please try again.",
                 diagnostics={"code": "unreadable_audio" if unreadable else "no_audio"},
             )
         output = payload.get("output")

@@ -131,6 +131,7 @@ def test_only_session_finished_ends_a_session_of_several_cycles(dialogue: Dialog
     end = events[-1]
     assert isinstance(end, SpeechEnd)
     assert end.facts == {
+        "request_id": "sess_1",
         "session_id": "sess_1",
         "event_id": "event_of_session.finished",
         "responses": 3,

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from server.audio import mp3_duration_seconds
-from server.errors import ProviderError, ProviderRejected, ProviderUnavailable
+from server.errors import NothingToSpeak, ProviderError, ProviderRejected, ProviderUnavailable, VoiceMismatch
 from server.providers.qwen.errors import ModelRetired
 from server.providers.qwen.inference_events import InferenceDialogue
 from server.providers.speech import (
@@ -203,11 +203,24 @@ def test_a_task_without_audio_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
+    ("event", "head"),
+    [
+        ("task-failed", {"error_code": "InvalidParameter", "error_message": "Please ensure input text is valid."}),
+        ("task-finished", {}),
+    ],
+)
+def test_a_text_without_letters_is_to_blame_for_it(event: str, head: dict[str, Any]) -> None:
+    task = Task(msgspec.structs.replace(REQUEST, text="℃"))
+    with pytest.raises(NothingToSpeak):
+        task.say(event, **head)
+
+
+@pytest.mark.parametrize(
     ("code", "message", "kind", "throttled"),
     [
-        ("InvalidParameter", "[tts:]Engine return error code: 418", ProviderRejected, False),
-        ("InvalidParameter", "[tts:]Engine return error code: 411", ProviderRejected, False),
-        ("InvalidParameter", "Request voice is invalid!", ProviderRejected, False),
+        ("InvalidParameter", "[tts:]Engine return error code: 418", VoiceMismatch, False),
+        ("InvalidParameter", "[tts:]Engine return error code: 411", VoiceMismatch, False),
+        ("InvalidParameter", "Request voice is invalid!", VoiceMismatch, False),
         ("CLIENT_ERROR", "request timeout after 23 seconds.", ProviderUnavailable, False),
         ("Throttling.RateQuota", "", ProviderUnavailable, True),
         ("DataInspectionFailed", "", ProviderRejected, False),
