@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from server.dev.simulator import ENGINE_411, Simulator
-from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable
+from server.errors import ProviderError, ProviderRejected, ProviderTimeout, ProviderUnavailable, VoiceMismatch
 from server.providers.pacing import OwnLedger, Pacer
 from server.providers.qwen.errors import OperatorAlarm, ProviderMisconfigured
 from server.providers.qwen.pieces import QwenHttp, SpokenPiece
@@ -63,7 +63,7 @@ async def test_piece_is_spoken_and_fetched_with_its_facts(
         ({"do": "error", "code": "ServiceUnavailable"}, ProviderUnavailable, True),
         ({"do": "error", "code": "RequestTimeOut"}, ProviderUnavailable, False),
         ({"do": "error", "code": "DataInspectionFailed"}, ProviderRejected, False),
-        ({"do": "error", "code": "InvalidParameter", "message": ENGINE_411}, ProviderRejected, False),
+        ({"do": "error", "code": "InvalidParameter", "message": ENGINE_411}, VoiceMismatch, False),
         ({"do": "error", "code": "InvalidApiKey"}, ProviderMisconfigured, False),
         ({"do": "empty"}, ProviderRejected, False),
         ({"do": "html"}, ProviderUnavailable, False),
