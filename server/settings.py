@@ -42,7 +42,7 @@ class Deadlines:
     download_seconds: float = 120.0  # for a finished file, all tries together
     customization_seconds: float = 90.0  # for a voice to be created or designed
     customization_broken_seconds: float = 20.0  # for one to turn up whose call broke off
-    customization_settles_seconds: float = 310.0  # for one to turn up whose call was not answered in time
+    customization_in_flight_seconds: float = 310.0  # for one to turn up whose call was not answered in time
     stays_open_seconds: float = 1.0  # for a session to close again that is only tried
     deploying_seconds: float = 20.0  # for a new voice to be ready to speak, while a client waits for our answer
     design_deploying_seconds: float = 300.0  # for the same where nobody waits

@@ -217,14 +217,14 @@ class Enrollment:
         while True:
             if found := await self._find(doubt):
                 return found
-            left = self._settles_seconds(doubt) - doubt.age_seconds - (clock() - began)
+            left = self._in_flight_seconds(doubt) - doubt.age_seconds - (clock() - began)
             if left <= 0:
                 return None
             if left > WAIT_SECONDS:
                 raise ProviderTimeout(_UNANSWERED, diagnostics={"code": "not_decided"})
             await asyncio.sleep(min(left, POLL_EVERY_SECONDS))
 
-    def _settles_seconds(self, doubt: Doubt) -> float:
+    def _in_flight_seconds(self, doubt: Doubt) -> float:
         """How long after a call ended for us the provider may still be carrying it out."""
         deadlines = self._parts.settings.deadlines
         match doubt.code:
@@ -233,8 +233,8 @@ class Enrollment:
             case "broken_off" | "gateway":
                 return deadlines.customization_broken_seconds
             case "died":  # counted from the claim, and the call may have left only after a long look
-                return deadlines.customization_settles_seconds + WAIT_SECONDS + 2 * FIND_SECONDS
-        return deadlines.customization_settles_seconds
+                return deadlines.customization_in_flight_seconds + WAIT_SECONDS + 2 * FIND_SECONDS
+        return deadlines.customization_in_flight_seconds
 
     async def _find(self, doubt: Doubt) -> CreatedVoice | None:
         name, model = purchases.provider_name(self._subject), self._model

@@ -116,7 +116,7 @@ class DiskStore:
             return await collect(slices, limit=limit)
 
     async def head(self, bucket: Bucket, key: str) -> StoredObject | None:
-        found = await self._in_thread(_look, self._path(bucket, key))
+        found = await self._in_thread(_stat, self._path(bucket, key))
         return None if found is None else _stored(key, *found)
 
     async def delete(self, bucket: Bucket, key: str) -> None:
@@ -308,7 +308,7 @@ def _close(opened: tuple[BinaryIO, os.stat_result, str] | None) -> None:
         opened[0].close()
 
 
-def _look(path: Path) -> tuple[os.stat_result, str] | None:
+def _stat(path: Path) -> tuple[os.stat_result, str] | None:
     try:
         facts = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -78,7 +78,7 @@ async def test_an_odd_session_is_a_whole_speech(
 ) -> None:
     """Heard byte for byte, stored, counted once, and every extra start written down."""
     async with (
-        running_gateway(replace(settings, qwen_default_response_format=format_name)) as gateway,
+        running_gateway(replace(settings, qwen_default_response_format=format_name, deadlines=Deadlines())) as gateway,
         gateway.client() as client,
         Ears(gateway.url) as ears,
     ):
@@ -102,6 +102,74 @@ async def test_an_odd_session_is_a_whole_speech(
             assert metadata["event_id"].startswith("event_sim"), case.name
             assert len(metadata["attempts"]) == case.sessions - 1, case.name
             assert {attempt["category"] for attempt in metadata["attempts"]} <= {"provider_unavailable"}, case.name
+
+
+# What the lane of tasks does, and is a whole speech all the same.
+GOOD_TASKS: dict[str, dict[str, Any]] = {
+    "three sentences in one": {"cycles": 1},
+    "ends that are told twice": {"repeat_done": 2},
+    "deltas that split frames": {"delta_sizes": [1, 3, 1001]},
+    "one frame a sentence": {"delta_bytes": 1_048_576},
+    "task-finished and no close": {"after_finished": "stay_open"},
+    "unknown events": {"unknown_events": True},
+    "unknown members": {"extra_fields": True},
+    "a sentence without its words": {"original_text": False},
+    "frames that nobody announced": {"announces": False},
+    "a frame that was announced and never comes": {"do": "invalid_base64", "after_deltas": 1},
+    "a late frame of another task": {"do": "binary", "after_deltas": 1},
+    "words with the end": {"words": "finished"},
+    "words from each sentence on": {"word_times": "sentence"},
+    "no words": {"words": "none"},
+    "broken off once before the text was sent": {"do": "abort", "at": "created"},
+}
+
+
+async def test_an_odd_task_is_a_whole_speech(
+    settings: Settings, simulator: Simulator, rows: Rows, database_url: str
+) -> None:
+    """The same on the other lane: heard byte for byte, stored, and counted by the last count, not by their sum."""
+    patient = replace(settings, deadlines=Deadlines())
+    async with running_gateway(patient) as gateway, gateway.client() as client, Ears(gateway.url) as ears:
+        voice_id = await insert_voice(database_url, client.user_id, model=QWEN_AUDIO)
+        for name, behaviour in GOOD_TASKS.items():
+            simulator.reset()
+            simulator.behave("realtime", behaviour)
+            task = await client.generate(voice_id, "One sentence here. Another one there. And a third.")
+            heard = await ears.hear(task["stream_url"])
+            assert heard.end, name
+            assert heard.end["status"] == "completed", (name, heard.end)
+            assert await client.audio(task["generation_id"]) == heard.audio, name
+            last = simulator.calls[-1]
+            assert 0 <= last["audio_bytes"] - len(heard.audio) < 384, name  # but for what is no whole frame
+            metadata = await metadata_of(rows, task)
+            assert metadata["usage"] == {"characters": last["billed_characters"]}, name
+            assert (metadata["session_id"], metadata["sentences"]) == (last["task_id"], 3), name
+            assert len(metadata["attempts"]) == len(simulator.calls) - 1, name
+
+
+@pytest.mark.parametrize("how", ["late", "never"])
+async def test_a_cancel_waits_for_no_answer_of_the_provider(
+    client: Client, simulator: Simulator, database_url: str, how: str
+) -> None:
+    voice_id = await insert_voice(database_url, client.user_id, model=QWEN_AUDIO)
+    plan = simulator.behave("realtime", {"cancel": how, "do": "hold", "after_deltas": 1})
+    task = await client.generate(voice_id)
+    await plan.held()
+    assert (await client.http.post(f"/api/tasks/{task['task_id']}/cancel")).json()["cancelled"] is True
+    plan.release()
+    await simulator.until(lambda calls: "closed_at" in calls[0])
+    assert (await client.task(task["task_id"]))["status"] == "cancelled"
+
+
+async def test_what_is_billed_by_tokens_is_kept_so(
+    client: Client, simulator: Simulator, database_url: str, rows: Rows
+) -> None:
+    voice_id = await insert_voice(database_url, client.user_id, model="qwen-audio-3.1-tts-flash")
+    task = await client.generate(voice_id, "One sentence here. Another one there.")
+    assert (await client.ended(task["task_id"]))["status"] == "completed"
+    usage = (await metadata_of(rows, task))["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["input_tokens"] == simulator.calls[0]["billed_characters"]
 
 
 class Bad(NamedTuple):

@@ -632,14 +632,14 @@ async def test_a_creation_that_may_still_be_carried_out_is_not_repeated(
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "settles_seconds"),
+    ("behaviour", "in_flight_seconds"),
     [({"do": "hang", "effect": False}, 0.0), ({"do": "abort", "effect": False}, 3600.0)],
     ids=["after the longest that the provider may be at it", "at once where the provider has broken off"],
 )
 async def test_a_creation_that_was_never_carried_out_is_made_by_the_next_finalize(
-    settings: Settings, simulator: Simulator, behaviour: dict[str, Any], settles_seconds: float
+    settings: Settings, simulator: Simulator, behaviour: dict[str, Any], in_flight_seconds: float
 ) -> None:
-    deadlines = Deadlines(customization_seconds=0.5, customization_settles_seconds=settles_seconds)
+    deadlines = Deadlines(customization_seconds=0.5, customization_in_flight_seconds=in_flight_seconds)
     async with running_gateway(replace(settings, deadlines=deadlines)) as gateway, gateway.client() as client:
         voice_id = await upload(client, recording())
         simulator.behave("customization", behaviour, action="create")

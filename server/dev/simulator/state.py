@@ -25,11 +25,12 @@ class Simulator:
         pace: How fast it is; may be replaced at any time and holds for what begins then.
         ledger, behaviours, voices: See their classes.
         silent_seconds: A task whose client says nothing for so long fails.
+        idle_seconds: A socket without a task is closed after so long.
     """
 
     def __init__(self, *, pace: Pace | None = None, strict_voices: bool = False, voice_limit: int = 1000) -> None:
         self.base_url = ""
-        self.silent_seconds = 23.0
+        self.silent_seconds, self.idle_seconds = 23.0, 60.0
         self._first_pace = pace or Pace()
         self._strict_voices, self._voice_limit = strict_voices, voice_limit
         self._requests = 0

@@ -36,7 +36,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 # How long a polite close may take before the socket is cut. Nothing waits for a provider that we have left.
 CLOSE_SECONDS = 0.2
 # How soon a deadline that passed while the listener was busy elsewhere is looked at again.
-_LOOK_AGAIN_SECONDS = 0.01
+_CHECK_AGAIN_SECONDS = 0.01
 
 # At DEBUG the library prints headers, and so the key; this logger never reaches that level.
 _wire_log = logging.getLogger(f"{__name__}.wire")
@@ -268,7 +268,7 @@ class SocketSpeech:
         self._socket = await self._connect()
         per_char = self._deadlines.session_seconds_per_char * self._characters
         self._session_ends_at = loop.time() + self._deadlines.session_seconds + per_char
-        self._look_at_the_clock(self._socket)
+        self._check_deadlines(self._socket)
         await self._send(self._socket, self._dialogue.frames_to_send())
 
     async def _connect(self) -> ClientConnection:
@@ -313,7 +313,7 @@ class SocketSpeech:
     async def _send(self, socket: ClientConnection, frames: list[str]) -> None:
         if self.text_sent and self._first_delta_by is None:
             self._first_delta_by = asyncio.get_running_loop().time() + self._deadlines.first_delta_seconds
-            self._look_at_the_clock(socket)
+            self._check_deadlines(socket)
         try:
             async with asyncio.timeout(self._deadlines.silence_seconds):
                 for frame in frames:
@@ -335,7 +335,7 @@ class SocketSpeech:
         finally:
             self._waiting_since = None
 
-    def _look_at_the_clock(self, socket: ClientConnection) -> None:
+    def _check_deadlines(self, socket: ClientConnection) -> None:
         """Break the connection off if a deadline has passed while we waited; else look again when the next one does.
 
         One timer for the whole session: one for every frame, set and cleared, costs as much as taking the frame apart.
@@ -347,7 +347,7 @@ class SocketSpeech:
         until, what = self._nearest_deadline(now if since is None else since)
         if since is None or now < until:
             # Nobody is kept waiting who is not waiting: what has come meanwhile is read first.
-            self._clock = loop.call_at(max(until, now + _LOOK_AGAIN_SECONDS), self._look_at_the_clock, socket)
+            self._clock = loop.call_at(max(until, now + _CHECK_AGAIN_SECONDS), self._check_deadlines, socket)
             return
         # A provider that said goodbye and keeps the line open has closed, for our purposes.
         self._overdue = _closed(socket) if socket.close_code is not None else self._too_late(what)
