@@ -7,8 +7,7 @@ call leaves: whether an unanswered one was billed nobody knows, so it is never s
 import asyncio
 import re
 from collections.abc import AsyncGenerator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.database.connections import Connection
@@ -18,11 +17,11 @@ from server.parts import Parts
 from server.providers.qwen.pieces import SpokenPiece
 from server.providers.qwen.text import split_text
 from server.providers.speech import (
-    AudioDelta,
     SpeechEnd,
     SpeechEvent,
     SpeechRequest,
     SpeechStatus,
+    WholeSpeech,
     may_start_again,
     pause_before_start,
 )
@@ -51,17 +50,16 @@ class InPieces:
         return _Speech(self._parts, self._assignment, request)
 
 
-class _Speech:
+class _Speech(WholeSpeech):
     """One text on its way, piece by piece."""
 
     def __init__(self, parts: Parts, assignment: Assignment, request: SpeechRequest) -> None:
         self._parts = parts
         self._assignment = assignment
         self._request = request
-        self._events = self._speak()
         self._facts: dict[str, Any] = {"pieces": []}
-        self.audio_bytes = 0
         self.text_sent = False
+        super().__init__()
 
     def facts(self) -> dict[str, Any]:
         usage: dict[str, int] = {}
@@ -72,20 +70,6 @@ class _Speech:
         named = {name: last[name] for name in ("request_id", "audio_id", "expires_at") if name in last}
         return {**self._facts, **named, "usage": usage, "audio_bytes": self.audio_bytes}
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._events.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SpeechEvent:
-        return await anext(self._events)
-
     async def _speak(self) -> AsyncGenerator[SpeechEvent, None]:
         rate: int | None = None
         for part, text in enumerate(pieces_of(self._request.text)):
@@ -94,10 +78,8 @@ class _Speech:
             yield SpeechStatus("provider_downloading")
             samples, rate = await self._fetched(piece, rate)
             yield SpeechStatus("provider_persisting", rate)
-            for start in range(0, len(samples), _DELTA_BYTES):
-                audio = samples[start : start + _DELTA_BYTES]
-                self.audio_bytes += len(audio)
-                yield AudioDelta(audio)
+            for delta in self._cut(samples, _DELTA_BYTES):
+                yield delta
         yield SpeechEnd(self.facts())
 
     async def _fetched(self, piece: SpokenPiece, rate: int | None) -> tuple[bytes, int]:

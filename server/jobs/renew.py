@@ -20,7 +20,7 @@ from server.audio import Recording, ReferenceKind, lengthened, read_recording
 from server.database.connections import Connection
 from server.errors import Conflict, NotFound, ProviderError, StorageUnavailable, UtterError
 from server.jobs.clone import LONGEST_RECORDING_BYTES, SHORTEST_SECONDS, require_recording
-from server.jobs.enrollment import Enrollment
+from server.jobs.enrollment import Enrollment, in_memory
 from server.jobs.own import require_voice
 from server.objects import reference_key
 from server.parts import Parts
@@ -167,7 +167,11 @@ async def remake(parts: Parts, voice: Voice, kept: "Kept | None" = None) -> Voic
     until = clock() + parts.settings.deadlines.design_deploying_seconds
     while True:
         try:
-            return await _Renewal(parts, voice, await _how(parts, voice)).run()
+            how = await _how(parts, voice)
+            if how == "spoken":
+                # Before anything is claimed: a purchase would not wait for as long as this may take.
+                voice, how = await _recorded(parts, voice), "cloned"
+            return await _Renewal(parts, voice, designs=how == "designed").run()
         except ProviderError as exc:
             starts += 1
             passes = exc.throttled or exc.diagnostics.get("code") == "deploying"
@@ -198,10 +202,23 @@ async def _how(parts: Parts, voice: Voice) -> How:
     return how
 
 
+async def _recorded(parts: Parts, voice: Voice) -> Voice:
+    """The voice with a recording that the other provider speaks by its description; from now on it is its own."""
+    language, words = passage(voice.language, voice.reference_transcript or "")
+    async with in_memory(parts):
+        data = await parts.providers.modal.design(text=words, language=language, instruct=voice.description or "")
+        await asyncio.to_thread(require_recording, data)
+        key = reference_key(voice.user_id, voice.id)
+        # In this order: a row without its recording comes here again, and no recording has another's words.
+        await parts.database.patiently(voices.note_recording, voice.id, key, words)
+        await parts.storage.put(Bucket.REFERENCES, key, data, content_type="audio/wav", size=len(data))
+    return msgspec.structs.replace(voice, reference_object_key=key, reference_transcript=words)
+
+
 class _Renewal(Enrollment):
     """An enrollment whose voice is there already."""
 
-    def __init__(self, parts: Parts, voice: Voice, how: How) -> None:
+    def __init__(self, parts: Parts, voice: Voice, *, designs: bool) -> None:
         model = parts.settings.qwen_vc_target_model
         wanted = NewVoice(
             id=voice.id,
@@ -216,15 +233,13 @@ class _Renewal(Enrollment):
         )
         subject = uuid5(_RENEWALS, f"{voice.id} {voice.provider_voice_id} {model} {voice.gone_from}")
         super().__init__(parts, wanted, self._recording, subject=subject)
-        self._how = how
-        if how == "designed":
+        self._designs = designs
+        if designs:
             self._model, self._kind = parts.providers.described_model, "vd"
             if not speaks_by_tasks(self._model):
                 self._service = parts.providers.design_service
 
     async def _recording(self) -> tuple[bytes, Recording]:
-        if self._how == "spoken":
-            return await self._spoken()
         try:
             data = await self._parts.storage.read(
                 Bucket.REFERENCES, self._wanted.reference_object_key, limit=LONGEST_RECORDING_BYTES
@@ -243,26 +258,8 @@ class _Renewal(Enrollment):
             return await asyncio.to_thread(lengthened, memoryview(stored)[about.start :], least), "wav"
         return await super()._sendable(stored, about)
 
-    async def _spoken(self) -> tuple[bytes, Recording]:
-        """A recording that the other provider speaks by the description; from now on it is the voice's own."""
-        wanted, parts = self._wanted, self._parts
-        language, words = passage(wanted.language, wanted.reference_transcript)
-        data = await parts.providers.modal.design(text=words, language=language, instruct=wanted.description or "")
-        about = await asyncio.to_thread(require_recording, data)
-        self._keeps(words)
-        # In this order: a row without its recording is made again from here, a recording never has another's words.
-        key, wanted = self._wanted.reference_object_key, self._wanted
-        await parts.database.patiently(voices.note_recording, wanted.id, key, words)
-        await parts.storage.put(Bucket.REFERENCES, key, data, content_type="audio/wav", size=len(data))
-        return data, about
-
-    def _keeps(self, words: str) -> None:
-        """The voice has a recording of its own again, which says these words."""
-        key = reference_key(self._wanted.user_id, self._wanted.id)
-        self._wanted = msgspec.structs.replace(self._wanted, reference_object_key=key, reference_transcript=words)
-
     async def _make(self) -> CreatedVoice:
-        return await (self._design() if self._how == "designed" else super()._make())
+        return await (self._design() if self._designs else super()._make())
 
     async def _design(self) -> CreatedVoice:
         wanted, parts = self._wanted, self._parts
@@ -285,7 +282,7 @@ class _Renewal(Enrollment):
         except StorageUnavailable as exc:  # the voice is paid for, and speaks without it
             logger.warning("preview not stored", extra={"voice_id": str(wanted.id), "reason": exc.reason})
         else:
-            self._keeps(words)
+            self._wanted = msgspec.structs.replace(wanted, reference_object_key=key, reference_transcript=words)
         return CreatedVoice(
             voice_id=designed.voice_id or "",
             target_model=designed.target_model or self._model,

@@ -12,6 +12,7 @@ Leaving the ``async with``, by cancellation too, closes the provider's socket at
 """
 
 import random
+from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -161,6 +162,39 @@ class Speech(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> SpeechEvent: ...
+
+
+class WholeSpeech:
+    """The iterating half of a ``Speech`` whose audio comes in files, not by deltas: one generator says it all."""
+
+    def __init__(self) -> None:
+        self.audio_bytes = 0
+        self._events = self._speak()
+
+    def _speak(self) -> AsyncGenerator[SpeechEvent, None]:
+        """What is said, in order."""
+        raise NotImplementedError
+
+    def _cut(self, samples: bytes, delta_bytes: int) -> Iterator[AudioDelta]:
+        """The samples of a file as deltas; they count as handed on."""
+        for start in range(0, len(samples), delta_bytes):
+            audio = samples[start : start + delta_bytes]
+            self.audio_bytes += len(audio)
+            yield AudioDelta(audio)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        return await anext(self._events)
 
 
 class SpeechProvider(Protocol):

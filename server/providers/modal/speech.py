@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import NothingToSpeak, ProviderUnavailable
 from server.providers.modal.api import Modal
-from server.providers.speech import AudioDelta, SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus
+from server.providers.speech import SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus, WholeSpeech
 from server.text import has_letters
 
 _DELTA_BYTES = 64 * 1024
@@ -24,15 +23,14 @@ class ModalSpeech:
         return _Fetched(self._modal, request.job or "", request.text)
 
 
-class _Fetched:
+class _Fetched(WholeSpeech):
     """One result on its way."""
 
     def __init__(self, modal: Modal, job: str, text: str) -> None:
         self._modal = modal
         self._job = job
         self._text = text
-        self._events = self._fetch()
-        self.audio_bytes = 0
+        super().__init__()
 
     @property
     def text_sent(self) -> bool:
@@ -42,21 +40,7 @@ class _Fetched:
     def facts(self) -> dict[str, Any]:
         return {"job_id": self._job, "audio_bytes": self.audio_bytes}
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._events.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SpeechEvent:
-        return await anext(self._events)
-
-    async def _fetch(self) -> AsyncGenerator[SpeechEvent, None]:
+    async def _speak(self) -> AsyncGenerator[SpeechEvent, None]:
         yield SpeechStatus("provider_downloading")
         wav = await self._modal.result(self._job)
         try:
@@ -71,8 +55,6 @@ class _Fetched:
                 "The speech provider handed out no audio. Please try again.", diagnostics={"code": "no_audio"}
             )
         yield SpeechStatus("provider_persisting", parsed.sample_rate_hz)
-        for start in range(0, len(samples), _DELTA_BYTES):
-            audio = samples[start : start + _DELTA_BYTES]
-            self.audio_bytes += len(audio)
-            yield AudioDelta(audio)
+        for delta in self._cut(samples, _DELTA_BYTES):
+            yield delta
         yield SpeechEnd(self.facts())
