@@ -6,6 +6,7 @@ call leaves: whether an unanswered one was billed nobody knows, so it is never s
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -137,7 +138,10 @@ class _Speech(WholeSpeech):
             return await purchases.claim(connection, subject, kind="http", user_id=user_id, part=part)
 
         # Before the claim: what only waits for its turn has not left us, and anybody may take it over.
-        await self._parts.providers.pieces.turn(self._assignment.provider_target_model or "")
+        # The first piece begins the speech; of the others each may wait as long as a speech may.
+        later = time.monotonic() + self._parts.settings.deadlines.queue_seconds
+        by = later if part else self._request.start_by
+        await self._parts.providers.pieces.turn(self._assignment.provider_target_model or "", by=by)
         attempt = await self._parts.database.patiently(claim)
         if attempt is None:
             raise ProviderTimeout(

@@ -63,9 +63,9 @@ async def _there_is_room(parts: Parts, wanted: NewSpeech, room: AsyncExitStack) 
 
 
 async def _pause_before(parts: Parts, provider: str | None, model: str | None) -> float:
-    """Seconds until the model's pace allows a start; 0 for one that was taken, and for a lane that paces itself."""
+    """Seconds until the model's pace allows a start; 0 for one that was taken, and for a lane that has no pace."""
     lane = lane_of(provider, model) if provider else None
-    if lane is None or lane.begins != "spoken" or model is None:
+    if lane is None or lane.begins == "submitted" or model is None:
         return 0.0
     return await parts.pacer.take(model)
 
@@ -128,6 +128,7 @@ def _assignment(wanted: NewSpeech) -> Assignment:
         asked=wanted.asked,
         job=None,
         waited_seconds=0.0,
+        start_within_seconds=wanted.within_seconds,
     )
 
 

@@ -170,6 +170,8 @@ class _Synthesis:
         self._mended = False
         self._told = False  # what the first delta tells
         self._started_at = time.monotonic()
+        within = assignment.start_within_seconds
+        self._start_by = None if within is None else self._started_at + within
         self._starts: list[dict[str, object]] = []
         self._batches = 0  # of words with their times
         self._doubted = False  # whether a voice that is said to be gone, or not to fit, was asked for once more
@@ -264,7 +266,9 @@ class _Synthesis:
             if going_on and not any(map(str.isalnum, request.text[going_on.characters :])):
                 return self.facts  # every sentence is whole; only that this is the end was not told any more
             began_at = log.length
-            self._spoken_to = spoken = source.speak(msgspec.structs.replace(request, going_on=going_on))
+            start_by = first_failed_at + deadlines.starts_within_seconds if first_failed_at else self._start_by
+            asked = msgspec.structs.replace(request, going_on=going_on, start_by=start_by)
+            self._spoken_to = spoken = source.speak(asked)
             try:
                 async with spoken:
                     return await self._relay(spoken)

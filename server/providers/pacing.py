@@ -1,7 +1,8 @@
 """How fast speeches may be started: full speed at first, half after a throttle, slowly back.
 
 The provider's limit is the account's, so whoever counts the starts (the `Ledger`) may count those of other processes,
-too. Here is what one process adds: an order among its own starts, a small gap between them, and an end to the waiting.
+too. Here is what one process adds: an order among its own starts, and a small gap between them. How long a start may
+be waited for is its speech's to say: there is one deadline for the queue and the pace together.
 """
 
 import asyncio
@@ -102,7 +103,6 @@ class Pacer:
 
     Args:
         ledger: Who counts.
-        wait_at_most_seconds: How long one start may wait for its turn.
         clock: Seconds that only grow.
         sleep: Waits so many of those seconds.
     """
@@ -111,12 +111,10 @@ class Pacer:
         self,
         ledger: Ledger,
         *,
-        wait_at_most_seconds: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.ledger = ledger
-        self._wait_at_most_seconds = wait_at_most_seconds
         self._clock = clock
         self._sleep = sleep
         self._turn = asyncio.Lock()
@@ -141,16 +139,19 @@ class Pacer:
                 return True
         return False
 
-    async def start(self, model: str) -> None:
+    async def start(self, model: str, *, by: float | None = None) -> None:
         """Wait for the turn of one start, unless one was taken for it a moment ago.
 
+        Args:
+            by: When it must have come at the latest, by the clock; None for whoever waits as long as it takes.
+
         Raises:
-            ProviderUnavailable: If the turn did not come within ``wait_at_most_seconds``. Nothing was started.
+            ProviderUnavailable: The turn did not come in time. Nothing was started.
         """
         if self._has_in_hand(model):
             return
         try:
-            async with asyncio.timeout(self._wait_at_most_seconds), self._turn:
+            async with asyncio.timeout(None if by is None else max(0.0, by - self._clock())), self._turn:
                 while (gap := self._started_at + _GAP_SECONDS - self._clock()) > 1e-6:
                     await self._sleep(gap)
                 while pause := await self.ledger.take(model):

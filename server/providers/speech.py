@@ -65,6 +65,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
         seed: Repeats the same audio where the lane knows seeds, 0 to 65535.
         job: Where a job API has spoken the text already, what it calls that job.
         going_on: Where the beginning of the speech is there already, on a lane that goes on.
+        start_by: When a start must have been had at the latest, by ``time.monotonic``; None for whenever there is one.
     """
 
     text: str
@@ -80,6 +81,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     job: str | None = None
     going_on: GoingOn | None = None
+    start_by: float | None = None
 
 
 class SpeechStatus(msgspec.Struct, frozen=True):

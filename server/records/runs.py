@@ -266,13 +266,20 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """A run that has just become somebody's. ``waited_seconds``: since it was made; the voice is as it was then."""
+    """A run that has just become somebody's.
+
+    Attributes:
+        provider_voice_id, model: As they were when it was made.
+        waited_seconds: Since it was made.
+        start_within_seconds: How long it may still wait to be begun; None for as long as it takes.
+    """
 
     generation_id: UUID | None
     object_key: str
     provider_voice_id: str | None
     model: str | None
     waited_seconds: float
+    start_within_seconds: float | None
     kept: Kept
 
 
@@ -288,6 +295,7 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
                    OR (state = 'speaking' AND owner = $3 AND byte_length = kept_bytes))
         RETURNING generation_id, object_key, provider_voice_id, model, user_id,
                   extract(epoch FROM now() - created_at)::float8 AS waited_seconds,
+                  extract(epoch FROM start_by - now())::float8 AS start_within_seconds,
                   kept_bytes, marked_bytes, marked_characters, paid_twice_from, sample_rate_hz""",
         task_id,
         attempt,

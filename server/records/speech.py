@@ -154,6 +154,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     asked: Asked = Asked()
     job: str | None
     waited_seconds: float
+    start_within_seconds: float | None = None
     kept: Kept = Kept()
 
 
@@ -194,6 +195,7 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
         asked=asked_of(speech["asked"]),
         job=speech["job"],
         waited_seconds=claimed.waited_seconds,
+        start_within_seconds=claimed.start_within_seconds,
         kept=claimed.kept,
     )
 

@@ -141,7 +141,7 @@ async def test_a_long_text_is_split_at_sentence_ends_and_joined_byte_for_byte(
     answer = await client.generate(voice_id, text, language=language)
     heard = await ears.hear(answer["stream_url"])
     assert heard.end is not None
-    assert heard.end["status"] == "completed"
+    assert heard.end["status"] == "completed", heard.end
     calls = asked(simulator)
     assert len(calls) > 1
     assert "".join(call["text"] for call in calls) == text
@@ -433,19 +433,21 @@ async def test_a_piece_of_a_speech_that_is_no_longer_ones_own_is_not_bought(
     """It was cancelled while this process could not hear of it."""
     turn = gateway.parts.providers.pieces.turn
 
-    async def turn_and_be_overtaken(model: str) -> None:
-        await turn(model)
+    async def turn_and_be_overtaken(model: str, *, by: float | None) -> None:
+        await turn(model, by=by)
+        await answered.wait()
         await client.http.post(f"/api/tasks/{answer['task_id']}/cancel")
         ready.set()
 
     async def nobody_is_told(*_: Any) -> None:
         """The cancel's word to whoever speaks is late."""
 
-    ready = asyncio.Event()
+    ready, answered = asyncio.Event(), asyncio.Event()
     monkeypatch.setattr(gateway.parts.leases, "drop", lambda _task_id: None)
     monkeypatch.setattr(gateway.parts.leases, "_renew", nobody_is_told)
     monkeypatch.setattr(gateway.parts.providers.pieces, "turn", turn_and_be_overtaken)
     answer = await client.generate(voice_id)
+    answered.set()
     await ready.wait()
     await wait_for(lambda: not gateway.parts.leases.speaking)
     assert asked(simulator) == []
@@ -466,7 +468,7 @@ async def test_what_only_waited_for_its_turn_is_spoken_by_the_next_process(
         second = await client.generate(voice_id, "Second.")
 
         async def waits() -> bool:
-            return bool(await rows.fetchval("SELECT state = 'speaking' FROM internal.runs"))
+            return bool(await rows.fetchval("SELECT state = 'queued' FROM internal.runs"))
 
         await wait_for(waits)
     assert [call["text"] for call in asked(simulator)] == ["First."]

@@ -14,6 +14,7 @@ from server.database.queue import SYNTHESIS
 from server.dev.simulator import Simulator
 from server.jobs.generate import SMALL_QUEUE, most_of_one, submit
 from server.jobs.starts import take_turn
+from server.jobs.synthesize import synthesize
 from server.records.runs import SYNTHESIZE_JOB
 from server.settings import VC_REALTIME, Settings
 from tests.end_to_end.conftest import take_no_jobs
@@ -208,3 +209,38 @@ async def test_one_user_may_fill_half_of_the_queue(settings: Settings, database_
 @pytest.mark.parametrize(("limit", "of_one"), [(0, 0), (1, 1), (10, 10), (15, 10), (20, 10), (1000, 500)])
 def test_a_queue_of_a_few_places_is_not_divided(limit: int, of_one: int) -> None:
     assert most_of_one(limit) == of_one
+
+
+@pytest.mark.parametrize("model", [VC_REALTIME, "qwen3-tts-vc-2026-01-22"])
+async def test_the_wait_for_the_pace_is_the_wait_in_the_queue(
+    gateway: Gateway, client: Client, database_url: str, simulator: Simulator, rows: Rows, model: str
+) -> None:
+    """On every lane, and with one end: nobody holds a text that cannot begin yet."""
+    await rows.execute(
+        "INSERT INTO internal.pace (account, model, rate, tokens) VALUES ($1, $2, 1, -1000)",
+        gateway.parts.providers.account,
+        model,
+    )
+    answer = await client.generate(await insert_voice(database_url, client.user_id, model=model))
+    assert await rows.fetchval("SELECT state FROM internal.runs") == "queued"
+    await rows.execute("UPDATE internal.runs SET start_by = now() - interval '1 millisecond'")
+    assert (await client.ended(answer["task_id"]))["error"].startswith("This text waited too long")
+    assert texts(simulator) == []
+
+
+async def test_a_start_that_comes_too_late_for_its_speech_is_not_made(
+    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, rows: Rows
+) -> None:
+    """The start that was in hand when it was taken is void, and there is none before its time is over."""
+    await take_no_jobs(gateway)
+    answer = await client.generate(voice_id)
+    await rows.execute("UPDATE internal.runs SET start_by = now() + interval '2 seconds'")
+    await rows.execute(
+        "INSERT INTO internal.pace (account, model, rate, tokens) VALUES ($1, $2, 1, -1000)",
+        gateway.parts.providers.account,
+        VC_REALTIME,
+    )
+    await synthesize(gateway.parts, task_id=UUID(answer["task_id"]), attempt=1)
+    task = await client.ended(answer["task_id"])
+    assert (task["status"], task["error_category"]) == ("failed", "provider_unavailable")
+    assert texts(simulator) == []

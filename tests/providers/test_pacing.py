@@ -1,6 +1,7 @@
 """Spacing the starts, on a clock that only the test moves."""
 
 import asyncio
+import time
 from itertools import pairwise
 
 import pytest
@@ -108,10 +109,10 @@ async def test_cancelled_waiter_gives_its_turn_to_the_next() -> None:
     assert all(waiter.cancelled() for waiter in waiters[:2])
 
 
-async def test_waiting_is_bounded() -> None:
-    pacer = Pacer(OwnLedger(1), wait_at_most_seconds=0.02)
-    await pacer.start(MODEL)
+async def test_nobody_waits_beyond_the_time_by_which_a_speech_is_to_begin() -> None:
+    pacer = Pacer(OwnLedger(1))
+    await pacer.start(MODEL, by=time.monotonic() + 60.0)
     with pytest.raises(ProviderUnavailable) as caught:
-        await pacer.start(MODEL)
+        await pacer.start(MODEL, by=time.monotonic() + 0.02)
     assert not caught.value.throttled
     assert caught.value.diagnostics == {"code": "paced_out"}

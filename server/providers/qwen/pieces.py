@@ -108,14 +108,14 @@ class QwenHttp:
         self._tries = settings.tries.downloads
         self._pauses_seconds = settings.intervals.download_pauses_seconds
 
-    async def turn(self, model: str) -> None:
-        """Wait for the turn of one piece; ``synthesize`` is called right afterwards.
+    async def turn(self, model: str, *, by: float | None) -> None:
+        """Wait for the turn of one piece, as ``Pacer.start`` does; ``synthesize`` is called right afterwards.
 
         Raises:
             ProviderUnavailable: The turn did not come in time. Nothing has left us.
         """
         try:
-            await self._pacer.start(model)
+            await self._pacer.start(model, by=by)
         except ProviderError as error:
             error.diagnostics["text_sent"] = False
             raise

@@ -162,6 +162,7 @@ class SocketSpeech:
         self._deadlines = sockets.deadlines
         self._characters = len(request.text)
         self._model = request.model
+        self._start_by = request.start_by
         self._dialogue = dialogue
         self._socket: ClientConnection | None = None
         self._ready: deque[SpeechEvent] = deque()
@@ -263,7 +264,7 @@ class SocketSpeech:
             self._begun = True
             self._ready.append(SpeechStatus("ws_connecting"))
             return
-        await self._sockets.pacer.start(self._model)
+        await self._sockets.pacer.start(self._model, by=self._start_by)
         loop = asyncio.get_running_loop()
         self._socket = await self._connect()
         per_char = self._deadlines.session_seconds_per_char * self._characters
