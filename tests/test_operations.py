@@ -9,7 +9,8 @@ import pytest
 
 from server.__main__ import _parser
 from server.metrics import Metrics
-from tests.gateway import insert_voice
+from server.records import voices
+from tests.gateway import Client, Gateway, insert_voice
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "operations.md").read_text()
@@ -59,7 +60,7 @@ async def test_voices_get_a_twin_for_modal_and_lose_it_again(
     rows: "asyncpg.Connection[asyncpg.Record]", database_url: str
 ) -> None:
     """With the recording and the transcript of the original, once however often one asks, and again after a while."""
-    insert, remove = (text for text in statements() if text.startswith(("INSERT", "UPDATE")))
+    insert, remove, _forgive = (text for text in statements() if text.startswith(("INSERT", "UPDATE")))
     user_id = uuid4()
     voice_id = await insert_voice(database_url, user_id)
     await rows.execute("UPDATE public.voices SET reference_object_key = 'a/b/reference.wav'")
@@ -77,3 +78,17 @@ async def test_voices_get_a_twin_for_modal_and_lose_it_again(
         assert await twins() == [("Ada", "a/b/reference.wav", voice_id)]
         assert await rows.execute(remove) == "UPDATE 1"
         assert await twins() == []
+
+
+async def test_a_voice_that_was_taken_for_gone_comes_back(
+    gateway: Gateway, client: Client, voice_id: UUID, rows: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await voices.mark_gone(rows, voice_id, gateway.parts.providers.account)
+    body = {"voice_id": str(voice_id), "text": "Good evening."}
+    refused = await client.http.post("/api/generate", json=body)
+    assert refused.status_code == 409
+    assert "The speech provider no longer has this voice" in TEXT
+    assert refused.json()["detail"].startswith("The speech provider no longer has this voice")
+    [forgive] = (text for text in statements() if "- 'gone_from'" in text)
+    await rows.execute(forgive)
+    assert (await client.generate(voice_id))["task_id"]

@@ -1,7 +1,9 @@
 """What every answer carries, and what no log ever holds."""
 
 import asyncio
+import io
 import json
+import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +12,12 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from server import logs
 from server.dev.simulator import API_KEY, Simulator
 from server.serve import KEEP_ALIVE_SECONDS
 from server.settings import Settings
-from tests.gateway import Client, Gateway, Process, insert_voice, process
+from tests.end_to_end.conftest import take_no_jobs
+from tests.gateway import Client, Gateway, Process, insert_voice, process, running_gateway
 from tests.handlers.wire import exchange, problem_of
 from tests.support import AUTH_JWT_SECRET, wait_for
 
@@ -174,3 +178,31 @@ async def test_an_idle_connection_stays_open_longer_than_a_proxy_keeps_it(gatewa
     writer.write(request)
     assert (await reader.readuntil(b'{"ok":true}')).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+async def test_a_request_leads_to_its_speech_in_whichever_process(
+    gateway: Gateway,
+    client: Client,
+    voice_id: UUID,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line of the request has the task, and so has the line of its end, which another process writes."""
+    await take_no_jobs(gateway)
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logs.JsonFormatter())
+    monkeypatch.setattr(logging.getLogger("server"), "handlers", [handler])
+    with caplog.at_level(logging.INFO):
+        body = {"voice_id": str(voice_id), "text": "Good evening."}
+        answer = await client.http.post("/api/generate", json=body, headers={"X-Request-Id": "a-complaint"})
+        async with running_gateway(settings):
+            await client.ended(answer.json()["task_id"])
+            await wait_for(lambda: "speech ended" in written.getvalue())
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    [asked] = [line for line in lines if line["logger"] == "server.access" and line.get("request_id") == "a-complaint"]
+    [ended] = [line for line in lines if line["message"] == "speech ended" and line["task_id"] == asked["task_id"]]
+    assert asked["task_id"] == answer.json()["task_id"]
+    assert ended["generation_id"] == answer.json()["generation_id"]
+    assert (ended["status"], ended["user_id"]) == ("completed", str(client.user_id))
