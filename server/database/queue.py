@@ -176,10 +176,15 @@ class _Worker(Worker):
         try:
             await super()._fetch_and_process_jobs()  # type: ignore[no-untyped-call]
         except exceptions.ConnectorException as exc:
-            logger.exception("jobs not fetched, trying again", extra={"queue": self.worker_name})
             if isinstance(exc.__cause__, asyncpg.ForeignKeyViolationError):
-                # Another process took us for dead long ago and removed our row.
+                # Another process took us for dead long ago and removed our row, or a fail-over has lost it.
+                logger.warning("the queue has forgotten its worker, registering it again", extra=self._named())
                 self.worker_id = await self.app.job_manager.register_worker()
+            else:
+                logger.exception("jobs not fetched, trying again", extra=self._named())
+
+    def _named(self) -> dict[str, str | None]:
+        return {"queue": self.worker_name}
 
     async def _persist_job_status(self, **about: Any) -> None:  # type: ignore[override]
         """Its job may have left the queue by then: an answer was lost, or commits were, with a fail-over."""
@@ -188,7 +193,7 @@ class _Worker(Worker):
         except exceptions.ConnectorException as exc:
             if not isinstance(exc.__cause__, asyncpg.RaiseError):
                 raise
-            logger.info("a job had left the queue before it was done", extra={"queue": self.worker_name})
+            logger.info("a job had left the queue before it was done", extra=self._named())
 
     async def _update_heartbeat(self) -> None:
         while True:

@@ -270,8 +270,10 @@ async def test_a_worker_that_dies_is_replaced(world: World, rows: Rows) -> None:
         assert world.queue.up([DEFAULT])
 
 
-async def test_a_worker_whose_fetch_fails_goes_on_while_its_jobs_run(world: World, rows: Rows) -> None:
-    """Another process may have pruned its row, and the next fetch violates a foreign key.
+async def test_a_worker_whose_fetch_fails_goes_on_while_its_jobs_run(
+    world: World, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process may have pruned its row, or a fail-over lost it: the next fetch violates a foreign key.
 
     Ended and replaced it would wait for the longest speech before the next one could begin.
     """
@@ -284,6 +286,7 @@ async def test_a_worker_whose_fetch_fails_goes_on_while_its_jobs_run(world: Worl
         await world.defer()
         await wait_for(lambda: world.begun == 2, 5.0)
         assert await worker_ids(rows) != before
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_job_that_has_left_the_queue_meanwhile_is_no_error(
