@@ -5,12 +5,28 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO, Final, Literal
 
 #: The id of the request that the running code works for; records carry it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+@contextmanager
+def working_for(asked_by: str | None) -> Iterator[None]:
+    """Let records carry the id of the request that asked for this work, in whichever process that was.
+
+    Where nobody knows it, they carry what they would have carried.
+    """
+    token = request_id.set(asked_by or request_id.get())
+    try:
+        yield
+    finally:
+        request_id.reset(token)
+
 
 # They log whole URLs (signed ones too), arguments of jobs, or every frame; what matters of it we log ourselves.
 _QUIET: Final = (

@@ -33,6 +33,9 @@ from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.storage import Bucket, in_parts
 
 Kind = Literal["events", "audio", "json"]
+# Under these names polyfills of EventSource say in the query what a browser says in its header: Yaffle's and what came
+# of it, amvtek's, and those that people write by themselves.
+_LAST_EVENT_ID = ("lastEventId", "evs_last_event_id", "Last-Event-ID", "last-event-id", "last_event_id")
 END = "end"
 # How soon words are looked for again, for those who ask for them; a sentence of words comes every few seconds.
 WORDS_EVERY_SECONDS = 0.25
@@ -103,7 +106,8 @@ async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask
 def _resume(request: Request) -> str:
     """Where to go on: what a browser's own ``EventSource`` says, what polyfills say, what a page says itself."""
     asked = request.query_params
-    return request.headers.get("last-event-id") or asked.get("lastEventId") or asked.get("offset") or "0"
+    by_polyfill = next((asked[name] for name in _LAST_EVENT_ID if asked.get(name)), None)
+    return request.headers.get("last-event-id") or by_polyfill or asked.get("offset") or "0"
 
 
 def _offset(text: str) -> int:

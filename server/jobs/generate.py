@@ -7,6 +7,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET
 
+from server import logs
 from server.audio import format_named
 from server.contract import GenerateRequest
 from server.database.connections import Connection
@@ -140,6 +141,7 @@ def asked_for(request: GenerateRequest, origin: Origin) -> Asked:
         volume=None if request.volume is UNSET else request.volume,
         instruction=origin.instruction,
         client=origin.client,
+        request_id=logs.request_id.get(),
     )
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import anyio
 import msgspec
 
+from server import logs
 from server.audio import format_named
 from server.errors import (
     ProviderError,
@@ -111,7 +112,11 @@ async def speak(parts: Parts, assignment: Assignment, scope: anyio.CancelScope, 
         scope: What whoever ends the speech cancels; not entered yet.
     """
     synthesis = _Synthesis(parts, assignment, scope, hold)
-    with parts.speeches.cuttable(), parts.metrics.session(assignment.provider):
+    with (
+        logs.working_for(assignment.asked.request_id),
+        parts.speeches.cuttable(),
+        parts.metrics.session(assignment.provider),
+    ):
         with scope:
             await synthesis.run()
         if scope.cancelled_caught and parts.leases.released:

@@ -32,6 +32,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         format: The format that was asked for, where one was.
         instruction: How to say it, in free words.
         client: Which program asked, in its own words.
+        request_id: Of the request, as the log has it: whoever works on it, in whichever process, logs the same.
     """
 
     format: str | None = None
@@ -40,6 +41,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     volume: int | None = None
     instruction: str | None = None
     client: str | None = None
+    request_id: str | None = None
 
 
 def asked_of(kept: Any) -> Asked:

@@ -128,6 +128,7 @@ async def summary(connection: Connection, task_id: UUID) -> dict[str, Any] | Non
                   t.metadata ->> 'text_length' AS characters, g.duration_seconds::float8 AS seconds, t.status,
                   t.error_category AS category, g.provider_metadata #>> '{error,code}' AS code,
                   coalesce(g.provider_metadata ->> 'request_id', t.metadata ->> 'request_id') AS provider_request_id,
+                  g.provider_metadata #>> '{asked,request_id}' AS request_id,
                   round(extract(epoch FROM t.completed_at - t.created_at), 3)::float8 AS took_seconds
              FROM public.tasks t LEFT JOIN public.generations g ON g.id = t.generation_id AND g.user_id = t.user_id
             WHERE t.id = $1 AND t.type = 'generate'""",

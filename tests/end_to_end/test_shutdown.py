@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -12,16 +13,21 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
+from starlette.types import Message
 
 from server.database.queue import SYNTHESIS
 from server.dev.simulator import Simulator
+from server.handlers.stream import RawAudio, Walk
 from server.lifecycle import stop
+from server.logs import JsonFormatter
 from server.parts import STORED_AT_ONCE
+from server.records import tasks
 from server.records.speech import RESTARTED
 from server.settings import Settings
+from server.storage import Bucket
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, take_no_jobs
-from tests.end_to_end.hearing import DELTA_BYTES, Ears, hold_after
-from tests.gateway import Client, Process, insert_voice, process, running_gateway
+from tests.end_to_end.hearing import DELTA_BYTES, Ears, Heard, hold_after
+from tests.gateway import Client, Process, insert_voice, process, read_events, running_gateway
 from tests.postgres_proxy import postgres_proxy
 from tests.support import make_settings, wait_for, with_limits
 
@@ -73,6 +79,12 @@ async def followers(client: Client, count: int) -> None:
         return f"utter_active_streams {count}.0" in (await client.http.get("/metrics")).text
 
     await wait_for(enough)
+
+
+def lines_of(log: str, **members: str) -> list[dict[str, Any]]:
+    """The lines of a log in JSON that have these members."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [line for line in lines if members.items() <= line.items()]
 
 
 async def row_of(rows: Rows, task: dict[str, Any]) -> dict[str, Any]:
@@ -161,11 +173,17 @@ async def test_what_does_not_finish_in_time_fails_or_is_spoken_by_the_next_proce
     voice_id: UUID,
     rows: Rows,
     slowly_either_model: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The grace is counted from the signal: a listener that reads nothing holds up the shutdown, but not for them."""
+    """The grace is counted from the signal: a listener that reads nothing holds up the shutdown, but not for them.
+
+    The id of a request leads through the logs of both processes.
+    """
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level("INFO", "server")
     goes_on = slowly_either_model == QWEN_AUDIO
     async with (
-        process(settings, simulator, log, SHUTDOWN_GRACE_SECONDS="1") as server,
+        process(settings, simulator, log, SHUTDOWN_GRACE_SECONDS="1", LOG_FORMAT="json") as server,
         server.client(user_id) as client,
     ):
         simulator.behave("realtime", {"minimum_bytes": 8_000_000, "delta_bytes": 65536})
@@ -207,6 +225,10 @@ async def test_what_does_not_finish_in_time_fails_or_is_spoken_by_the_next_proce
     attempts = (await row_of(rows, silent))["provider_metadata"]["attempts"]
     assert [(attempt["attempt"], attempt["reason"]) for attempt in attempts] == [(1, "server restarted")]
     assert len([call for call in simulator.calls if call["text"] == "Still silent."]) == 2
+    for task, there in ((heard, caplog.text if goes_on else server.log), (silent, caplog.text)):
+        [asked] = lines_of(server.log, message="POST /api/generate", task_id=task["task_id"])
+        [ended] = lines_of(there, message="speech ended", request_id=asked["request_id"])
+        assert (ended["task_id"], ended["generation_id"]) == (task["task_id"], task["generation_id"])
 
 
 async def test_a_process_that_leaves_takes_nothing_new(
@@ -308,3 +330,45 @@ async def test_a_stream_that_is_opened_while_the_server_leaves_ends_at_once(
         assert heard.end is None
         assert await ears.hear_audio(task["stream_url"]) == (b"", False)
         plan.release()
+
+
+async def test_what_is_read_from_the_store_is_not_taken_for_the_whole(
+    settings: Settings, user_id: UUID, database_url: str, rows: Rows
+) -> None:
+    """Events end without an end, raw audio is broken off, and who comes back to the next process has every byte."""
+    async with running_gateway(settings) as leaving, leaving.client(user_id) as client, Ears(leaving.url) as ears:
+        parts = leaving.parts
+        answer = await client.generate(await insert_voice(database_url, user_id))
+        assert (await client.ended(answer["task_id"]))["status"] == "completed"
+        async with parts.database.connection() as connection:
+            task = await tasks.get(connection, UUID(answer["task_id"]))
+        assert task.object_key
+        audio = (await client.audio(answer["generation_id"]) * 2000)[:12_000_000]  # more than sockets hold
+        await parts.storage.put(Bucket.GENERATIONS, task.object_key, audio, content_type="audio/mpeg", size=len(audio))
+        await rows.execute(
+            """UPDATE public.generations
+                  SET provider_metadata = jsonb_set(provider_metadata, '{audio,bytes}', to_jsonb($1::int))""",
+            len(audio),
+        )
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if message.get("body"):
+                stop(parts)
+
+        heard = Heard(0)
+        async with ears.open(answer["stream_url"]) as response:
+            async for event in read_events(response):
+                heard.take(event)
+                if len(heard.deltas) == 1 and not sent:
+                    await RawAudio(parts, Walk(parts, task, 0))({"type": "http"}, asyncio.Event().wait, send)
+        assert 0 < len(heard.audio) < len(audio)
+        assert heard.end is None
+        assert len(b"".join(message.get("body", b"") for message in sent)) < len(audio)
+        assert sent[-1]["more_body"], "the server ends no body that it has not ended itself"
+    async with running_gateway(settings) as successor, Ears(successor.url) as ears:
+        start = len(heard.audio)
+        rest = await ears.hear(answer["stream_url"], {"Last-Event-ID": str(start)}, start=start)
+        assert rest.end is not None
+        assert heard.audio + rest.audio == audio

@@ -110,8 +110,8 @@ def resumption(how: str, url: str, offset: int | str) -> tuple[str, dict[str, st
         return f"{url}&offset={offset}", {}
     if how == "both":  # the header wins: it is the browser's own, later knowledge
         return f"{url}&offset=3&lastEventId=4", {"Last-Event-ID": str(offset)}
-    if how == "polyfill":  # which builds the address anew from what the page gave it
-        return f"{url}&offset=3&lastEventId={offset}", {}
+    if how == "polyfill":  # which adds to the address that the page gave it, and some do so again and again
+        return f"{url}&offset=3&lastEventId=7&lastEventId={offset}", {}
     return url, {"Last-Event-ID": str(offset)}
 
 
@@ -237,6 +237,15 @@ async def test_a_stream_resumes_at_any_byte(
         assert again.audio == whole[offset:]
         assert again.end
         assert again.end["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["evs_last_event_id", "last-event-id", "Last-Event-ID", "last_event_id"])
+async def test_a_polyfill_may_call_it_otherwise(
+    completed: tuple[dict[str, str], bytes], anybody: Ears, name: str
+) -> None:
+    answer, whole = completed
+    assert (await anybody.hear(f"{answer['stream_url']}&offset=3&{name}=1000", start=1000)).audio == whole[1000:]
+    assert (await anybody.http.get(f"{answer['stream_url']}&{name}=end")).status_code == 204
 
 
 async def test_a_listener_that_is_cut_off_again_and_again_hears_every_byte_once(
