@@ -27,7 +27,7 @@ from server.settings import Settings
 from server.storage import Bucket
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, Ears, Heard, hold_after
-from tests.gateway import Client, Process, insert_voice, process, read_events, running_gateway
+from tests.gateway import Client, Gateway, Process, insert_voice, process, read_events, running_gateway
 from tests.postgres_proxy import postgres_proxy
 from tests.support import make_settings, wait_for, with_limits
 
@@ -79,6 +79,17 @@ async def followers(client: Client, count: int) -> None:
         return f"utter_active_streams {count}.0" in (await client.http.get("/metrics")).text
 
     await wait_for(enough)
+
+
+async def asked(gateway: Gateway, client: Client, voice_id: UUID, rows: Rows, *, by_job: bool) -> dict[str, Any]:
+    """What POST /api/generate answers for a text that is spoken at once, or by a job."""
+    await wait_for(lambda: gateway.parts.queue.up([SYNTHESIS]))
+    async with gateway.parts.speeches.turns if by_job else contextlib.nullcontext():
+        if by_job:  # somebody waits already, so the text waits, too
+            await rows.execute(WAITING)
+        task = await client.generate(voice_id)
+        await rows.execute("DELETE FROM internal.runs WHERE generation_id IS NULL")
+    return task
 
 
 def lines_of(log: str, **members: str) -> list[dict[str, Any]]:
@@ -249,19 +260,29 @@ async def test_a_process_that_leaves_takes_nothing_new(
     assert [call["text"] for call in simulator.calls] == ["First."]
 
 
+@pytest.mark.parametrize(
+    ("by_job", "cut_seconds", "needs_seconds"),
+    [(False, 0.2, 2.0), (True, 0.2, 2.0), pytest.param(True, 5.0, 7.0, marks=pytest.mark.slow)],
+)
 async def test_a_speech_has_the_whole_grace_however_soon_the_rest_is_cut(
-    settings: Settings, simulator: Simulator, user_id: UUID, voice_id: UUID, rows: Rows
+    settings: Settings,
+    simulator: Simulator,
+    user_id: UUID,
+    voice_id: UUID,
+    rows: Rows,
+    by_job: bool,
+    cut_seconds: float,
+    needs_seconds: float,
 ) -> None:
     """What the other queues run is cut a few seconds after the stop, and done again; a speech is paid for."""
-    cut_seconds = 0.2
     patient = with_limits(settings, shutdown_grace_seconds=20.0, drain_seconds=cut_seconds)
     async with running_gateway(patient) as leaving, leaving.client(user_id) as client:
         plan = hold_after(simulator, DELTAS)
-        task = await client.generate(voice_id)
+        task = await asked(leaving, client, voice_id, rows, by_job=by_job)
         await plan.held()
         leaving.server.should_exit = True
         await leaving.parts.stopping.wait()
-        await asyncio.sleep(10 * cut_seconds)  # so long it would not have been left
+        await asyncio.sleep(needs_seconds)  # so long it would not have been left
         assert leaving.parts.leases.speaking == 1
         plan.release()
     row = await row_of(rows, task)
@@ -303,12 +324,7 @@ async def test_a_store_that_does_not_take_a_speech_does_not_keep_the_process(
     async with asyncio.timeout(30.0), running_gateway(brief) as leaving, leaving.client(user_id) as client:
         for _ in range(STORED_AT_ONCE):
             await leaving.parts.storing.acquire()
-        await wait_for(lambda: leaving.parts.queue.up([SYNTHESIS]))
-        async with leaving.parts.speeches.turns if by_job else contextlib.nullcontext():
-            if by_job:  # somebody waits already, so the text waits, too
-                await rows.execute(WAITING)
-            task = await client.generate(voice_id)
-            await rows.execute("DELETE FROM internal.runs WHERE generation_id IS NULL")
+        task = await asked(leaving, client, voice_id, rows, by_job=by_job)
 
         async def is_spoken() -> bool:
             return bool((await row_of(rows, task))["state"] == "spoken")
@@ -357,12 +373,16 @@ async def test_what_is_read_from_the_store_is_not_taken_for_the_whole(
             if message.get("body"):
                 stop(parts)
 
+        async def receive() -> Message:
+            await asyncio.Event().wait()
+            return {}
+
         heard = Heard(0)
         async with ears.open(answer["stream_url"]) as response:
             async for event in read_events(response):
                 heard.take(event)
                 if len(heard.deltas) == 1 and not sent:
-                    await RawAudio(parts, Walk(parts, task, 0))({"type": "http"}, asyncio.Event().wait, send)
+                    await RawAudio(parts, Walk(parts, task, 0))({"type": "http"}, receive, send)
         assert 0 < len(heard.audio) < len(audio)
         assert heard.end is None
         assert len(b"".join(message.get("body", b"") for message in sent)) < len(audio)

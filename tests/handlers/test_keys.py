@@ -21,7 +21,7 @@ from tests.auth.test_tokens import KeyServer, jwk, key_server  # noqa: F401 - a 
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import problem_of
 from tests.postgres_proxy import postgres_proxy
-from tests.support import wait_for
+from tests.support import LEAVES_AT_ONCE, wait_for, with_limits
 
 
 async def make(client: Client, name: str = "A program", **members: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ async def test_the_last_use_is_written_at_most_once_a_minute(client: Client, row
 async def test_without_a_database_a_key_is_503_and_not_401(settings: Settings, database_url: str) -> None:
     async with (
         postgres_proxy(database_url) as door,
-        running_gateway(replace(settings, database_url=door.url)) as gateway,
+        running_gateway(with_limits(settings, database_url=door.url, **LEAVES_AT_ONCE)) as gateway,
         gateway.client() as client,
     ):
         made = await make(client)

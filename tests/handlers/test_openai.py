@@ -29,7 +29,7 @@ from tests.handlers.wire import exchange, is_a_sentence
 from tests.jobs.test_pieces import files
 from tests.modal import in_modal_mode, insert_modal_voice
 from tests.postgres_proxy import postgres_proxy
-from tests.support import wait_for
+from tests.support import LEAVES_AT_ONCE, wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 SPEECH = "/v1/audio/speech"
@@ -623,7 +623,7 @@ async def test_after_an_outage_nothing_is_ended_before_everybody_could_say_so(
     plan = hold_after(simulator, 3)
     async with (
         postgres_proxy(database_url) as door,
-        running_gateway(replace(settings, database_url=door.url)) as gateway,
+        running_gateway(with_limits(settings, database_url=door.url, **LEAVES_AT_ONCE)) as gateway,
         gateway.client() as client,
     ):
         await insert_voice(database_url, client.user_id)

@@ -149,3 +149,76 @@ async def test_only_what_may_have_been_paid_for_in_vain_is_left_open(rows: Rows)
     await purchases.decide(rows, done, "done", attempt=1)
     assert {purchase.subject for purchase in await purchases.undecided(rows)} == {lapsed, unknown}
     assert calling not in {purchase.subject for purchase in await purchases.undecided(rows)}
+
+
+async def test_who_buys_at_the_moment_is_told_from_who_did(rows: Rows) -> None:
+    buying, lapsed, done = subjects = [uuid4() for _ in range(3)]
+    for subject in subjects:
+        await claim(rows, subject)
+    await lapse(rows, lapsed)
+    await purchases.decide(rows, done, "done", attempt=1)
+    found = [await purchases.find(rows, subject) for subject in (buying, lapsed, done)]
+    assert [purchase and purchase.leased for purchase in found] == [True, False, False]
+
+
+async def test_a_claim_is_taken_back_by_its_own_attempt_before_it_is_decided(rows: Rows) -> None:
+    subject, decided = uuid4(), uuid4()
+    for part in (0, 1):
+        await claim(rows, subject, "http", part=part)
+    await purchases.take_back(rows, subject, attempt=2, part=0)
+    await purchases.take_back(rows, subject, attempt=1, part=1)
+    assert await purchases.find(rows, subject, 0)
+    assert await purchases.find(rows, subject, 1) is None
+    await claim(rows, decided)
+    await purchases.decide(rows, decided, "unknown", attempt=1)
+    await purchases.take_back(rows, decided, attempt=1)
+    assert await purchases.find(rows, decided)
+
+
+async def test_only_what_was_made_can_be_kept(rows: Rows) -> None:
+    subject = uuid4()
+    await claim(rows, subject, "design")
+    assert not await purchases.keep(rows, subject)
+    await claim(rows, subject, "design", part=1)
+    await purchases.decide(rows, subject, "done", attempt=1, part=1)
+    assert not await purchases.keep(rows, subject)
+    await purchases.decide(rows, subject, "done", attempt=1)
+    assert await purchases.keep(rows, subject)
+
+
+async def test_a_preview_is_found_by_exactly_its_design(rows: Rows) -> None:
+    design = {"text": "Hello.", "language": "English", "instruct": "calm"}
+
+    async def made(
+        other: dict[str, str] | None = None, *, kind: Kind = "design", user_id: UUID = SOMEBODY, state: str = "done"
+    ) -> UUID:
+        subject = uuid4()
+        await claim(rows, subject, kind, user_id)
+        await purchases.decide(rows, subject, "done", attempt=1, outcome={**design, **(other or {})})
+        await rows.execute("UPDATE internal.purchases SET state = $2 WHERE subject = $1", subject, state)
+        return subject
+
+    older, newest = await made(), await made()
+    await rows.execute("UPDATE internal.purchases SET updated_at = now() - interval '1 hour' WHERE subject = $1", older)
+    await made(kind="clone")
+    await made(user_id=uuid4())
+    await made(state="given_back")
+    for name in design:
+        await made({name: "another"})
+    found = await purchases.newest_preview(rows, SOMEBODY, **design)
+    assert found
+    assert found.subject == newest
+
+
+async def test_what_speech_has_cost_is_forgotten_after_a_while_and_voices_never(rows: Rows) -> None:
+    kinds: list[Kind] = ["http", "modal", "clone", "design"]
+    old, new = [{kind: uuid4() for kind in kinds} for _ in range(2)]
+    for kind in kinds:
+        await claim(rows, old[kind], kind)
+        await claim(rows, new[kind], kind)
+    await rows.execute(
+        "UPDATE internal.purchases SET updated_at = now() - interval '1 hour' WHERE subject = ANY($1)", [*old.values()]
+    )
+    await purchases.forget_old(rows, 60.0)
+    left = {row["subject"] for row in await rows.fetch("SELECT subject FROM internal.purchases")}
+    assert left == {*new.values(), old["clone"], old["design"]}

@@ -95,9 +95,10 @@ class Run(NamedTuple):
 
 
 QUEUED, AGAIN_QUEUED = Run("queued", 1, 0), Run("queued", 2, 0)
-SILENT, HEARD, SUCCESSOR = Run("speaking", 1, 0), Run("speaking", 1, 5), Run("speaking", 2, 5)
+SILENT, HEARD = Run("speaking", 1, 0), Run("speaking", 1, 5)
+SILENT_SUCCESSOR, SUCCESSOR = Run("speaking", 2, 0), Run("speaking", 2, 5)
 SPOKEN, SPOKEN_BY_SUCCESSOR, UNSTORED = Run("spoken", 1, 5), Run("spoken", 2, 5), Run("unstored", 1, 5)
-RUNS = [QUEUED, AGAIN_QUEUED, SILENT, HEARD, SUCCESSOR, SPOKEN, SPOKEN_BY_SUCCESSOR, UNSTORED]
+RUNS = [QUEUED, AGAIN_QUEUED, SILENT, HEARD, SILENT_SUCCESSOR, SUCCESSOR, SPOKEN, SPOKEN_BY_SUCCESSOR, UNSTORED]
 
 Actor: TypeAlias = Callable[[World], Awaitable[object]]
 
@@ -303,6 +304,20 @@ async def test_what_has_ended_is_not_claimed(world: World, status: str) -> None:
         async with world.connection.transaction():
             await claim(world)
     assert await world.snapshot() == before
+
+
+async def test_neither_a_stranger_s_voice_nor_a_stranger_s_task_is_taken_for_ours(world: World) -> None:
+    """Rows of the public schema may have been written by people, past us."""
+    for table, job in (("voices", "job-1"), ("tasks", None)):
+        undo = world.connection.transaction()
+        await undo.start()
+        await world.connection.execute("UPDATE public.tasks SET provider_job_id = 'job-1'")
+        await world.connection.execute(f"UPDATE public.{table} SET user_id = gen_random_uuid()")
+        assignment = await speech.claim(world.connection, world.task_id, 1, OWNER)
+        assert assignment
+        assert (assignment.provider_voice_id is None) == (table == "voices")
+        assert assignment.job == job
+        await undo.rollback()
 
 
 async def test_nobody_takes_a_run_from_an_owner_who_has_just_spoken_up(world: World) -> None:

@@ -130,6 +130,17 @@ async def test_a_row_that_somebody_holds_is_neither_lost_nor_waited_for(world: W
     assert not lost.is_set()
 
 
+async def test_a_hold_that_the_rows_do_not_know_of_yet_is_not_lost(world: World) -> None:
+    """It is taken before the run is there, so that a cancel may come with the commit."""
+    held, lost = await world.run(), asyncio.Event()
+    with world.leases.hold(held, 1), world.leases.hold(uuid4(), 1, lost.set, claimed=False) as begun:
+        await world.renewed(held)
+        assert not lost.is_set()
+        begun.claimed = True
+        async with asyncio.timeout(10.0):
+            await lost.wait()
+
+
 async def test_a_process_that_takes_its_own_run_again_keeps_it_while_the_first_attempt_closes(world: World) -> None:
     """Taken for dead by another one, it may be the first to claim the second attempt."""
     task_id = await world.run()

@@ -95,13 +95,15 @@ def test_the_providers_own_base64_is_passed_on() -> None:
     )
 
 
-def test_old_events_are_not_kept() -> None:
-    """A long speech costs its audio, not its audio and a half more in Base64."""
+@pytest.mark.parametrize("followed", [True, False])
+def test_old_events_are_not_kept(followed: bool) -> None:
+    """A long speech costs its audio, not its audio and a half more in Base64, whether anybody hears it or not."""
     log = make_log()
     log.committed(1)
     for number in range(RECENT_EVENTS * 3):
         log.append(b"%4d" % number, base64.b64encode(b"%4d" % number))
-        log.events(number * 4)
+        if followed:
+            log.events(number * 4)
     assert len(log._events) + len(log._encoded) <= RECENT_EVENTS
     assert [int(audio) for _, audio in heard(log, 0)] == list(range(RECENT_EVENTS * 3))
 

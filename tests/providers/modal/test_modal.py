@@ -67,6 +67,7 @@ async def test_a_submission_behind_redirects_is_made_once(modal: Modal, simulato
         ({"do": "answer", "status": 400, "json": {"detail": "text is required"}}, ProviderRejected),
         ({"do": "answer", "status": 500, "json": {"detail": "boom"}}, ProviderUnavailable),
         ({"do": "answer", "status": 429, "text": "slow down"}, ProviderUnavailable),
+        ({"do": "answer", "status": 408, "text": "took too long"}, ProviderUnavailable),
         ({"do": "html"}, ProviderUnavailable),
         # From here on a job may be running that nobody knows by name.
         ({"do": "answer", "status": 504, "text": ""}, ProviderTimeout),
