@@ -101,9 +101,9 @@ def _migrate(options: argparse.Namespace) -> int:
     url = os.environ.get("DATABASE_URL", "").strip()
     if not url:
         raise SettingsError(["DATABASE_URL is missing: it says which database to migrate."])
-    url, unknown = read_database_address(url)
-    if unknown:
-        raise SettingsError([f"DATABASE_URL has parameters that nobody knows: {', '.join(sorted(set(unknown)))}."])
+    url, problems = read_database_address(url)
+    if problems:
+        raise SettingsError([f"DATABASE_URL {problem}." for problem in problems])
     return asyncio.run(run_migrate(url, check=options.check, down_to=options.down_to, discard=options.discard))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -262,15 +263,30 @@ _LIBPQ_DROPPED = """
     pgbouncer pool_timeout pool_mode pool_size connection_limit socket_timeout statement_cache_size sslaccept
     sslidentity prepared_statements prepare_threshold prepareThreshold supa uselibpqcompat schema
 """
+_LIBPQ_WORDS = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+_LIBPQ_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 
 def read_database_address(value: str) -> tuple[str, list[str]]:
-    """The URL with the parameters that our driver takes, and the names of those that nobody knows."""
+    """The URL with the parameters that our driver takes, and what is wrong with them, each as the end of a sentence.
+
+    What the driver would stumble over when it connects would be taken for a database that cannot be reached.
+    """
     parts = urlsplit(value)
     given = parse_qsl(parts.query, keep_blank_values=True)
     kept = [(name, content) for name, content in given if name in _LIBPQ_UNDERSTOOD.split()]
-    unknown = [name for name, _ in given if name not in (_LIBPQ_UNDERSTOOD + _LIBPQ_DROPPED).split()]
-    return urlunsplit(parts._replace(query=urlencode(kept))), unknown
+    unknown = {name for name, _ in given if name not in (_LIBPQ_UNDERSTOOD + _LIBPQ_DROPPED).split()}
+    problems = [f"has parameters that nobody knows: {', '.join(sorted(unknown))}"] if unknown else []
+    for name, content in kept:
+        words = _LIBPQ_WORDS.get(name)
+        if words and content not in words:
+            problems.append(f"must have {_any_of(words)} as its {name}")
+        if name in _LIBPQ_FILES and content and not Path(content).expanduser().is_file():
+            problems.append(f"names a file as its {name} that is not there")
+    return urlunsplit(parts._replace(query=urlencode(kept))), problems
 
 
 def model_family(model: str) -> Literal["vc", "vd"] | None:
@@ -599,9 +615,9 @@ class _Reader:
         if not usable or parts.scheme not in {"postgresql", "postgres"}:
             self.wrong("DATABASE_URL", "must be a URL that starts with postgresql:// or postgres://")
             return value
-        address, unknown = read_database_address(value)
-        if unknown:
-            self.wrong("DATABASE_URL", f"has parameters that nobody knows: {', '.join(sorted(set(unknown)))}")
+        address, problems = read_database_address(value)
+        for problem in problems:
+            self.wrong("DATABASE_URL", problem)
         return address
 
     def dashscope_base_and_region(self) -> tuple[str, str]:

@@ -414,8 +414,8 @@ def test_documented_defaults_are_the_real_ones() -> None:
     ],
 )
 def test_a_database_url_that_is_right_for_libpq_is_right_here(query: str) -> None:
-    address, unknown = read_database_address(f"postgresql://u:p@h:5432/d?{query}")
-    assert unknown == []
+    address, problems = read_database_address(f"postgresql://u:p@h:5432/d?{query}")
+    assert problems == []
     assert address in (
         "postgresql://u:p@h:5432/d",
         "postgresql://u:p@h:5432/d?sslmode=prefer&application_name=utter",
@@ -423,5 +423,27 @@ def test_a_database_url_that_is_right_for_libpq_is_right_here(query: str) -> Non
 
 
 def test_what_nobody_knows_of_a_database_url_is_named() -> None:
-    address, unknown = read_database_address("postgresql://u:p@h/d?chanel_binding=require&a=b&sslmode=disable")
-    assert (address, unknown) == ("postgresql://u:p@h/d?sslmode=disable", ["chanel_binding", "a"])
+    address, problems = read_database_address("postgresql://u:p@h/d?chanel_binding=require&a=b&sslmode=disable")
+    assert address == "postgresql://u:p@h/d?sslmode=disable"
+    assert problems == ["has parameters that nobody knows: a, chanel_binding"]
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        (
+            "sslmode=no-verify",
+            "must have disable, allow, prefer, require, verify-ca or verify-full as its sslmode",
+        ),
+        (
+            "target_session_attrs=master",
+            "must have any, read-write, read-only, primary, standby or prefer-standby as its target_session_attrs",
+        ),
+        ("sslmode=verify-full&sslrootcert=system", "names a file as its sslrootcert that is not there"),
+        ("sslcert=/nowhere/client.pem", "names a file as its sslcert that is not there"),
+    ],
+)
+def test_what_the_driver_would_stumble_over_is_no_database_that_is_away(query: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environ({**QWEN, "DATABASE_URL": f"postgresql://u:p@h/d?{query}"})
+    assert refused.value.problems == [f"DATABASE_URL {problem}."]
