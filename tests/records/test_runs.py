@@ -364,3 +364,16 @@ async def test_no_sentence_is_paid_for_thrice(world: World) -> None:
     assert not await given_back(3, begun=True)
     assert await given_back(3, begun=False), "its text was not sent this time"
     assert await given_back(4, begun=True), "it is another sentence"
+
+
+async def test_what_is_stored_is_the_run_s_own_generation(world: World) -> None:
+    for format_name in ("mp3", "wav"):
+        generation_id = await world.rows.fetchval(
+            """INSERT INTO public.generations (id, user_id, text, status, output_format)
+               VALUES (gen_random_uuid(), gen_random_uuid(), 'Hello.', 'processing', $1) RETURNING id""",
+            format_name,
+        )
+        task_id = await world.run(state="'spoken'", spoken_at="now()", generation_id=generation_id)
+        storable = await runs.take_spoken(world.rows, task_id, OWNER)
+        assert storable
+        assert (storable.generation_id, storable.format_name) == (generation_id, format_name)

@@ -97,6 +97,27 @@ async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(
     assert await rows.fetchval("SELECT attempt FROM internal.runs WHERE task_id = $1", task_id) == 1
 
 
+async def test_the_deed_judges_this_owner_alone_and_nobody_in_a_quiet_time(rows: Rows) -> None:
+    of_the_living = await run_of(rows, await process(rows, silent_for_seconds=1))
+    of_the_dead = await run_of(rows, await process(rows, silent_for_seconds=20))
+
+    async def may_be_ended(task_id: UUID) -> bool:
+        return await runs.stop(rows, task_id, attempt=1, silent_for_seconds=SILENT_SECONDS) is not None
+
+    assert not await may_be_ended(of_the_living)
+    await rows.execute("UPDATE internal.processes SET quiet_until = now() + interval '1 minute'")
+    assert not await may_be_ended(of_the_dead)
+    await quiet_passes(rows)
+    assert await may_be_ended(of_the_dead)
+
+
+async def test_who_leaves_speaks_for_itself_alone(rows: Rows) -> None:
+    leaves, stays = [await process(rows, silent_for_seconds=1) for _ in range(2)]
+    await processes.leave(rows, leaves)
+    assert await processes.dead(rows, SILENT_SECONDS) == {leaves}
+    assert stays != leaves
+
+
 async def test_whoever_left_by_itself_need_not_be_waited_for(rows: Rows) -> None:
     owner = uuid4()
     await beat(rows, owner)
@@ -128,10 +149,11 @@ async def test_a_process_of_an_older_release_lives_by_its_runs(rows: Rows, secon
 
 async def test_rows_of_processes_go_when_they_hold_nothing(rows: Rows) -> None:
     gone, holding = [await process(rows, silent_for_seconds=90_000) for _ in range(2)]
+    idle = await process(rows, silent_for_seconds=80_000)
     await run_of(rows, holding)
     await processes.forget_old(rows)
-    assert [row["owner"] for row in await rows.fetch("SELECT owner FROM internal.processes")] == [holding]
-    assert gone != holding
+    assert {row["owner"] for row in await rows.fetch("SELECT owner FROM internal.processes")} == {holding, idle}
+    assert gone not in (holding, idle)
 
 
 async def test_the_look_for_the_dead_does_not_depend_on_how_long_others_have_spoken(rows: Rows) -> None:

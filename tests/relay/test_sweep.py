@@ -269,6 +269,25 @@ async def test_a_run_of_our_own_that_nobody_here_works_on_is_taken_up_at_once(wo
     assert (await world.run_of(held))["attempt"] == 1
 
 
+async def test_what_is_taken_while_the_sweep_looks_is_no_stray(world: World, database_url: str) -> None:
+    """The question names what is held as it leaves; the answer may come after a claim."""
+    task_id = await world.speech(state="'speaking'", owner=f"'{world.leases.owner}'::uuid")
+    holder = await asyncpg.connect(database_url)
+    try:
+        await holder.execute("BEGIN; LOCK TABLE internal.runs")
+        looking = asyncio.create_task(world.sweeper._strays())
+
+        async def waits() -> bool:
+            return bool(await world.rows.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await wait_for(waits)
+        with world.leases.hold(task_id, 1):
+            await holder.execute("COMMIT")
+            assert await looking == []
+    finally:
+        await holder.close()
+
+
 # --- runs that wait ---------------------------------------------------------------------------------------------------
 
 
