@@ -21,11 +21,9 @@ from starlette.applications import Starlette
 from server import logs
 from server.admission.clients import Door, GuardedProtocol, most_connections, raise_file_limit
 from server.app import create_app
-from server.database.migrations import read_migrations
 from server.lifecycle import stop
 from server.settings import Settings
-from server.startup import startup_problems
-from server.version import version
+from server.startup import introduction, startup_problems
 
 logger = logging.getLogger(__name__)
 
@@ -108,17 +106,6 @@ def calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 10, 5)
-
-
-def introduction(settings: Settings) -> str:
-    """What serves here, in one line: release, mode, storage and schema."""
-    kept = settings.storage
-    buckets = f"{kept.bucket_references} and {kept.bucket_generations}"
-    where = f"files below {kept.root}" if kept.kind == "disk" else f"buckets {buckets} at {kept.endpoint or 'Amazon'}"
-    return (
-        f"utter {version()} speaks by {settings.tts_provider_mode}, keeps audio as {where},"
-        f" schema {read_migrations()[-1].name}"
-    )
 
 
 async def serve(settings: Settings) -> int:

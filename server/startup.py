@@ -1,12 +1,24 @@
-"""What stands in the way of serving, found before anything is served: the database, its schema, its pooler."""
+"""What a process finds out before it serves: what it is, and what stands in its way in the database."""
 
 import contextlib
 
 import asyncpg
 
 from server.database.connections import REFUSED, Connection, connect, prepare, trouble
-from server.database.migrations import MigrationError, too_old, unapplied
+from server.database.migrations import MigrationError, read_migrations, too_old, unapplied
 from server.settings import Settings
+from server.version import version
+
+
+def introduction(settings: Settings) -> str:
+    """What serves here, in one line: release, mode, storage and schema."""
+    kept = settings.storage
+    buckets = f"{kept.bucket_references} and {kept.bucket_generations}"
+    where = f"files below {kept.root}" if kept.kind == "disk" else f"buckets {buckets} at {kept.endpoint or 'Amazon'}"
+    return (
+        f"utter {version()} speaks by {settings.tts_provider_mode}, keeps audio as {where},"
+        f" schema {read_migrations()[-1].name}"
+    )
 
 
 async def startup_problems(settings: Settings) -> list[str]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from server.dev.simulator import Simulator
-from server.serve import introduction
 from server.settings import Settings
+from server.startup import introduction
 from tests.gateway import process
 from tests.support import wait_for
 

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import anyio
 
-from server import logs
 from server.database.announce import Announcer
 from server.database.connections import REFUSED, Connection, Database
 from server.metrics import Metrics
@@ -51,10 +50,11 @@ class Endings:
             async with self._database.connection() as connection:
                 facts = await tasks.summary(connection, task_id)
         if facts:
-            # Of the request that asked; whoever ended it may be another process, or have been asked by another request.
             shown = {name: str(value) if isinstance(value, UUID) else value for name, value in facts.items()}
-            with logs.working_for(shown.pop("request_id")):
-                logger.info("speech ended", extra={**shown, "first_audio_seconds": first})
+            # Of the request that asked; whoever ended it may be another process, or have been asked by another request.
+            if shown["request_id"] is None:
+                del shown["request_id"]
+            logger.info("speech ended", extra={**shown, "first_audio_seconds": first})
         return facts is not None
 
     async def end(
