@@ -320,6 +320,36 @@ async def test_neither_a_stranger_s_voice_nor_a_stranger_s_task_is_taken_for_our
         await undo.rollback()
 
 
+async def test_a_task_ends_no_generation_of_a_stranger(world: World) -> None:
+    """Somebody may have written its id into a task of theirs, past us."""
+    await world.connection.execute("DELETE FROM internal.runs")
+    await world.connection.execute("UPDATE public.generations SET user_id = gen_random_uuid()")
+    assert await cancel(world)
+    assert await world.connection.fetchval("SELECT status FROM public.tasks") == "cancelled"
+    assert await world.connection.fetchval("SELECT status FROM public.generations") == "processing"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_could_not_be_stored_in_time_is_completed_when_that_is_asked_for(world: World, late: bool) -> None:
+    await find(world, SPOKEN)
+    await speech.give_up_storing(world.connection, world.storable)
+    published = await speech.publish(
+        world.connection,
+        world.queue,
+        world.storable,
+        object_key=world.assignment.object_key,
+        duration_seconds=1.0,
+        bits_per_second=1,
+        late=late,
+    )
+    assert published is late
+    statuses = await world.connection.fetchrow(
+        "SELECT g.status, t.status FROM public.generations g JOIN public.tasks t ON t.generation_id = g.id"
+    )
+    assert statuses
+    assert tuple(statuses) == (("completed",) * 2 if late else ("failed",) * 2)
+
+
 async def test_nobody_takes_a_run_from_an_owner_who_has_just_spoken_up(world: World) -> None:
     await find(world, SILENT)
 
