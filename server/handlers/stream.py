@@ -7,9 +7,9 @@ client is ahead. They differ in how a slice is written and in how the walk ends.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import UUID
 
 import msgspec
@@ -29,6 +29,7 @@ from server.jobs.generate import Origin, submit
 from server.parts import Parts
 from server.records import tasks, words
 from server.records.tasks import SpeechTask
+from server.relay.following import Feed
 from server.relay.live import BATCH_BYTES, DELTA_BYTES, delta_event
 from server.storage import Bucket, in_parts
 
@@ -256,46 +257,137 @@ class Walk:
 class Events(EventSourceResponse):
     """Serialised events, and a comment line now and then, so that no proxy takes the connection for dead.
 
-    The events come as ready bytes: a delta is serialised once, for however many follow it.
+    The events come as ready bytes: a delta is serialised once, for however many follow it. The library's own loop is
+    not used: it wakes this response's task for every event, and has three more tasks for each stream.
     """
 
     def __init__(self, parts: Parts, walk: Walk) -> None:
-        super().__init__(
-            _events(walk),
-            headers={**about(walk.task), **_UNCHANGED},
-            sep="\n",
-            ping=parts.settings.intervals.heartbeat_seconds,
-            ping_message_factory=_heartbeat,
-        )
+        self._listener = _Listener()
+        super().__init__(_events(walk, self._listener), headers={**about(walk.task), **_UNCHANGED}, sep="\n")
         self._streams = parts.streams
+        self._heartbeat_seconds = parts.settings.intervals.heartbeat_seconds
         self._user_id = walk.task.user_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._streams.open(self._user_id):
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            sent = await _unless_gone(receive, self._send_all(send), self._beat(send))
+        if sent:
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        # The library opens a cancel scope around every event, also where there is no time limit. Here the connection
-        # itself cuts readers off that take nothing, and such a scope costs as much as decoding a delta.
-        await send(message)
+    async def _send_all(self, send: Send) -> bool:
+        self._listener.send = send
+        async with aclosing(cast("AsyncGenerator[bytes, None]", self.body_iterator)) as events:
+            async for event in events:
+                await send(_body(event))
+        return True
+
+    async def _beat(self, send: Send) -> None:
+        comment = ServerSentEvent(comment="still here", sep="\n").encode()
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            await send(_body(comment))
 
 
-def _heartbeat() -> ServerSentEvent:
-    return ServerSentEvent(comment="still here", sep="\n")
+def _body(part: bytes) -> Message:
+    return {"type": "http.response.body", "body": part, "more_body": True}
 
 
-async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
+class _Listener:
+    """Who reads the events of a speech: woken when something has changed, or handed what is new at once.
+
+    The latter where nothing but audio is new and the client has taken all there was before: waking a task for every
+    delta costs more than all the rest that is done for it here.
+
+    Attributes:
+        send: The ASGI channel of the response.
+        catch_up: The serialised audio that the client has not had yet, which counts as sent; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.send: Send | None = None
+        self.catch_up: Callable[[], bytes | None] = lambda: None
+        self._woken = asyncio.Event()
+        self._waits = False
+        self._sending: _Begun | None = None
+
+    def changed(self) -> None:
+        """Have a look around."""
+        self._woken.set()
+
+    def grew(self) -> None:
+        """There is more audio."""
+        if not self._waits or self._woken.is_set() or self.send is None or (new := self.catch_up()) is None:
+            self._woken.set()
+            return
+        while new is not None and self._sending is None:
+            self._sending = _begin(self.send(_body(new)))
+            new = None if self._sending else self.catch_up()
+        if self._sending:
+            self._woken.set()  # the client is slow: now its task waits for it
+
+    async def wait(self) -> None:
+        """Return when there is something to look at, and nothing is being sent."""
+        self._waits = True
+        try:
+            await self._woken.wait()
+        finally:
+            self._waits = False
+        self._woken.clear()
+        sending, self._sending = self._sending, None
+        if sending:
+            await sending
+
+
+class _Begun:
+    """An awaitable that was taken as far as it went without waiting, for somebody else to await the rest of it.
+
+    Args:
+        waits_for: What it yielded.
+        failed: It has ended so.
+    """
+
+    def __init__(
+        self, steps: Generator[Any, Any, Any], waits_for: object = None, failed: Exception | None = None
+    ) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+        self._failed = failed
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self._failed:
+            raise self._failed
+        try:
+            yield self._waits_for
+        except BaseException:
+            self._steps.close()
+            raise
+        yield from self._steps
+
+
+def _begin(sending: Awaitable[None]) -> _Begun | None:
+    """Take it as far as it goes without waiting; None if that is to its end."""
+    steps = sending.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration:
+        return None
+    except Exception as exc:  # noqa: BLE001 - it is the listener's, and not whoever speaks
+        return _Begun(steps, failed=exc)
+    return _Begun(steps, waits_for)
+
+
+async def _events(walk: Walk, listener: _Listener) -> AsyncGenerator[bytes, None]:
     """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
     parts = walk.parts
-    wake = asyncio.Event()
     # Spread what comes back at once after a restart.
     yield b"retry: %d\n\n" % random.randint(1000, 3000)  # noqa: S311
     async with parts.following.follow(walk.task) as feed:
-        with feed.followed_by(wake):
+        listener.catch_up = lambda: _new_audio(walk, feed)
+        with feed.followed_by(listener.changed, None if walk.with_words else listener.grew):
             shown: tuple[str, str | None] | None = None
             words_due = 0.0
             while not parts.stopping.is_set() and not feed.gone:
-                wake.clear()
                 walk.task = task = feed.task
                 if (task.status, task.provider_status) != shown and not (shown and task.terminal):
                     shown = task.status, task.provider_status
@@ -305,14 +397,12 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
                     words_due = time.monotonic() + WORDS_EVERY_SECONDS
                     if told := await walk.words():
                         yield told
-                log = feed.log
-                if log and walk.offset < log.visible:
-                    batch, walk.offset = log.events(walk.offset)
-                    yield batch
+                if (new := _new_audio(walk, feed)) is not None:
+                    yield new
                 elif task.terminal:
                     break
                 else:
-                    await wake.wait()
+                    await listener.wait()
     if not walk.task.terminal:
         return
     if told := await walk.words():
@@ -332,6 +422,14 @@ async def _events(walk: Walk) -> AsyncGenerator[bytes, None]:
         if parts.stopping.is_set():
             return
     yield _task_event(parts, walk.task, last=True)
+
+
+def _new_audio(walk: Walk, feed: Feed) -> bytes | None:
+    log = feed.log
+    if log is None or walk.offset >= log.visible:
+        return None
+    events, walk.offset = log.events(walk.offset)
+    return events
 
 
 def _without_audio(task: SpeechTask) -> SpeechTask:
@@ -363,12 +461,8 @@ class RawAudio(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._parts.streams.open(self._walk.task.user_id):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(send))
-                watcher = group.create_task(until_gone(receive, sender))
-                await asyncio.wait({sender})
-                watcher.cancel()
-        if not sender.cancelled() and sender.result():
+            sent = await _unless_gone(receive, self._send(send))
+        if sent:
             await send({"type": "http.response.body", "body": b""})
         # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
 
@@ -377,10 +471,23 @@ class RawAudio(Response):
         try:
             async with aclosing(raw(self._walk)) as slices:
                 async for audio in slices:
-                    await send({"type": "http.response.body", "body": audio, "more_body": True})
+                    await send(_body(audio))
         except (OSError, NotFound, StorageUnavailable):
             return False
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
+
+
+async def _unless_gone(
+    receive: Receive, sending: Coroutine[Any, Any, bool], *beside: Coroutine[Any, Any, None]
+) -> bool:
+    """What ``sending`` returns; False as soon as the client has hung up. What runs beside it ends with it."""
+    async with asyncio.TaskGroup() as group:
+        sender = group.create_task(sending)
+        others = [group.create_task(one) for one in (until_gone(receive, sender), *beside)]
+        await asyncio.wait({sender})
+        for other in others:
+            other.cancel()
+    return not sender.cancelled() and sender.result()
 
 
 async def until_gone(receive: Receive, sender: asyncio.Task[Any]) -> None:
@@ -406,7 +513,7 @@ async def raw(walk: Walk, *, with_header: bool = True) -> AsyncGenerator[bytes, 
     wake = asyncio.Event()
     started = walk.offset > 0 or not with_header
     async with parts.following.follow(walk.task) as feed:
-        with feed.followed_by(wake):
+        with feed.followed_by(wake.set):
             while not parts.stopping.is_set() and not feed.gone:
                 wake.clear()
                 known = _whole_bytes(walk.task) or _whole_bytes(feed.task)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from server.audio import Mp3Encoder
-from server.providers.speech import AudioDelta, Speech, SpeechEvent, SpeechProvider, SpeechRequest, SpeechStatus
+from server.providers.speech import AudioDelta, Speech, SpeechEvent, SpeechProvider, SpeechRequest, SpeechStatus, Take
 
 
 class AsMp3:
@@ -15,7 +15,7 @@ class AsMp3:
     def __init__(self, source: SpeechProvider) -> None:
         self._source = source
 
-    def speak(self, request: SpeechRequest) -> "_Encoded":
+    def speak(self, request: SpeechRequest, _take: Take | None = None, /) -> "_Encoded":
         return _Encoded(self._source.speak(request), request.sample_rate_hz)
 
 

@@ -22,6 +22,7 @@ from server.providers.speech import (
     SpeechEvent,
     SpeechRequest,
     SpeechStatus,
+    Take,
     WholeSpeech,
     may_start_again,
     pause_before_start,
@@ -47,7 +48,7 @@ class InPieces:
         self._parts = parts
         self._assignment = assignment
 
-    def speak(self, request: SpeechRequest) -> "_Speech":
+    def speak(self, request: SpeechRequest, _take: Take | None = None, /) -> "_Speech":
         return _Speech(self._parts, self._assignment, request)
 
 

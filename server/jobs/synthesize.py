@@ -273,7 +273,7 @@ class _Synthesis:
             began_at = log.length
             start_by = first_failed_at + deadlines.starts_within_seconds if first_failed_at else self._start_by
             asked = msgspec.structs.replace(request, going_on=going_on, start_by=start_by)
-            self._spoken_to = spoken = source.speak(asked)
+            self._spoken_to = spoken = source.speak(asked, self._take)
             try:
                 async with spoken:
                     return await self._relay(spoken)
@@ -365,16 +365,15 @@ class _Synthesis:
         return AsMp3(source) if self._encodes else source
 
     async def _relay(self, spoken: Speech) -> dict[str, object]:
-        """Pass one session's audio on. The hot path is the first branch: append once, wake, mark for the spool."""
-        log, spool = self._log, self._parts.spool
+        """Pass one session's audio on, as far as it does not go straight to ``_take``."""
+        log = self._log
         facts: dict[str, object] = {}
         async for event in spoken:
             if type(event) is AudioDelta:
                 first, self._told = not self._told, True
                 if first:
                     self._show(self._said)  # not before: "streaming" means that there is audio
-                log.append(event.audio, event.encoded)
-                spool.grew(log)
+                self._take(event)
                 if first:
                     self._first_delta(event.audio, spoken.facts())
             elif type(event) is SpeechStatus:
@@ -391,6 +390,11 @@ class _Synthesis:
                 facts = event.facts
         return facts
 
+    def _take(self, delta: AudioDelta) -> None:
+        """The hot path: append once, wake, mark for the spool."""
+        self._log.append(delta.audio, delta.encoded)
+        self._parts.spool.grew(self._log)
+
     def _first_delta(self, audio: bytes, facts: dict[str, object]) -> None:
         if not self._assignment.kept.kept_bytes:
             waited = self._assignment.waited_seconds + time.monotonic() - self._started_at
@@ -405,7 +409,7 @@ class _Synthesis:
         """Keep what the first delta told, beside the speech: the second one must not wait for it."""
         known: dict[str, object] = {name: facts[name] for name in ("request_id", "session_id") if name in facts}
         with unless_away(self._parts, self._assignment.task_id):
-            async with self._parts.database.transaction() as connection:
+            async with self._parts.database.connection() as connection:
                 await speech.note_audio(
                     connection,
                     self._assignment,

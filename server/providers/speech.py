@@ -12,7 +12,7 @@ Leaving the ``async with``, by cancellation too, closes the provider's socket at
 """
 
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -199,11 +199,20 @@ class WholeSpeech:
         return await anext(self._events)
 
 
+Take = Callable[[AudioDelta], None]
+"""Takes audio at once; waits for nothing."""
+
+
 class SpeechProvider(Protocol):
     """Whoever can turn a request into speech."""
 
-    def speak(self, request: SpeechRequest) -> Speech:
-        """Prepare a speech; nothing is connected before it is iterated."""
+    def speak(self, request: SpeechRequest, take: Take | None = None, /) -> Speech:
+        """Prepare a speech; nothing is connected before it is iterated.
+
+        Args:
+            take: Whoever iterates, for audio that follows audio: a lane may hand it there the moment it comes, in its
+                place among the events, instead of waking a task to yield it.
+        """
 
 
 def may_start_again(error: ProviderError, *, text_sent: bool, bytes_heard: int) -> bool:

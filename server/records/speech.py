@@ -89,12 +89,16 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech, *, own
         owner: The process that speaks it from now on, without a job.
     """
     await connection.execute(
-        """INSERT INTO public.generations
-                (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format,
-                 provider_metadata)
-           VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8,
-                   jsonb_build_object('counted', $10::jsonb)
-                   || CASE WHEN $9::jsonb = '{}' THEN '{}' ELSE jsonb_build_object('asked', $9::jsonb) END)""",
+        """WITH generation AS (
+               INSERT INTO public.generations
+                      (id, user_id, voice_id, text, language, status, tts_provider, provider_model, output_format,
+                       provider_metadata)
+               VALUES ($1, $2, $3, $4, $5, 'processing', $6, $7, $8,
+                       jsonb_build_object('counted', $10::jsonb)
+                       || CASE WHEN $9::jsonb = '{}' THEN '{}' ELSE jsonb_build_object('asked', $9::jsonb) END)
+               RETURNING id, user_id, voice_id, status, tts_provider)
+           INSERT INTO public.tasks (id, user_id, type, status, generation_id, voice_id, provider, metadata)
+           SELECT $11, user_id, 'generate', status, id, voice_id, tts_provider, $12::jsonb FROM generation""",
         speech.generation_id,
         speech.user_id,
         speech.voice_id,
@@ -105,15 +109,7 @@ async def create(connection: Connection, queue: Queue, speech: NewSpeech, *, own
         speech.format_name,
         speech.asked,
         {"lane": speech.lane, "key_id": speech.key_id},
-    )
-    await connection.execute(
-        """INSERT INTO public.tasks (id, user_id, type, status, generation_id, voice_id, provider, metadata)
-           VALUES ($1, $2, 'generate', 'processing', $3, $4, $5, $6)""",
         speech.task_id,
-        speech.user_id,
-        speech.generation_id,
-        speech.voice_id,
-        speech.provider,
         {"text_length": speech.text_length, "language": speech.language},
     )
     await runs.add(
@@ -272,7 +268,8 @@ async def note_audio(
         assignment.attempt,
         facts,
     )
-    await runs.note_sample_rate(connection, assignment.task_id, assignment.attempt, sample_rate_hz)
+    if sample_rate_hz != assignment.kept.sample_rate_hz:
+        await runs.note_sample_rate(connection, assignment.task_id, assignment.attempt, sample_rate_hz)
 
 
 class Marked(msgspec.Struct, frozen=True):

@@ -42,34 +42,35 @@ class Feed:
         self.log: AudioLog | None = None
         self.gone = False
         self.followers = 0
-        self._wakes: set[asyncio.Event] = set()
+        self._wakes: dict[Callable[[], None], Callable[[], None]] = {}
 
     @contextmanager
-    def followed_by(self, wake: asyncio.Event) -> Iterator[None]:
-        """Set ``wake`` whenever the rows or the audio change."""
-        self._wakes.add(wake)
+    def followed_by(self, changed: Callable[[], None], grew: Callable[[], None] | None = None) -> Iterator[None]:
+        """Call ``changed`` whenever the rows or the audio change; of audio alone ``grew``, where it is given."""
+        grew = grew or changed
+        self._wakes[changed] = grew
         if self.log:
-            self.log.wakes.add(wake)
+            self.log.wakes.add(grew)
         try:
             yield
         finally:
-            self._wakes.discard(wake)
+            del self._wakes[changed]
             if self.log:
-                self.log.wakes.discard(wake)
+                self.log.wakes.discard(grew)
 
     def show(self, log: AudioLog) -> None:
         """Let the followers read ``log`` from now on."""
         if log is self.log:
             return
         if self.log:
-            self.log.wakes -= self._wakes
+            self.log.wakes.difference_update(self._wakes.values())
         self.log = log
-        log.wakes |= self._wakes
+        log.wakes.update(self._wakes.values())
         self.wake()
 
     def wake(self) -> None:
-        for wake in self._wakes:
-            wake.set()
+        for changed in self._wakes:
+            changed()
 
 
 class Following:

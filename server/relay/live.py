@@ -7,7 +7,7 @@ up the provider's socket. Offsets count payload bytes; see ``spool.py`` for the 
 import asyncio
 from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
@@ -16,8 +16,9 @@ from server.audio import AudioFormat
 
 # One delta carries at most this much audio (docs/streaming.md, "Events").
 DELTA_BYTES = 16 * 1024
-# Serialised events are kept for those who follow closely; whoever reads older audio pays for its own encoding.
-RECENT_EVENTS = 64
+# Serialised events are kept for those who follow closely; whoever reads older audio pays for its own encoding. Each is
+# memory that is written once and read once: the fewer there are, the more of them the processor still has at hand.
+RECENT_EVENTS = 8
 # What a follower that has to catch up gets at a time.
 BATCH_BYTES = 64 * 1024
 
@@ -57,7 +58,7 @@ class AudioLog:
         notes: What becomes durable with the audio, in order; the first ``settled`` of them have.
         heard: Followers may have read it: some of it has been durable.
         ended: No byte will be added. The task may still be open: storing the audio comes after.
-        wakes: Set at every change, one event per follower.
+        wakes: Called at every change, one for each follower; none of them waits for anything.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AudioLog:
         self._chunks: list[bytes] = []
         self._events: dict[int, bytes] = {}
         self._encoded: dict[int, bytes] = {}
-        self.wakes: set[asyncio.Event] = set()
+        self.wakes: set[Callable[[], None]] = set()
         self._commits = asyncio.Event()
 
     @property
@@ -182,7 +183,7 @@ class AudioLog:
 
     def _wake(self) -> None:
         for wake in self.wakes:
-            wake.set()
+            wake()
 
 
 class LiveAudio:

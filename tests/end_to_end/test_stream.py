@@ -1,12 +1,15 @@
 """The stream over real sockets: what is heard, where it goes on, and how it ends."""
 
 import asyncio
+import base64
 import contextlib
+import re
 import shutil
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
@@ -22,7 +25,7 @@ from server.relay import stalled
 from server.settings import Deadlines, Intervals, Settings
 from tests.end_to_end.conftest import QWEN_AUDIO, deaf, followers
 from tests.end_to_end.hearing import AUDIO, DELTA_BYTES, EVENTS, Ears, Heard, hold_after
-from tests.gateway import Client, Gateway, insert_voice, read_events
+from tests.gateway import Client, Gateway, insert_voice, read_events, running_gateway
 from tests.postgres_proxy import PostgresProxy
 from tests.support import AUTH_JWT_SECRET, make_settings, wait_for
 
@@ -147,9 +150,12 @@ async def test_a_text_is_heard_while_it_is_being_spoken(held: Speech, anybody: E
     heard = await anybody.hear(held.url, until=HELD_BYTES)
     assert len(heard.audio) == HELD_BYTES
     assert heard.tasks[0].data["status"] == "processing"
-    task = await client.task(held.task_id)
-    assert task["status"] == "processing"
-    assert task["provider_status"] == "streaming"
+
+    async def streaming() -> bool:
+        return bool((await client.task(held.task_id))["provider_status"] == "streaming")
+
+    await wait_for(streaming)  # shown with the next tick: no audio waits for it
+    assert (await client.task(held.task_id))["status"] == "processing"
 
 
 async def test_headers_of_a_stream(held: Speech, anybody: Ears) -> None:
@@ -799,6 +805,43 @@ async def test_a_listener_that_reads_too_slowly_is_cut_and_resumes_without_a_los
     monkeypatch.undo()
     rest = await anybody.hear(f"{answer['stream_url']}&offset={len(heard)}", start=len(heard))
     assert bytes(heard) + rest.audio == await client.audio(answer["generation_id"])
+
+
+async def test_a_listener_that_falls_behind_has_every_byte_once_it_reads_again(
+    database_url: str, spoken_model: str, settings: Settings, simulator: Simulator
+) -> None:
+    """Its connection is full in the middle of an event; what waits for it there is neither lost nor sent twice."""
+    simulator.behave("realtime", {"delta_bytes": 65_536, "minimum_bytes": 4_000_000})
+    async with running_gateway(replace(settings, deadlines=Deadlines())) as patient, patient.client() as client:
+        answer = await client.generate(await insert_voice(database_url, client.user_id, model=spoken_model))
+        received = await _read_late(patient, answer["stream_url"], simulator)
+        audio = await client.audio(answer["generation_id"])
+    deltas = re.findall(rb'id: ([0-9]+)\ndata: {"delta":"([^"]*)"}\n\n', _unchunked(received))
+    assert b"".join(base64.b64decode(letters) for _, letters in deltas) == audio
+    assert int(deltas[-1][0]) == len(audio)
+
+
+async def _read_late(gateway: Gateway, url: str, simulator: Simulator) -> bytes:
+    """The whole response, of which nothing is read before more was spoken than all buffers on the way hold."""
+    received = b""
+    async with deaf(gateway.url, url, EVENTS["Accept"]) as connection:
+        await simulator.deltas_sent(30)
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            part = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 65536), 10.0)
+            assert part, "cut off"
+            received += part
+    return received
+
+
+def _unchunked(response: bytes) -> bytes:
+    """The body of a chunked response."""
+    at, body = response.index(b"\r\n\r\n") + 4, b""
+    while at < len(response):
+        begins = response.index(b"\r\n", at) + 2
+        ends = begins + int(response[at : begins - 2], 16)
+        body += response[begins:ends]
+        at = ends + 2
+    return body
 
 
 @pytest.mark.parametrize("accept", [EVENTS["Accept"], AUDIO["Accept"]])

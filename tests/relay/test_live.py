@@ -119,7 +119,7 @@ def test_nothing_is_visible_before_the_first_delta_is_durable() -> None:
     """So an attempt without a durable byte was heard by nobody, and may be spoken again."""
     log = make_log()
     wake = asyncio.Event()
-    log.wakes.add(wake)
+    log.wakes.add(wake.set)
     log.append(b"abc")
     assert (log.length, log.visible, log.events(0)) == (3, 0, (b"", 0))
     assert not wake.is_set()
@@ -131,7 +131,7 @@ def test_nothing_is_visible_before_the_first_delta_is_durable() -> None:
 def test_later_deltas_are_visible_at_once() -> None:
     log = spoken(b"abc")
     wake = asyncio.Event()
-    log.wakes.add(wake)
+    log.wakes.add(wake.set)
     log.append(b"d")
     assert wake.is_set()
     assert (log.visible, log.durable) == (4, 3)
@@ -140,7 +140,7 @@ def test_later_deltas_are_visible_at_once() -> None:
 def test_the_end_of_the_audio_wakes_followers() -> None:
     live, log = LiveAudio(), spoken(b"abc")
     wake = asyncio.Event()
-    log.wakes.add(wake)
+    log.wakes.add(wake.set)
     with live.speaking(log):
         while_speaking = live.get(log.task_id), log.ended
     assert while_speaking == (log, False)

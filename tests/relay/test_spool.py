@@ -454,7 +454,7 @@ async def test_nothing_of_a_speech_that_goes_on_is_heard_before_it_is_durable(wo
     await world.writer.flush(speech.log)
     assert speech.log.visible == 5
     wake = asyncio.Event()
-    speech.log.wakes.add(wake)
+    speech.log.wakes.add(wake.set)
     speech.log.append(b"second")
     assert (speech.log.visible, wake.is_set()) == (5, False)
     assert speech.log.events(5) == (b"", 5)

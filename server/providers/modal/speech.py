@@ -7,7 +7,7 @@ from typing import Any
 from server.audio import AudioError, parse_wav, to_mono_pcm16
 from server.errors import NothingToSpeak, ProviderUnavailable
 from server.providers.modal.api import Modal
-from server.providers.speech import SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus, WholeSpeech
+from server.providers.speech import SpeechEnd, SpeechEvent, SpeechRequest, SpeechStatus, Take, WholeSpeech
 from server.text import has_letters
 
 _DELTA_BYTES = 64 * 1024
@@ -19,7 +19,7 @@ class ModalSpeech:
     def __init__(self, modal: Modal) -> None:
         self._modal = modal
 
-    def speak(self, request: SpeechRequest) -> "_Fetched":
+    def speak(self, request: SpeechRequest, _take: Take | None = None, /) -> "_Fetched":
         return _Fetched(self._modal, request.job or "", request.text)
 
 

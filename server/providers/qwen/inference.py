@@ -4,7 +4,7 @@ from server.providers.pacing import Pacer
 from server.providers.qwen.errors import OperatorAlarm, operator_alarm
 from server.providers.qwen.inference_events import InferenceDialogue
 from server.providers.qwen.session import Sockets, SocketSpeech
-from server.providers.speech import SpeechRequest
+from server.providers.speech import SpeechRequest, Take
 from server.settings import Settings
 
 
@@ -19,6 +19,6 @@ class QwenInference:
         """Ask whether the socket opens; which models it has is told only to those who speak."""
         await self._sockets.knock(answers=False)
 
-    def speak(self, request: SpeechRequest) -> SocketSpeech:
+    def speak(self, request: SpeechRequest, take: Take | None = None, /) -> SocketSpeech:
         """Prepare one session; it is connected when it is iterated."""
-        return self._sockets.speak(request, InferenceDialogue(request))
+        return self._sockets.speak(request, InferenceDialogue(request), take=take)

@@ -6,7 +6,7 @@ from server.providers.pacing import Pacer
 from server.providers.qwen.errors import OperatorAlarm, operator_alarm
 from server.providers.qwen.events import Dialogue
 from server.providers.qwen.session import Sockets, SocketSpeech
-from server.providers.speech import SpeechRequest
+from server.providers.speech import SpeechRequest, Take
 from server.settings import Settings
 
 
@@ -20,6 +20,6 @@ class QwenRealtime:
         """Ask whether a session with this model opens; see ``Sockets.knock``."""
         await self._sockets.knock(query=urlencode({"model": model}), answers=True)
 
-    def speak(self, request: SpeechRequest) -> SocketSpeech:
+    def speak(self, request: SpeechRequest, take: Take | None = None, /) -> SocketSpeech:
         """Prepare one session; it is connected when it is iterated."""
-        return self._sockets.speak(request, Dialogue(request), query=urlencode({"model": request.model}))
+        return self._sockets.speak(request, Dialogue(request), query=urlencode({"model": request.model}), take=take)

@@ -9,13 +9,16 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import anyio
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from server.errors import ProviderError, ProviderTimeout, ProviderUnavailable
 from server.providers.pacing import Pacer
@@ -28,7 +31,7 @@ from server.providers.qwen.errors import (
     read_envelope,
     violation,
 )
-from server.providers.speech import SpeechEvent, SpeechRequest, SpeechStatus
+from server.providers.speech import AudioDelta, SpeechEvent, SpeechRequest, SpeechStatus, Take
 from server.settings import Deadlines, Settings
 
 # The size of a delta is not documented; a whole text of 2000 characters as PCM in Base64 is about 13 MB.
@@ -140,10 +143,12 @@ class Sockets:
         nobody = SpeechRequest(text="", voice="", model="")
         await self.speak(nobody, Unheard(), query=query).knock(answers=answers)
 
-    def speak(self, request: SpeechRequest, dialogue: Dialogue, *, query: str = "") -> "SocketSpeech":
+    def speak(
+        self, request: SpeechRequest, dialogue: Dialogue, *, query: str = "", take: Take | None = None
+    ) -> "SocketSpeech":
         """Prepare one session; it is connected when it is iterated."""
         joint = ("&" if "?" in self.address else "?") if query else ""
-        return SocketSpeech(self, f"{self.address}{joint}{query}", request, dialogue)
+        return SocketSpeech(self, f"{self.address}{joint}{query}", request, dialogue, take)
 
 
 class SocketSpeech:
@@ -156,16 +161,20 @@ class SocketSpeech:
     Each carries the session's facts in ``diagnostics``.
     """
 
-    def __init__(self, sockets: Sockets, address: str, request: SpeechRequest, dialogue: Dialogue) -> None:
+    def __init__(
+        self, sockets: Sockets, address: str, request: SpeechRequest, dialogue: Dialogue, take: Take | None = None
+    ) -> None:
         self._sockets = sockets
+        self._take = take
         self._address = address
         self._deadlines = sockets.deadlines
         self._characters = len(request.text)
         self._model = request.model
         self._start_by = request.start_by
         self._dialogue = dialogue
-        self._socket: ClientConnection | None = None
+        self._socket: _Socket | None = None
         self._ready: deque[SpeechEvent] = deque()
+        self._heard: tuple[SpeechEvent, ...] | Exception | None = None
         self._begun = False
         self._over = False
         self._session_ends_at = 0.0
@@ -224,7 +233,7 @@ class SocketSpeech:
                 if self._socket is None:
                     await self._begin()
                 else:
-                    ready.extend(self._dialogue.receive(await self._frame(self._socket)))
+                    ready.extend(self._receive(await self._frame(self._socket)))
                     if self._dialogue.finished:
                         self._over = True
                     elif frames := self._dialogue.frames_to_send():
@@ -239,6 +248,13 @@ class SocketSpeech:
             self._sockets.alarm.hear(error)
             raise
         return ready.popleft()
+
+    def _receive(self, frame: bytes | str) -> tuple[SpeechEvent, ...]:
+        """What a frame means, unless that was found out where it arrived."""
+        heard, self._heard = self._heard, None
+        if isinstance(heard, Exception):
+            raise heard
+        return self._dialogue.receive(frame) if heard is None else heard
 
     async def knock(self, *, answers: bool) -> None:
         """See ``Sockets.knock``."""
@@ -267,15 +283,17 @@ class SocketSpeech:
         await self._sockets.pacer.start(self._model, by=self._start_by)
         loop = asyncio.get_running_loop()
         self._socket = await self._connect()
+        self._socket.offer = self._hear
         per_char = self._deadlines.session_seconds_per_char * self._characters
         self._session_ends_at = loop.time() + self._deadlines.session_seconds + per_char
         self._check_deadlines(self._socket)
         await self._send(self._socket, self._dialogue.frames_to_send())
 
-    async def _connect(self) -> ClientConnection:
+    async def _connect(self) -> "_Socket":
         try:
-            socket = await _Connect(
+            connected = await _Connect(
                 self._address,
+                create_connection=_Socket,
                 additional_headers=self._sockets.headers,
                 user_agent_header="utter-server",
                 compression=None,
@@ -307,6 +325,7 @@ class SocketSpeech:
                 "The speech provider could not be reached. Please try again in a moment.",
                 diagnostics={"code": "connect_failed", "message": type(exc).__name__},
             ) from exc
+        socket = cast("_Socket", connected)
         if socket.response is not None:
             self._dialogue.note_request(_request_id(socket.response.headers))
         return socket
@@ -335,6 +354,34 @@ class SocketSpeech:
             raise (self._overdue or _closed(socket)) from exc
         finally:
             self._waiting_since = None
+
+    def _hear(self, message: Frame) -> bool:
+        """Take a message where it arrives, if it brings nothing but more audio; False has it wake whoever iterates.
+
+        Waking a task, to have it yield what is handed on next, costs as much as taking a delta apart.
+        """
+        waits = self._waiting_since is not None and not self._over
+        self._waiting_since = None  # what comes behind it waits for its turn
+        if not waits or self._take is None or not self._dialogue.audio_bytes:
+            return False
+        data = bytes(message.data)
+        try:
+            frame = data.decode() if message.opcode is Opcode.TEXT and self._sockets.decode is None else data
+        except UnicodeDecodeError:
+            return False
+        try:
+            events = self._dialogue.receive(frame)
+        except Exception as exc:  # noqa: BLE001 - raised where it is iterated
+            self._heard = exc
+            return False
+        deltas = [event for event in events if type(event) is AudioDelta]
+        if len(deltas) < len(events):
+            self._heard = events
+            return False
+        for delta in deltas:
+            self._take(delta)
+        self._waiting_since = time.monotonic()
+        return True
 
     def _check_deadlines(self, socket: ClientConnection) -> None:
         """Break the connection off if a deadline has passed while we waited; else look again when the next one does.
@@ -372,6 +419,28 @@ class SocketSpeech:
             else "The speech provider did not answer in time.",
             diagnostics={"code": what},
         )
+
+
+class _Socket(ClientConnection):
+    """A connection whose whole messages can be taken as they come, past the queue from which they are read.
+
+    Attributes:
+        offer: Given a message of one frame; True if it has taken it.
+    """
+
+    offer: Callable[[Frame], bool] | None = None
+
+    def process_event(self, event: Event) -> None:
+        """One frame, or the answer to the handshake."""
+        taken = (
+            self.offer is not None
+            and isinstance(event, Frame)
+            and event.fin
+            and event.opcode in (Opcode.TEXT, Opcode.BINARY)
+            and self.offer(event)
+        )
+        if not taken:
+            super().process_event(event)
 
 
 class _Connect(connect):

@@ -36,6 +36,7 @@ from server.providers.speech import (
     may_start_again,
 )
 from tests.providers.conftest import QWEN_AUDIO, VC_REALTIME, MakeSettings, pacer_in_memory
+from tests.support import wait_for
 
 TEXT = "Good morning. This is a test."
 
@@ -83,9 +84,11 @@ def provider(provider_settings: MakeSettings, lane: Lane) -> SpeechProvider:
 
 
 async def heard(provider: SpeechProvider, request: SpeechRequest) -> list[SpeechEvent]:
-    """Everything one speech says."""
-    async with provider.speak(request) as speech:
-        return [event async for event in speech]
+    """Everything one speech says, in its order: what it yields and what it hands on without being asked."""
+    events: list[SpeechEvent] = []
+    async with provider.speak(request, events.append) as speech:
+        await _collect(speech, events)
+    return events
 
 
 def audio_of(events: list[SpeechEvent]) -> bytes:
@@ -95,7 +98,7 @@ def audio_of(events: list[SpeechEvent]) -> bytes:
 async def failed(provider: SpeechProvider, request: SpeechRequest) -> tuple[ProviderError, Speech, list[SpeechEvent]]:
     """The error that a speech ends in, the speech, and what was heard before."""
     events: list[SpeechEvent] = []
-    async with provider.speak(request) as speech:
+    async with provider.speak(request, events.append) as speech:
         with pytest.raises(ProviderError) as caught:
             await _collect(speech, events)
         with pytest.raises(StopAsyncIteration):
@@ -482,6 +485,29 @@ def self_signed_certificate(folder: Path) -> Path:
         + certificate.public_bytes(serialization.Encoding.PEM)
     )
     return file
+
+
+async def test_audio_that_follows_audio_is_handed_on_where_it_arrives(
+    lane: Lane, provider: SpeechProvider, simulator: Simulator
+) -> None:
+    """And is the same, and in its place, for whoever takes nothing and is woken for each delta."""
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 2, "delta_bytes": 1000})
+    request = msgspec.structs.replace(lane.request, text="One sentence, and nothing besides.")
+    handed_on: list[AudioDelta] = []
+    yielded: list[SpeechEvent] = []
+    async with provider.speak(request, handed_on.append) as speech, asyncio.TaskGroup() as group:
+        group.create_task(_collect(speech, yielded))
+        await simulator.deltas_sent(2)
+        await wait_for(lambda: len(audio_of([*yielded, *handed_on])) == speech.audio_bytes > 1000)
+        before = len(yielded)
+        held.release()
+    assert audio_of(yielded[before:]) == b""
+    assert len(handed_on) > 3
+    in_order = await heard(provider, lane.request)
+    async with provider.speak(lane.request) as speech:
+        by_turns = [event async for event in speech]
+    assert [type(event) for event in in_order] == [type(event) for event in by_turns]
+    assert audio_of(in_order) == audio_of(by_turns)
 
 
 async def test_leaving_closes_the_session_at_once(lane: Lane, provider: SpeechProvider, simulator: Simulator) -> None:
