@@ -117,7 +117,10 @@ async def find(connection: Connection, to: Filters, *, limit: int, offset: int =
         count: False where ``total`` is of no use.
     """
     if to.search or to.words:
-        return await _with_words(connection, to, offset, limit, count)
+        async with connection.transaction():
+            # A plan for anybody is one for somebody with few entries: it would sort all that this person has.
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            return await _with_words(connection, to, offset, limit, count)
     said = _Statement()
     rows = await connection.fetch(
         f"SELECT g.id FROM public.generations g WHERE {said.narrowed(to)}"  # noqa: S608 - constants

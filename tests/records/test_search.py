@@ -158,6 +158,17 @@ async def test_a_list_is_counted_as_far_as_somebody_reads(
     assert part.total == len(everything)
 
 
+async def test_a_search_is_planned_for_whoever_asks(rows: Rows, texts: dict[UUID, str]) -> None:
+    """A plan that is kept for everybody would be one for somebody who has little."""
+    for _ in range(12):
+        await search.find(rows, Filters(user_id=ME, words="a"), limit=5)
+    [(custom, generic)] = await rows.fetch(
+        "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements WHERE statement LIKE '%AS has_words%'"
+        " AND NOT from_sql AND statement LIKE '%row_number%' AND statement NOT LIKE '%pg_prepared%'"
+    )
+    assert (custom >= 12, generic) == (True, 0)
+
+
 async def test_another_role_writes_texts_without_knowing_of_the_index(rows: Rows, texts: dict[UUID, str]) -> None:
     """The older system has a role of its own, which is not let into our schema."""
     role = f"older_{uuid4().hex[:8]}"
