@@ -57,7 +57,13 @@ class KeptLogs:
                 del self._kept[task_id]
             elif (standing.state, standing.owner) == ("speaking", self._owner):
                 logger.warning("the database forgot that a speech was spoken", extra={"task_id": str(task_id)})
-                with self._spool.writing(kept.log, lambda: None):
-                    if await self._spool.is_behind_us(kept.log):
-                        await self._spool.flush(kept.log)
-                        await kept.mark_again()
+                try:
+                    await self._write_again(kept)
+                except runs.Fenced:  # since its row was read: it has ended, or somebody else has it
+                    del self._kept[task_id]
+
+    async def _write_again(self, kept: _Kept) -> None:
+        with self._spool.writing(kept.log, lambda: None):
+            if await self._spool.is_behind_us(kept.log):
+                await self._spool.flush(kept.log)
+                await kept.mark_again()

@@ -13,8 +13,11 @@ import pytest
 
 from server.audio import MP3
 from server.database.announce import LIVE_CHANNEL, Announcer, names
-from server.database.connections import Database
+from server.database.connections import Database, Listener
+from server.database.queue import Queue
 from server.metrics import Metrics
+from server.records import runs
+from server.relay.kept import KeptLogs
 from server.relay.live import AudioLog, Note
 from server.relay.spool import ROW_BYTES, STATEMENT_BYTES, SpoolWriter, spooled
 from tests.postgres_proxy import PostgresProxy, postgres_proxy
@@ -463,3 +466,41 @@ async def test_nothing_of_a_speech_that_goes_on_is_heard_before_it_is_durable(wo
     speech.log.append(b"third")
     speech.log.committed(13)  # in the middle of a delta
     assert speech.log.events(11)[1] == 13
+
+
+# --- logs that are kept until they are stored ------------------------------------------------------------------------
+
+
+async def test_a_kept_speech_that_ends_while_it_is_marked_again_keeps_no_other_from_it(world: World) -> None:
+    """A fail-over forgot that both were spoken; one is cancelled between the look at its row and the mark."""
+    kept = KeptLogs(world.database, world.writer, OWNER)
+    marked = asyncio.Event()
+    cancelled, other = await world.speech(), await world.speech()
+
+    async def mark_one_that_ends() -> None:
+        await world.rows.execute("DELETE FROM internal.runs WHERE task_id = $1", cancelled.log.task_id)
+        async with world.database.transaction() as connection:
+            await runs.mark_spoken(
+                connection,
+                Queue(world.database, Listener("")),
+                cancelled.log.task_id,
+                1,
+                OWNER,
+                byte_length=cancelled.log.length,
+                sample_rate_hz=24_000,
+                store_in_seconds=0.0,
+            )
+
+    async def mark_other() -> None:
+        marked.set()
+
+    for speech, mark in ((cancelled, mark_one_that_ends), (other, mark_other)):
+        world.say(speech, b"spoken")
+        await world.writer.flush(speech.log)
+        kept.keep(speech.log, mark)
+    world.speeches.close()  # nobody speaks them any more
+    keeping = asyncio.create_task(kept.run())
+    await asyncio.wait({keeping, asyncio.create_task(marked.wait())}, timeout=30.0, return_when=asyncio.FIRST_COMPLETED)
+    assert not keeping.done()
+    assert marked.is_set()
+    keeping.cancel()
