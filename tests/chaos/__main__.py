@@ -179,10 +179,9 @@ class BadWeek:
 
     async def _one_stranded(self, nodes: list[Node], seconds: float) -> None:
         async with self._database:
-            self._chaos.interrupted()  # it cannot say that it lives
-            with self._draw.choice(nodes).door.held():
+            # It cannot say that it lives.
+            with self._chaos.interrupting(), self._draw.choice(nodes).door.held():
                 await asyncio.sleep(seconds)
-            self._chaos.interrupted()
 
     async def _demoted(self, nodes: list[Node], _: float) -> None:
         async with self._database:
@@ -238,11 +237,13 @@ class BadWeek:
 
     async def _fail_over(self) -> None:
         async with self._database:
-            await self._chaos.fail_over()
+            with self._chaos.interrupting():
+                await self._chaos.fail_over()
 
     async def _lossy_fail_over(self) -> None:
         async with self._database:
-            lost = await self._chaos.fail_over(lose_seconds=1.0)
+            with self._chaos.interrupting():
+                lost = await self._chaos.fail_over(lose_seconds=1.0)
             self._chaos.count("bytes of log lost", lost)
 
 

@@ -131,7 +131,7 @@ async def _one(world: World, said: Said, row: dict[str, Any] | None, findings: l
             findings.append(f"{what}: completed without an object")
     elif not row["error"]:
         findings.append(f"{what}: {row['status']} without words")
-    elif not said.interruptions and said.text not in world.misbehaved:
+    elif not world.interruptions(said) and said.text not in world.misbehaved:
         findings.append(f"{what}: {row['status']} though nothing happened to it: {row['error']}")
     if said.stream_url and not said.gone:
         if said.end is None:
@@ -143,8 +143,9 @@ async def _one(world: World, said: Said, row: dict[str, Any] | None, findings: l
         # breaks off a lane that goes on, the sentence under way is begun again: the process notes that with the end.
         mended = said.source == "inference" and said.text in world.misbehaved
         sent, noted = len(_sent(world, said)) - mended, len(row["attempts"] or ())
-        if sent > 1 + said.interruptions + world.at_risk(said):
-            findings.append(f"{what}: its text was sent {sent} times, with {said.interruptions} interruptions")
+        interruptions = world.interruptions(said)
+        if sent > 1 + interruptions + world.at_risk(said):
+            findings.append(f"{what}: its text was sent {sent} times, with {interruptions} interruptions")
         if sent > 1 + noted and not world.at_risk(said):
             findings.append(f"{what}: its text was sent {sent} times, and its row tells of {noted} more attempts")
     return str(row["status"])
@@ -241,7 +242,7 @@ async def _outside(world: World, findings: list[str]) -> None:
         findings.append(f"reconcile lists purchases that are decided: {listed - open_ones}")
     if forgotten := {row["subject"] for row in cut if row["state"] == "unknown"} - listed:
         findings.append(f"reconcile does not list {forgotten}")
-    undisturbed = {UUID(said.task_id) for said in world.said if not said.interruptions}
+    undisturbed = {UUID(said.task_id) for said in world.said if not world.interruptions(said)}
     if wrong := listed & undisturbed:
         findings.append(f"reconcile lists purchases that nothing happened to: {wrong}")
     world.count("purchases that reconcile lists", len(listed))

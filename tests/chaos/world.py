@@ -52,8 +52,7 @@ class Said:
 
     Attributes:
         gone: Its rows were lost with a fail-over.
-        interruptions: How many deaths, pauses and departures of processes it lived through; each may cost one more
-            speech, where nobody had heard a byte.
+        at: When it was asked for: a process may die between that and its answer's arrival.
         end: What the terminal event said.
     """
 
@@ -63,7 +62,6 @@ class Said:
     generation_id: str | None
     stream_url: str | None
     at: float = field(default_factory=time.monotonic)
-    interruptions: int = 0
     heard: bytearray = field(default_factory=bytearray)
     end: dict[str, Any] | None = None
     gone: bool = False
@@ -108,6 +106,7 @@ class World:
         self.said: list[Said] = []
         self.user_id = uuid4()
         self.voices: dict[str, UUID] = {}
+        self._interruptions: list[tuple[float, float]] = []
         self._losses: list[tuple[float, float]] = []  # from when to when commits were lost
         self.losses: list[tuple[str, str]] = []
         self.misbehaved: set[str] = set()
@@ -175,8 +174,8 @@ class World:
     async def kill(self, node: Node) -> None:
         """As a power cut would."""
         node.alive = False
-        self.interrupted()
-        await node.process.kill()
+        with self.interrupting():
+            await node.process.kill()
         self.count("kills")
         await node.doors.aclose()
 
@@ -184,30 +183,37 @@ class World:
     async def stopped(self, node: Node) -> AsyncIterator[None]:
         """SIGSTOP while the block lasts."""
         node.paused = True
-        self.interrupted()
-        node.process.send(signal.SIGSTOP)
         self.count("pauses")
-        try:
-            yield
-        finally:
-            node.process.send(signal.SIGCONT)
-            node.paused = False
+        with self.interrupting():
+            node.process.send(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                node.process.send(signal.SIGCONT)
+                node.paused = False
 
     async def leave(self, node: Node) -> int:
         """SIGTERM; its exit status."""
         node.alive = False
-        self.interrupted()
-        node.process.send(signal.SIGTERM)
         self.count("departures")
-        status = await node.process.exited(120.0)
+        with self.interrupting():
+            node.process.send(signal.SIGTERM)
+            status = await node.process.exited(120.0)
         await node.doors.aclose()
         return status
 
-    def interrupted(self) -> None:
-        """A process died, stands still or is cut off: each text under way may be its own, and may be begun again."""
-        for said in self.said:
-            if said.end is None:
-                said.interruptions += 1
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A process dies, stands still or is cut off: a text under way may be its own, and may be begun again."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._interruptions.append((began, time.monotonic()))
+
+    def interruptions(self, said: Said) -> int:
+        """How many deaths, pauses, departures and fail-overs a text lived through; each may cost one more speech."""
+        return sum(said.at <= end and (said.ended_at or end) >= begin for begin, end in self._interruptions)
 
     def at_risk(self, said: Said) -> bool:
         """Whether commits were lost while it was under way: then nobody promises that its rows are there."""
@@ -371,7 +377,6 @@ class World:
         if lose_seconds:
             self._losses.append((cut_at, time.monotonic()))
             self.losses.append((cut_at_utc, now_iso()))
-        self.interrupted()
         self.database = new
         for node in self.nodes:
             node.door.lead_to(new.url())
