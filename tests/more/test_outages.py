@@ -39,6 +39,6 @@ async def test_no_speech_of_two_healthy_processes_is_lost_while_the_database(
                     outage.callback(node.door.open)
             plan.release()  # all of them are spoken to their ends meanwhile
             await asyncio.sleep(seconds)
-        assert await judge(chaos, within_seconds=90.0) == {"completed": _TEXTS}
+        assert await judge(chaos, within_seconds=90.0) == {"realtime completed": _TEXTS}
         spoken = [call["text"] for call in chaos.simulator.calls if "outage" in call["text"]]
         assert sorted(spoken) == sorted(said.text for said in chaos.said), "each was bought once"
