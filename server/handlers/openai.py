@@ -23,7 +23,8 @@ from server.database.connections import REFUSED
 from server.errors import NotFound, UtterError
 from server.handlers.problems import openai_error
 from server.handlers.requests import bearer, idempotency_key, json_response, key_id_of, parts_of, read_json
-from server.handlers.stream import Walk, about, raw, until_gone
+from server.handlers.sending import ended_or_left
+from server.handlers.stream import Walk, about, raw
 from server.jobs import door, modal
 from server.parts import Parts
 from server.records import attended, voices
@@ -159,13 +160,7 @@ class Spoken(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._parts.streams.open(self._user_id):
-            async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(send))
-                watcher = group.create_task(until_gone(receive, sender))
-                poller = group.create_task(self._poll())
-                await asyncio.wait({sender})
-                watcher.cancel()
-                poller.cancel()
+            sender = await ended_or_left(receive, self._send(send), self._poll())
         if sender.cancelled():
             await self._note_left()
         elif problem := sender.result():

@@ -7,16 +7,16 @@ client is ahead. They differ in how a slice is written and in how the walk ends.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal, cast
+from typing import Literal, cast
 from uuid import UUID
 
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from server.audio import format_named
 from server.contract import GenerateRequest, SpokenWord, WordsEvent
@@ -25,6 +25,7 @@ from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUna
 from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
 from server.handlers.requests import bearer, idempotency_key, json_response, key_id_of, parts_of, query_uuid, read_json
+from server.handlers.sending import Listener, body_part, ended_or_left
 from server.jobs.generate import Origin, submit
 from server.parts import Parts
 from server.records import tasks, words
@@ -262,7 +263,7 @@ class Events(EventSourceResponse):
     """
 
     def __init__(self, parts: Parts, walk: Walk) -> None:
-        self._listener = _Listener()
+        self._listener = Listener()
         super().__init__(_events(walk, self._listener), headers={**about(walk.task), **_UNCHANGED}, sep="\n")
         self._streams = parts.streams
         self._heartbeat_seconds = parts.settings.intervals.heartbeat_seconds
@@ -271,113 +272,24 @@ class Events(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._streams.open(self._user_id):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            sent = await _unless_gone(receive, self._send_all(send), self._beat(send))
-        if sent:
+            sender = await ended_or_left(receive, self._send_all(send), self._beat(send))
+        if not sender.cancelled():
             await send({"type": "http.response.body", "body": b""})
 
-    async def _send_all(self, send: Send) -> bool:
+    async def _send_all(self, send: Send) -> None:
         self._listener.send = send
         async with aclosing(cast("AsyncGenerator[bytes, None]", self.body_iterator)) as events:
             async for event in events:
-                await send(_body(event))
-        return True
+                await send(body_part(event))
 
     async def _beat(self, send: Send) -> None:
         comment = ServerSentEvent(comment="still here", sep="\n").encode()
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            await send(_body(comment))
+            await send(body_part(comment))
 
 
-def _body(part: bytes) -> Message:
-    return {"type": "http.response.body", "body": part, "more_body": True}
-
-
-class _Listener:
-    """Who reads the events of a speech: woken when something has changed, or handed what is new at once.
-
-    The latter where nothing but audio is new and the client has taken all there was before: waking a task for every
-    delta costs more than all the rest that is done for it here.
-
-    Attributes:
-        send: The ASGI channel of the response.
-        catch_up: The serialised audio that the client has not had yet, which counts as sent; None where there is none.
-    """
-
-    def __init__(self) -> None:
-        self.send: Send | None = None
-        self.catch_up: Callable[[], bytes | None] = lambda: None
-        self._woken = asyncio.Event()
-        self._waits = False
-        self._sending: _Begun | None = None
-
-    def changed(self) -> None:
-        """Have a look around."""
-        self._woken.set()
-
-    def grew(self) -> None:
-        """There is more audio."""
-        if not self._waits or self._woken.is_set() or self.send is None or (new := self.catch_up()) is None:
-            self._woken.set()
-            return
-        while new is not None and self._sending is None:
-            self._sending = _begin(self.send(_body(new)))
-            new = None if self._sending else self.catch_up()
-        if self._sending:
-            self._woken.set()  # the client is slow: now its task waits for it
-
-    async def wait(self) -> None:
-        """Return when there is something to look at, and nothing is being sent."""
-        self._waits = True
-        try:
-            await self._woken.wait()
-        finally:
-            self._waits = False
-        self._woken.clear()
-        sending, self._sending = self._sending, None
-        if sending:
-            await sending
-
-
-class _Begun:
-    """An awaitable that was taken as far as it went without waiting, for somebody else to await the rest of it.
-
-    Args:
-        waits_for: What it yielded.
-        failed: It has ended so.
-    """
-
-    def __init__(
-        self, steps: Generator[Any, Any, Any], waits_for: object = None, failed: Exception | None = None
-    ) -> None:
-        self._steps = steps
-        self._waits_for = waits_for
-        self._failed = failed
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        if self._failed:
-            raise self._failed
-        try:
-            yield self._waits_for
-        except BaseException:
-            self._steps.close()
-            raise
-        yield from self._steps
-
-
-def _begin(sending: Awaitable[None]) -> _Begun | None:
-    """Take it as far as it goes without waiting; None if that is to its end."""
-    steps = sending.__await__()
-    try:
-        waits_for = next(steps)
-    except StopIteration:
-        return None
-    except Exception as exc:  # noqa: BLE001 - it is the listener's, and not whoever speaks
-        return _Begun(steps, failed=exc)
-    return _Begun(steps, waits_for)
-
-
-async def _events(walk: Walk, listener: _Listener) -> AsyncGenerator[bytes, None]:
+async def _events(walk: Walk, listener: Listener) -> AsyncGenerator[bytes, None]:
     """Serialised events. Returning ends the response cleanly; without the terminal event the browser comes back."""
     parts = walk.parts
     # Spread what comes back at once after a restart.
@@ -461,8 +373,8 @@ class RawAudio(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._parts.streams.open(self._walk.task.user_id):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            sent = await _unless_gone(receive, self._send(send))
-        if sent:
+            sender = await ended_or_left(receive, self._send(send))
+        if not sender.cancelled() and sender.result():
             await send({"type": "http.response.body", "body": b""})
         # Otherwise the server closes the connection under a body that was not ended: nobody takes it for the whole.
 
@@ -471,30 +383,10 @@ class RawAudio(Response):
         try:
             async with aclosing(raw(self._walk)) as slices:
                 async for audio in slices:
-                    await send(_body(audio))
+                    await send(body_part(audio))
         except (OSError, NotFound, StorageUnavailable):
             return False
         return self._walk.task.status == "completed" and not self._parts.stopping.is_set()
-
-
-async def _unless_gone(
-    receive: Receive, sending: Coroutine[Any, Any, bool], *beside: Coroutine[Any, Any, None]
-) -> bool:
-    """What ``sending`` returns; False as soon as the client has hung up. What runs beside it ends with it."""
-    async with asyncio.TaskGroup() as group:
-        sender = group.create_task(sending)
-        others = [group.create_task(one) for one in (until_gone(receive, sender), *beside)]
-        await asyncio.wait({sender})
-        for other in others:
-            other.cancel()
-    return not sender.cancelled() and sender.result()
-
-
-async def until_gone(receive: Receive, sender: asyncio.Task[Any]) -> None:
-    """Cancel ``sender`` when the client has hung up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    sender.cancel()
 
 
 def _whole_bytes(task: SpeechTask) -> int | None:
