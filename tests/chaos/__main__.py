@@ -50,6 +50,17 @@ Strike = tuple[str, float | None]
 """A seam, and for how long the process stands still there; None: it dies."""
 
 
+async def _stores(nodes: list[Node], seconds: float, **fault: float) -> None:
+    """Have the doors to the store misbehave in this way for so long; as they come, none does."""
+    for node in nodes:
+        for name, value in fault.items():
+            setattr(node.store, name, value)
+    await asyncio.sleep(seconds)
+    for node in nodes:
+        for name, value in fault.items():
+            setattr(node.store, name, type(value)())
+
+
 class BadWeek:
     """One plan, carried out: kills one after the other, everything else beside them."""
 
@@ -198,32 +209,16 @@ class BadWeek:
             node.door.notifications = True
 
     async def _store_away(self, nodes: list[Node], seconds: float) -> None:
-        for node in nodes:
-            node.store.away = True
-        await asyncio.sleep(seconds)
-        for node in nodes:
-            node.store.away = False
+        await _stores(nodes, seconds, away=True)
 
     async def _store_refuses(self, nodes: list[Node], seconds: float) -> None:
-        for node in nodes:
-            node.store.refusing = True
-        await asyncio.sleep(seconds)
-        for node in nodes:
-            node.store.refusing = False
+        await _stores(nodes, seconds, refusing=True)
 
     async def _store_slow(self, nodes: list[Node], seconds: float) -> None:
-        for node in nodes:
-            node.store.slow_seconds = 2.0
-        await asyncio.sleep(seconds)
-        for node in nodes:
-            node.store.slow_seconds = 0.0
+        await _stores(nodes, seconds, slow_seconds=2.0)
 
     async def _answers_lost(self, nodes: list[Node], seconds: float) -> None:
-        for node in nodes:
-            node.store.losing = 3
-        await asyncio.sleep(seconds)
-        for node in nodes:
-            node.store.losing = 0
+        await _stores(nodes, seconds, losing=3)
 
     async def _deploy(self) -> None:
         """A new process first, then SIGTERM to an old one."""

@@ -159,7 +159,7 @@ async def begin_to_store(world: World) -> object:
     return await runs.take_spoken(world.connection, world.task_id, OWNER)
 
 
-async def publish(world: World) -> object:
+async def publish(world: World, *, late: bool = False) -> object:
     return await speech.publish(
         world.connection,
         world.queue,
@@ -167,6 +167,7 @@ async def publish(world: World) -> object:
         object_key=world.assignment.object_key,
         duration_seconds=1.0,
         bits_per_second=1,
+        late=late,
     )
 
 
@@ -333,16 +334,7 @@ async def test_a_task_ends_no_generation_of_a_stranger(world: World) -> None:
 async def test_what_could_not_be_stored_in_time_is_completed_when_that_is_asked_for(world: World, late: bool) -> None:
     await find(world, SPOKEN)
     await speech.give_up_storing(world.connection, world.storable)
-    published = await speech.publish(
-        world.connection,
-        world.queue,
-        world.storable,
-        object_key=world.assignment.object_key,
-        duration_seconds=1.0,
-        bits_per_second=1,
-        late=late,
-    )
-    assert published is late
+    assert await publish(world, late=late) is late
     statuses = await world.connection.fetchrow(
         "SELECT g.status, t.status FROM public.generations g JOIN public.tasks t ON t.generation_id = g.id"
     )
