@@ -278,7 +278,7 @@ async def _run(options: argparse.Namespace, s3_endpoint: str) -> int:
             print(f"The verdict is there after {time.monotonic() - began:.0f} s.", file=sys.stderr)
             await an_hour_later(chaos)
         except (AssertionError, TimeoutError) as exc:
-            print("NOT CLEAN:", exc or "it took too long", *chaos.findings, sep="\n", file=sys.stderr)
+            print("NOT CLEAN:", str(exc) or "it took too long", *chaos.findings, sep="\n", file=sys.stderr)
             outcomes = {}
         finally:
             if options.logs:
