@@ -1,20 +1,25 @@
 """The processes that serve this database, and when each last said that it lives.
 
-Who is dead is judged from these rows alone, by the database's clock. After a time in which nobody was able to write
-(the database was away) nobody is judged for a moment: those who live come back to say so first.
+Who is dead is judged from these rows alone, by the database's clock: whoever was silent while others were heard. After
+a time in which nobody was able to write (the database was away) nobody is judged for a moment: those who live come back
+to say so first.
 """
 
 from uuid import UUID
 
 from server.database.connections import Connection
 
+# Silence counts up to the last word of anybody and no further: until the first one is back from an outage, whose beat
+# notes the quiet time, nobody is known to have been able to write. A clock that was set back makes nobody silent.
+_HEARD = "least(clock_timestamp(), (SELECT max(beat_at) FROM internal.processes))"
+
 # Whether the owner of the run ``r`` is dead, as far as anybody can tell; {0} is how many seconds of silence that takes.
 # A process of an older release writes no row here, but every second its runs' own beats.
-OWNER_IS_DEAD = """(CASE WHEN EXISTS (SELECT 1 FROM internal.processes p WHERE p.owner = r.owner)
+OWNER_IS_DEAD = f"""(CASE WHEN EXISTS (SELECT 1 FROM internal.processes p WHERE p.owner = r.owner)
         THEN EXISTS (SELECT 1 FROM internal.processes p
-                      WHERE p.owner = r.owner AND p.beat_at < clock_timestamp() - make_interval(secs => {0}))
-        ELSE r.beat_at < clock_timestamp() - make_interval(secs => {0}) END
-    AND NOT EXISTS (SELECT 1 FROM internal.processes q WHERE q.quiet_until > clock_timestamp()))"""
+                      WHERE p.owner = r.owner AND p.beat_at < {_HEARD} - make_interval(secs => {{0}}))
+        ELSE r.beat_at < {_HEARD} - make_interval(secs => {{0}}) END
+    AND NOT EXISTS (SELECT 1 FROM internal.processes q WHERE q.quiet_until > clock_timestamp()))"""  # noqa: S608 - a constant
 
 
 async def beat(connection: Connection, owner: UUID, *, quiet_after_seconds: float, quiet_seconds: float) -> None:
@@ -41,9 +46,9 @@ async def beat(connection: Connection, owner: UUID, *, quiet_after_seconds: floa
 async def dead(connection: Connection, silent_for_seconds: float) -> set[UUID]:
     """Processes that are silent for so long while others are not, and those that left by themselves."""
     rows = await connection.fetch(
-        """SELECT owner FROM internal.processes
-            WHERE beat_at < clock_timestamp() - make_interval(secs => $1)
-              AND NOT EXISTS (SELECT 1 FROM internal.processes q WHERE q.quiet_until > clock_timestamp())""",
+        f"""SELECT owner FROM internal.processes
+            WHERE beat_at < {_HEARD} - make_interval(secs => $1)
+              AND NOT EXISTS (SELECT 1 FROM internal.processes q WHERE q.quiet_until > clock_timestamp())""",  # noqa: S608 - a constant
         silent_for_seconds,
     )
     return {row["owner"] for row in rows}

@@ -428,6 +428,7 @@ async def test_no_statement_reads_more_than_it_returns(
         await reconcile(gateway.parts)
     async with in_use(in_modal_mode(settings), user_id) as (gateway, client):
         await what_the_other_provider_does(gateway, client, rows)
+        await rows.execute("INSERT INTO internal.processes VALUES (gen_random_uuid(), '-infinity')")  # one that left
 
         async def nothing_is_left() -> bool:
             return not await rows.fetchval(

@@ -212,7 +212,7 @@ async def test_the_sweep_finds_what_the_dead_were_speaking_and_nothing_else(worl
 
 async def test_the_dead_leave_what_may_be_begun_once_more(world: World) -> None:
     """Nothing of it was heard and it was begun once, or its sentences are known and none would be paid for thrice."""
-    await world.rows.execute("INSERT INTO internal.processes VALUES ($1, '-infinity')", DEAD)
+    await world.rows.execute("INSERT INTO internal.processes VALUES ($1, '-infinity'), ($2, now())", DEAD, OWNER)
     collected: dict[str, Any] = {"job_name": "'collect_modal'"}
     goes_on: dict[str, Any] = {"goes_on": "true", "byte_length": 5}
     known: list[tuple[dict[str, Any], bool]] = [

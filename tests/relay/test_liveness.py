@@ -80,6 +80,25 @@ async def test_a_process_that_was_not_able_to_write_neither_judges_nor_is_judged
     assert await runs.lost(rows, SILENT_SECONDS, first) == []
 
 
+async def test_who_comes_back_from_an_outage_judges_nobody_before_anybody_has_spoken(rows: Rows) -> None:
+    """A sweep may be the first statement that goes through, up to a second before the first beat."""
+    for owner in [await process(rows, silent_for_seconds=90) for _ in range(2)]:
+        task_id = await run_of(rows, owner, beat_seconds_ago=90, byte_length=5)
+        assert await lost(rows) == set()
+        assert await runs.stop(rows, task_id, attempt=1, silent_for_seconds=SILENT_SECONDS) is None
+    await run_of(rows, uuid4(), beat_seconds_ago=90)
+    assert await runs.lost_unregistered(rows, SILENT_SECONDS) == []
+
+
+async def test_a_clock_that_was_set_back_makes_nobody_silent(rows: Rows) -> None:
+    """A standby took over whose clock is a minute behind: who has beaten since seems older than who has not."""
+    back, not_yet = [await process(rows, silent_for_seconds=-60) for _ in range(2)]
+    await beat(rows, back)
+    await run_of(rows, back)
+    await run_of(rows, not_yet)
+    assert await lost(rows) == set()
+
+
 async def test_a_process_never_judges_its_own_runs(rows: Rows) -> None:
     await process(rows, silent_for_seconds=1)
     mine = await process(rows, silent_for_seconds=20)
