@@ -198,6 +198,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
         )
         readiness = Readiness(database, storage, queue)
         readiness.troubles["model_retired"] = lambda: bool(providers.retired)
+        memory = AudioMemory(metrics, settings.memory_for_audio)
         unstored = Unstored(metrics, settings.unstored_limit)
         readiness.troubles["unstored"] = lambda: unstored.full
         targets = (settings.qwen_vc_target_model, settings.qwen_vd_target_model)
@@ -220,7 +221,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             live=live,
             spool=spool,
             progress=ProgressWriter(database, announcer, every_seconds=settings.intervals.spool_every_seconds),
-            kept=KeptLogs(database, spool, leases.owner),
+            kept=KeptLogs(database, spool, leases.owner, memory.remember),
             following=Following(database, listener, live, announcer, leases.works_on),
             storage=storage,
             providers=providers,
@@ -236,6 +237,6 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             streams=Streams(metrics, per_user=settings.streams_per_user),
             uploads=Uploads(metrics),
             long_reads=LongReads(metrics, at_once=max(1, settings.database_pool_size // 3)),
-            memory=AudioMemory(metrics, settings.memory_for_audio),
+            memory=memory,
             unstored=unstored,
         )

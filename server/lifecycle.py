@@ -45,7 +45,16 @@ logger = logging.getLogger(__name__)
 async def working(parts: Parts) -> AsyncIterator[None]:
     """Run jobs and keep everything current; at the end, speeches that run are given their grace."""
     queue, settings = parts.queue, parts.settings
-    sweeper = Sweeper(parts.database, queue, parts.announcer, parts.endings, parts.leases, parts.metrics, settings)
+    sweeper = Sweeper(
+        parts.database,
+        queue,
+        parts.announcer,
+        parts.endings,
+        parts.leases,
+        parts.metrics,
+        settings,
+        parts.kept.keeps,
+    )
     queue.register(SYNTHESIZE_JOB, partial(take_turn, parts))
     queue.register(FINALIZE_JOB, partial(finalize, parts))
     queue.register(REMOVE_JOB, partial(remove, parts))

@@ -204,6 +204,10 @@ class AudioMemory:
         finally:
             self._leave(size)
 
+    def remember(self, size: int) -> None:
+        """So many bytes more stay in memory, or fewer, whether or not there is room: they are there already."""
+        self._leave(-size)
+
     def _let_in(self) -> None:
         while self._queue:
             size, turn = self._queue[0]

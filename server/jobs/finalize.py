@@ -6,6 +6,7 @@ it leaves, and a finalizer that matched nothing asks the row whether its object 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +60,9 @@ async def store_spoken(parts: Parts, storable: Storable, object_key: str, log: A
     finally:
         parts.storing.release()
     published = uploaded is not None and await _publish(parts, storable, object_key, uploaded, job=job)
+    if published and uploaded is not None:
+        again = partial(_publish_again, parts, storable, object_key, uploaded)
+        parts.kept.keep_stored(storable.task_id, storable.attempt, again)
     await _told(parts, storable, object_key, published)
 
 
@@ -84,6 +88,10 @@ async def store_speech(parts: Parts, storable: Storable, object_key: str, *, lat
 class _Uploaded(NamedTuple):
     payload_bytes: int
     seconds: float
+
+    @property
+    def bits_per_second(self) -> int:
+        return round(self.payload_bytes * 8 / self.seconds) if self.seconds else 0
 
 
 class _File(NamedTuple):
@@ -133,10 +141,28 @@ async def _publish(
         storable,
         object_key=object_key,
         duration_seconds=uploaded.seconds,
-        bits_per_second=round(uploaded.payload_bytes * 8 / uploaded.seconds) if uploaded.seconds else 0,
+        bits_per_second=uploaded.bits_per_second,
         late=late,
         job=job,
     )
+
+
+async def _publish_again(parts: Parts, storable: Storable, object_key: str, uploaded: _Uploaded) -> bool:
+    """The database has forgotten that this was published, and perhaps that its user has removed it since."""
+    with contextlib.suppress(StorageUnavailable):  # nobody knows, and it was there a moment ago
+        if await parts.storage.head(Bucket.GENERATIONS, object_key) is None:
+            return False
+    published = await parts.database.patiently(
+        speech.publish_again,
+        parts.queue,
+        storable,
+        parts.leases.owner,
+        object_key=object_key,
+        duration_seconds=uploaded.seconds,
+        bits_per_second=uploaded.bits_per_second,
+    )
+    parts.announcer.changed(storable.task_id)
+    return published
 
 
 async def _told(parts: Parts, storable: Storable, object_key: str, published: bool) -> None:

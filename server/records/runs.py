@@ -309,13 +309,19 @@ async def claim(connection: Connection, task_id: UUID, attempt: int, owner: UUID
     return Claimed(**{name: row[name] for name in Claimed.__struct_fields__ if name != "kept"}, kept=kept)
 
 
-async def holds(connection: Connection, task_id: UUID, attempt: int, owner: UUID) -> bool:
-    """Whether a run is still ``owner``'s to work on, and stays so for this transaction."""
+async def holds(connection: Connection, task_id: UUID, attempt: int, owner: UUID, *, or_queued: bool = False) -> bool:
+    """Whether a run is still ``owner``'s to work on, and stays so for this transaction.
+
+    Args:
+        or_queued: Also where nobody has begun this attempt, as far as the rows know.
+    """
     held = await connection.fetchval(
-        "SELECT true FROM internal.runs WHERE task_id = $1 AND attempt = $2 AND owner = $3 FOR UPDATE",
+        """SELECT true FROM internal.runs
+            WHERE task_id = $1 AND attempt = $2 AND (owner = $3 OR ($4 AND state = 'queued')) FOR UPDATE""",
         task_id,
         attempt,
         owner,
+        or_queued,
     )
     return bool(held)
 

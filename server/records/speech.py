@@ -420,6 +420,34 @@ async def publish(
     return True
 
 
+async def publish_again(
+    connection: Connection,
+    queue: Queue,
+    storable: Storable,
+    owner: UUID,
+    *,
+    object_key: str,
+    duration_seconds: float,
+    bits_per_second: int,
+) -> bool:
+    """Complete once more what ``owner`` had completed, where a standby that took over has not heard of it.
+
+    False where the run is gone, or is somebody else's: they speak it, or store it, themselves.
+    """
+    await connection.execute("SELECT 1 FROM public.generations WHERE id = $1 FOR UPDATE", storable.generation_id)
+    await connection.execute("SELECT 1 FROM public.tasks WHERE id = $1 FOR UPDATE", storable.task_id)
+    if not await runs.holds(connection, storable.task_id, storable.attempt, owner, or_queued=True):
+        return False
+    return await publish(
+        connection,
+        queue,
+        storable,
+        object_key=object_key,
+        duration_seconds=duration_seconds,
+        bits_per_second=bits_per_second,
+    )
+
+
 def _account(user_id: UUID, counted: Any) -> Account | None:
     """To which row a generation is counted; None for one that was made before anything was."""
     try:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 from uuid import UUID
@@ -48,7 +48,11 @@ def _somebody_holds_it(task_id: UUID) -> Iterator[None]:
 
 
 class Sweeper:
-    """Looks every few seconds until cancelled."""
+    """Looks every few seconds until cancelled.
+
+    Args:
+        keeps: Whether a run is looked after in this process, though nobody works on it.
+    """
 
     def __init__(
         self,
@@ -59,12 +63,14 @@ class Sweeper:
         leases: Leases,
         metrics: Metrics,
         settings: Settings,
+        keeps: Callable[[UUID], bool] = lambda _task_id: False,
     ) -> None:
         self._database = database
         self._queue = queue
         self._announcer = announcer
         self._endings = endings
         self._leases = leases
+        self._keeps = keeps
         self._metrics = metrics
         self._settings = settings
         self._deadlines = settings.deadlines
@@ -116,8 +122,9 @@ class Sweeper:
         """What is this process's own by the rows, though nobody here works on it."""
         async with self._database.connection() as connection:
             strays = await runs.strays(connection, self._leases.owner, self._leases.held)
-        # A hold is taken before the rows say so; one that has come since is no stray.
-        return [run for run in strays if not self._leases.holds(run.task_id, run.attempt)]
+        # A hold is taken before the rows say so; one that has come since is no stray. Nor is one that the database
+        # forgot to have ended: what was done for it is done again.
+        return [run for run in strays if not (self._leases.holds(run.task_id, run.attempt) or self._keeps(run.task_id))]
 
     async def _take_from_the_dead(self, run: Lost, *, silent_for_seconds: float | None) -> None:
         if run.repeatable:

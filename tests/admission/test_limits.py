@@ -139,6 +139,11 @@ async def test_memory_is_given_to_who_came_first_and_comes_back() -> None:
     async with memory.room(100, within_seconds=0.01):
         order.append("all of it")
     assert order[-2:] == ["alone", "all of it"]
+    memory.remember(30)  # what is there already asks nobody
+    assert memory.has_room(70)
+    assert not memory.has_room(71)
+    memory.remember(-30)
+    assert memory.has_room(100)
 
 
 # --- bytes that wait for the store ------------------------------------------------------------------------------------

@@ -354,6 +354,25 @@ async def what_happens_seldom(gateway: Gateway, client: Client, voice_id: UUID) 
             await runs.still_held(connection, {task_id: 2}, nobody)
             await runs.note_begun_again(connection, task_id, 2, 5)
             await runs.note_sample_rate(connection, task_id, 2, 44_100)
+            stored = runs.Storable(
+                task_id=task_id,
+                generation_id=generation_id,
+                attempt=1,  # another process has begun it again: nothing is published
+                byte_length=0,
+                sample_rate_hz=24_000,
+                format_name="mp3",
+                provider="qwen",
+                spoken_for_seconds=0.0,
+            )
+            assert not await speech.publish_again(
+                connection,
+                parts.queue,
+                stored,
+                nobody,
+                object_key=new.object_key,
+                duration_seconds=0.0,
+                bits_per_second=0,
+            )
             await runs.take_spoken(connection, task_id, nobody)
             await runs.keep_unstored(connection, task_id)
             assert await runs.forget_generation(connection, generation_id)

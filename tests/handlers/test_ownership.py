@@ -212,11 +212,12 @@ async def test_a_generation_does_not_tell_the_name_of_anothers_voice(
 
 
 def test_a_key_is_ones_own_letter_by_letter() -> None:
-    me, you = uuid4(), uuid4()
+    me, you = UUID("abcdef00-0000-4000-8000-00000000000a"), uuid4()
     assert own_key(me, f"{me}/a/reference.wav") == f"{me}/a/reference.wav"
     for key in (
         *disguises(you, me, "a.wav"),
         f"{me}/../{you}/a.wav",
+        f"{str(me).upper()}/a.wav",
         f"{me}",
         f"{me}/",
         "",

@@ -104,6 +104,8 @@ async def test_a_process_never_judges_its_own_runs(rows: Rows) -> None:
     mine = await process(rows, silent_for_seconds=20)
     await run_of(rows, mine)
     assert await runs.lost(rows, SILENT_SECONDS, mine) == []
+    of_the_dead = await run_of(rows, await process(rows, silent_for_seconds=20))
+    assert [run.task_id for run in await runs.lost(rows, SILENT_SECONDS, mine)] == [of_the_dead]
 
 
 async def test_an_owner_that_has_spoken_up_since_it_was_looked_at_keeps_its_run(rows: Rows) -> None:

@@ -392,6 +392,17 @@ async def test_a_shorter_run_of_another_process_is_not_written_to(world: World) 
     assert not await world.writer.is_behind_us(speech.log)
 
 
+async def test_a_run_that_another_process_has_at_the_same_attempt_is_not_written_to(world: World) -> None:
+    """After a failover two may have claimed the same attempt, and be equally far."""
+    speech = await world.speech()
+    world.say(speech, b"heard")
+    await world.writer.flush(speech.log)
+    await world.rows.execute("UPDATE internal.runs SET owner = $1", uuid4())
+    world.say(speech, b" of one, and not of the other")
+    await wait_for(speech.lost.is_set, 10.0)
+    assert await world.kept(speech) == b"heard"
+
+
 async def test_what_each_tick_changes_stands_in_no_index(world: World) -> None:
     """An update that stays within its page costs no index anything, however long a speech goes on."""
     speeches = [await world.speech() for _ in range(10)]
@@ -503,4 +514,68 @@ async def test_a_kept_speech_that_ends_while_it_is_marked_again_keeps_no_other_f
     await asyncio.wait({keeping, asyncio.create_task(marked.wait())}, timeout=30.0, return_when=asyncio.FIRST_COMPLETED)
     assert not keeping.done()
     assert marked.is_set()
+    keeping.cancel()
+
+
+async def test_a_kept_speech_that_ends_while_it_is_written_again_keeps_no_other_from_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, between the look at its row and the writing of its bytes, which can come to no end any more."""
+    kept = KeptLogs(world.database, world.writer, OWNER)
+    marked = asyncio.Event()
+    cancelled, other = await world.speech(), await world.speech()
+    looked = world.writer.is_behind_us
+
+    async def looked_and_cancelled(log: AudioLog) -> bool:
+        is_ours = await looked(log)
+        await world.rows.execute("DELETE FROM internal.runs WHERE task_id = $1", cancelled.log.task_id)
+        return is_ours
+
+    async def mark() -> bool:
+        marked.set()
+        return True
+
+    for speech in (cancelled, other):
+        world.say(speech, b"spoken")
+        await world.writer.flush(speech.log)
+        kept.keep(speech.log, mark)
+    world.speeches.close()
+    await lose_commits(world, cancelled, after=0)
+    monkeypatch.setattr(world.writer, "is_behind_us", looked_and_cancelled)
+    keeping = asyncio.create_task(kept.run())
+    await wait_for(marked.is_set, 10.0)
+    assert not kept.keeps(cancelled.log.task_id)
+    assert kept.keeps(other.log.task_id)
+    keeping.cancel()
+
+
+async def test_a_kept_speech_outlives_an_outage_that_is_longer_than_it_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a standby lacks is seen when it answers, however long that took; afterwards nothing of it is in memory."""
+    monkeypatch.setattr("server.relay.kept.KEPT_SECONDS", 1.2)
+    in_memory = [0]
+    kept = KeptLogs(world.database, world.writer, OWNER, in_memory.append)
+    marked = asyncio.Event()
+    speech = await world.speech()
+
+    async def mark() -> bool:
+        await world.rows.execute("UPDATE internal.runs SET state = 'spoken'")
+        marked.set()
+        return True
+
+    world.say(speech, b"spoken")
+    await world.writer.flush(speech.log)
+    world.speeches.close()
+    world.proxy.shut()
+    kept.keep(speech.log, mark)
+    assert sum(in_memory) == 6
+    keeping = asyncio.create_task(kept.run())
+    await asyncio.sleep(1.5)  # so long nobody answers
+    await lose_commits(world, speech, after=0)
+    world.proxy.open()
+    await wait_for(marked.is_set, 10.0)
+    assert await world.kept(speech) == b"spoken"
+    await wait_for(lambda: not kept.keeps(speech.log.task_id))
+    assert sum(in_memory) == 0
     keeping.cancel()
