@@ -199,6 +199,10 @@ class Process:
 
             await wait_for(ready, 60.0, every_seconds=0.05)  # asking more often would take the time that it needs
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
     def send(self, number: signal.Signals) -> None:
         assert self._process
         self._process.send_signal(number)

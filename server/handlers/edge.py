@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
-from server.admission.clients import CROWDED
+from server.admission.clients import CROWDED, TOO_MANY
 from server.database.refusals import will_pass
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, Overloaded, UtterError
 from server.handlers.problems import is_openai_shaped, openai_problem, own_problem
@@ -106,7 +106,7 @@ class _Exchange:
         """Whoever comes over the limit of connections is told so, and to hang up."""
         if parts := getattr(self._scope["app"].state, "parts", None):
             parts.metrics.refused("crowded")
-        refusal = Overloaded("Too many are connected right now. Please try again in a moment.")
+        refusal = Overloaded(TOO_MANY)
         refusal.headers["Connection"] = "close"
         await self._refuse(refusal)
 

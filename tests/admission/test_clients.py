@@ -6,18 +6,20 @@ import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 import pytest
 
+from server.admission import clients
 from server.admission.clients import HEAD_BYTES, most_connections, raise_file_limit
 from server.dev.simulator import Simulator
 from server.settings import Deadlines, Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
+from tests.support import wait_for
 
 
 @pytest.fixture
@@ -77,6 +79,14 @@ def says(body: bytes, category: str) -> str:
 async def refused(gateway: Gateway, what: str) -> float:
     """How often that was counted."""
     return gateway.parts.metrics.registry.get_sample_value("utter_refused_total", {"what": what}) or 0.0
+
+
+def door(gateway: Gateway) -> clients.Door:
+    return cast(type[clients.GuardedProtocol], gateway.server.config.http_protocol_class).door
+
+
+def connected(gateway: Gateway) -> int:
+    return len(gateway.server.server_state.connections)
 
 
 def half_a_request(client: Client) -> bytes:
@@ -167,6 +177,48 @@ async def test_over_the_limit_only_what_cannot_wait_is_served(
         token = f"Authorization: Bearer {user.token}"
         assert (await wires[2].get(cancel, token, "Content-Length: 0", method="POST"))[0] == 404, "it was looked for"
         assert await refused(gateway, "crowded") == 1
+
+
+@pytest.fixture
+async def patient(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """A server with room for five, and for two more heads, that takes its time with each."""
+    monkeypatch.setattr(clients, "SPARE", 2)
+    async with running_gateway(replace(settings, deadlines=Deadlines(head_seconds=60.0))) as gateway:
+        yield gateway
+
+
+async def test_who_says_nothing_makes_room_for_who_asks(patient: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "SILENT_SECONDS", 0.0)
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(wire(patient)) for _ in range(5)]
+        await silent[1].say(b"GET /api/health HTTP/1.1\r\n")
+        await wait_for(lambda: connected(patient) == 5)
+        asking = [await stack.enter_async_context(wire(patient)) for _ in range(2)]
+        for one in asking:
+            assert (await one.get("/api/languages"))[0] == 200
+        assert await silent[0].closed(), "who had said nothing for the longest"
+        status, headers, body = await silent[1].answer()
+        assert (status, headers["connection"], says(body, "overloaded")) == (503, "close", clients.TOO_MANY)
+        assert int(headers["retry-after"]) > 0
+        assert (await silent[2].get("/api/languages"))[0] == 200, "as many went as came"
+        assert await refused(patient, "connections") == 2
+
+
+async def test_however_many_say_nothing_what_cannot_wait_is_served(patient: Gateway) -> None:
+    async with AsyncExitStack() as stack:
+        user = patient.client()
+        for _ in range(5):
+            busy = await stack.enter_async_context(wire(patient))
+            await busy.say(half_a_request(user))
+        await wait_for(lambda: connected(patient) == 5 and not door(patient).unsaid)
+        crowd = [await stack.enter_async_context(wire(patient)) for _ in range(20)]
+        await wait_for(lambda: connected(patient) == 7)
+        for path, expected in (("/api/health", 200), ("/api/ready", 200), ("/metrics", 200), ("/api/voices", 503)):
+            async with wire(patient) as one:
+                assert (await one.get(path, "Connection: close"))[0] == expected
+        for one in crowd[:18]:
+            assert await one.closed()
+        assert await refused(patient, "connections") >= 18
 
 
 def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:
