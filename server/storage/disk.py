@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, BinaryIO, TypeVar, TypeVarTuple
 
 from server.errors import NotFound, StorageUnavailable
 from server.objects import key_segments
@@ -32,6 +32,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 SLICE_BYTES = 256 * 1024
+# So many objects are asked for their size and age in one go; of the others a list keeps the names alone.
+LOOKED_AT_ONCE = 1000
 _THREADS = 8
 _INCOMING = ".incoming"  # temporary files; no key can begin with a dot
 _ABANDONED_AFTER_SECONDS = 3600.0
@@ -124,16 +126,21 @@ class DiskStore:
 
     async def list(self, bucket: Bucket, *, after: str = "") -> AsyncIterator[StoredObject]:
         root = self._folders[bucket]
-        # What is still to be read, the next of it last: of each folder on the way only the names.
-        waiting = [_Entry("", root, None)]
+        # What is still to be read, the next of it last: of each folder on the way only the names. A folder's key ends
+        # in a slash; that of the bucket itself is empty.
+        waiting = [""]
         while waiting:
-            entry = waiting.pop()
-            if entry.facts is not None:
-                if entry.key != PROBE_KEY and os.fsencode(entry.key) > os.fsencode(after):
-                    yield _stored(entry.key, entry.facts, None)
-            # A folder that ends before the place has nothing behind it.
-            elif os.fsencode(entry.key) > os.fsencode(after) or after.startswith(entry.key):
-                waiting += reversed(await self._in_thread(_scan, entry))
+            if _is_folder(key := waiting.pop()):
+                # One that ends before the place has nothing behind it.
+                if os.fsencode(key) > os.fsencode(after) or after.startswith(key):
+                    waiting += await self._in_thread(_keys_from_the_last, root, key)
+                continue
+            keys = [key]
+            while waiting and len(keys) < LOOKED_AT_ONCE and not _is_folder(waiting[-1]):
+                keys.append(waiting.pop())
+            behind = [key for key in keys if key != PROBE_KEY and os.fsencode(key) > os.fsencode(after)]
+            for stored in await self._in_thread(_all_stored, root, behind):
+                yield stored
 
     async def signed_get(
         self, bucket: Bucket, key: str, *, expires_seconds: int, filename: str, base_url: str = "", head: bool = False
@@ -331,30 +338,29 @@ def _delete(path: Path) -> None:
         return
 
 
-class _Entry(NamedTuple):
-    """A file of a bucket by its key, or a folder, whose key ends in a slash (that of the bucket itself is empty).
-
-    Attributes:
-        facts: None for a folder.
-    """
-
-    key: str
-    path: Path
-    facts: os.stat_result | None
+def _is_folder(key: str) -> bool:
+    return not key or key.endswith("/")
 
 
-def _scan(folder: _Entry) -> list[_Entry]:
-    """What is in a folder, in the order of keys; what vanishes meanwhile is left out."""
-    found: list[_Entry] = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder.path) as entries:
+def _keys_from_the_last(root: Path, folder: str) -> list[str]:
+    """What is in a folder, the last key first; what vanishes meanwhile is left out."""
+    found: list[str] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(root / folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                is_folder = entry.is_dir(follow_symlinks=False)
-                key = f"{folder.key}{entry.name}{'/' if is_folder else ''}"
-                found.append(_Entry(key, folder.path / entry.name, None if is_folder else entry.stat()))
-    return sorted(found, key=lambda entry: os.fsencode(entry.key))
+            if not entry.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(f"{folder}{entry.name}{'/' if entry.is_dir(follow_symlinks=False) else ''}")
+    found.sort(key=os.fsencode, reverse=True)
+    return found
+
+
+def _all_stored(root: Path, keys: list[str]) -> list[StoredObject]:
+    """These objects, but for those that vanished meanwhile."""
+    stored = []
+    for key in keys:
+        with contextlib.suppress(FileNotFoundError):
+            stored.append(_stored(key, (root / key).stat(), None))
+    return stored
 
 
 def _prepare(folder: Path) -> None:
