@@ -203,20 +203,21 @@ async def _indexed(connection: Connection, to: Filters) -> list[Cursor] | None:
     said = _Statement()
     user, words = said.value(to.user_id), cast("str", to.search or to.words)
     pieces = f"internal.pieces_of_search({user}, {said.value(words)})"
+    holding = said.holding(to)
     ways = [
         # In these words, since the index has only texts that have ended.
         f"g.status IN ('completed', 'failed', 'cancelled') AND (internal.pieces(g.user_id, g.text) COLLATE \"C\")"
-        f" @> {pieces}",
-        "g.status IN ('pending', 'processing')",
+        f" @> {pieces} AND {holding}",
+        f"g.status IN ('pending', 'processing') AND {holding}",
     ]
     if not to.search:
         voices = await _voices_named(connection, to.user_id, words)
         if len(voices) > MOST_FOUND:
             return None
         ways.append(f"g.voice_id = ANY({said.value(voices)}::uuid[])")
-    narrowed, holding = said.narrowed(to), said.holding(to)
+    narrowed = said.narrowed(to)
     each = [
-        f"(SELECT g.created_at, g.id FROM public.generations g WHERE {narrowed} AND {way} AND {holding}"  # noqa: S608
+        f"(SELECT g.created_at, g.id FROM public.generations g WHERE {narrowed} AND {way}"  # noqa: S608 - constants
         f" LIMIT {MOST_FOUND + 1:d})"
         for way in ways
     ]

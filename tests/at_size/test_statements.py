@@ -57,6 +57,7 @@ LIVE_TABLES = {"generations", "tasks", "voices"}
 #: A piece of a statement, and why it may read more than it returns.
 READS_MORE: dict[str, str] = {
     "AS has_words": "the newest entries show whether words are common; never more than 16 000 at once",
+    "LIMIT 10000) counted": "the history says how many entries there are, as far as 10 000; read by an index alone",
     "SELECT count(*) FROM public.voices v WHERE": "the list says how many pages there are; read by its user's index,"
     " a few at a time for one person",
     "v.name ILIKE $2": "a search of the list reads its own user's voices, by their index",
