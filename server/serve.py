@@ -115,6 +115,7 @@ async def serve(settings: Settings) -> int:
         for problem in problems:
             print(problem, file=sys.stderr)
         return 1
+    logs.note_no_places()
     logger.info(introduction(settings))
     server = Server(create_app(settings), settings, started=calm_the_collector)
     await server.serve()

@@ -245,7 +245,7 @@ class Spoken(Response):
     async def _end(self, send: Send) -> None:
         await self._start(send)
         if self._as_events:
-            characters = int(self._walk.task.metadata.get("text_length", 0))
+            characters = self._walk.task.text_length
             usage = {"input_tokens": characters, "output_tokens": 0, "total_tokens": characters}
             await self._body(send, _event({"type": "speech.audio.done", "usage": usage}))
         await send({"type": "http.response.body", "body": b""})

@@ -46,7 +46,7 @@ def generate_answer(parts: Parts, task: SpeechTask) -> GenerateAnswer:
         task_id=task.id,
         generation_id=task.generation_id,
         status="processing",
-        estimated_duration_minutes=minutes_estimated(int(task.metadata.get("text_length", 0))),
+        estimated_duration_minutes=minutes_estimated(task.text_length),
         stream_url=_stream_address(parts, task),
     )
 

@@ -36,7 +36,7 @@ async def _never(_request: Request) -> Response:
 
 
 def resources(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
-    """The routes with those of one path put together, and paths without parameters before those that would fit, too.
+    """The routes with those of one path put together, in their order: a router asks one after the other.
 
     What is an application of its own stays as it is, at the end.
     """
@@ -48,4 +48,4 @@ def resources(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
             continue
         for method in (route.methods or set()) - {"HEAD"}:
             by_path.setdefault(route.path, {})[method] = route.endpoint
-    return [*(Resource(path, by_path[path]) for path in sorted(by_path, key=lambda path: "{" in path)), *others]
+    return [*(Resource(path, handlers) for path, handlers in by_path.items()), *others]

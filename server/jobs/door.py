@@ -146,6 +146,6 @@ async def give_up_waiting(parts: Parts, user_id: UUID, task_id: UUID) -> None:
     async with parts.database.transaction() as connection:
         await tasks.hide(connection, task_id)
         if account:
-            characters = int(task.metadata.get("text_length", 0))
+            characters = task.text_length
             await usage.take_back_start(connection, account, characters, task.created_at)
     raise Overloaded(FULL, retry_after_seconds=5)

@@ -22,6 +22,7 @@ class SpeechTask(msgspec.Struct, frozen=True, kw_only=True):
     """One task with what its generation and its run say; the view that polls, streams and jobs share.
 
     Attributes:
+        text_length: In characters; 0 where another system has left no number.
         byte_length: Durable payload bytes: of the run while there is one, of the stored audio afterwards.
         bits_per_second: Of the audio; 0 while unknown.
         object_key, result: Only where the object is the task's user's own, else None.
@@ -45,7 +46,7 @@ class SpeechTask(msgspec.Struct, frozen=True, kw_only=True):
     provider_job_id: str | None
     modal_job_id: str | None
     modal_poll_count: int
-    metadata: dict[str, Any]
+    text_length: int
     format_name: str | None
     object_key: str | None
     duration_seconds: float | None
@@ -78,7 +79,8 @@ _TASK_COLUMNS = """
     t.id, t.user_id, t.type, t.status, t.result, t.error, t.error_category, t.generation_id, t.voice_id,
     t.created_at, t.completed_at, t.deleted_at IS NOT NULL AS hidden, t.provider, t.provider_status,
     t.provider_poll_count, t.provider_job_id, t.modal_job_id, t.modal_poll_count,
-    coalesce(t.metadata, '{}') AS metadata,
+    CASE WHEN t.metadata ->> 'text_length' ~ '^[0-9]{1,9}$' THEN (t.metadata ->> 'text_length')::int ELSE 0 END
+        AS text_length,
     g.output_format AS format_name, g.audio_object_key AS object_key, g.duration_seconds::float8 AS duration_seconds,
     coalesce(g.provider_metadata ->> 'request_id', t.metadata ->> 'request_id') AS request_id,
     r.attempt, r.state AS run_state,
