@@ -56,6 +56,7 @@ from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.polled import PolledTasks
 from server.relay.progress import ProgressWriter
 from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
@@ -223,6 +224,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             progress=ProgressWriter(database, announcer, every_seconds=settings.intervals.spool_every_seconds),
             kept=KeptLogs(database, spool, leases.owner, memory.remember),
             following=Following(database, listener, live, announcer, leases.works_on),
+            polled=PolledTasks(database),
             storage=storage,
             providers=providers,
             authenticator=Authenticator.from_settings(settings, key_sets),

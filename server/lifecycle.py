@@ -70,6 +70,7 @@ async def working(parts: Parts) -> AsyncIterator[None]:
             parts.progress.run,
             sweeper.run,
             parts.kept.run,
+            parts.polled.run,
             parts.keyring.run,
             parts.retirements.run,
             parts.watch.run,

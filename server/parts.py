@@ -20,6 +20,7 @@ from server.relay.following import Following
 from server.relay.kept import KeptLogs
 from server.relay.leases import Leases
 from server.relay.live import LiveAudio
+from server.relay.polled import PolledTasks
 from server.relay.progress import ProgressWriter
 from server.relay.speeches import Speeches
 from server.relay.spool import SpoolWriter
@@ -54,6 +55,7 @@ class Parts:
     progress: ProgressWriter
     kept: KeptLogs
     following: Following
+    polled: PolledTasks
     storage: ObjectStore
     providers: Providers
     authenticator: Authenticator

@@ -24,7 +24,7 @@ from server.errors import (
     ProviderUnavailable,
 )
 from server.jobs.buying import last_words
-from server.jobs.own import require_task
+from server.jobs.own import require_task, shown
 from server.parts import Parts
 from server.providers.modal.api import NOT_CONFIGURED, NOT_CONNECTED, PolledJob
 from server.providers.speech import may_start_again, pause_before_start
@@ -219,7 +219,7 @@ async def poll(parts: Parts, user_id: UUID, task_id: UUID) -> tuple[SpeechTask, 
     Raises:
         NotFound: No such task, or somebody else's.
     """
-    task = await require_task(parts, user_id, task_id)
+    task = shown(await parts.polled.find(task_id, user_id))
     job = task.job
     if task.terminal or not job or not parts.providers.abilities_of(task.provider).takes_jobs:
         return task, None

@@ -16,7 +16,15 @@ async def require_task(parts: Parts, user_id: UUID, task_id: UUID) -> SpeechTask
         NotFound: No such task, or somebody else's.
     """
     async with parts.database.connection() as connection:
-        task = await tasks.find(connection, task_id, user_id)
+        return shown(await tasks.find(connection, task_id, user_id))
+
+
+def shown(task: SpeechTask | None) -> SpeechTask:
+    """A user's own task that is not hidden.
+
+    Raises:
+        NotFound: There is none, or its user has put it away.
+    """
     if task is None or task.hidden:
         raise NotFound("This task does not exist.")
     return task

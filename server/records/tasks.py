@@ -3,6 +3,7 @@
 How a task ends is decided with its generation and its run: that is ``speech.py``.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -113,6 +114,19 @@ async def find(connection: Connection, task_id: UUID, user_id: UUID | None = Non
         user_id,
     )
     return _task(row) if row else None
+
+
+async def find_several(
+    connection: Connection, wanted: Collection[tuple[UUID, UUID]]
+) -> dict[tuple[UUID, UUID], SpeechTask]:
+    """The same for several (task id, user id); what does not exist or belongs to somebody else is not in the answer."""
+    rows = await connection.fetch(
+        f"""SELECT {_TASK_COLUMNS} FROM unnest($1::uuid[], $2::uuid[]) AS f (task_id, user_id)
+              JOIN public.tasks t ON t.id = f.task_id AND t.user_id = f.user_id {_TASK_TABLES}""",  # noqa: S608 - constants
+        [task_id for task_id, _ in wanted],
+        [user_id for _, user_id in wanted],
+    )
+    return {(row["id"], row["user_id"]): _task(row) for row in rows}
 
 
 async def get(connection: Connection, task_id: UUID) -> SpeechTask:
