@@ -10,7 +10,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from server.database.connections import Database
+from server.database.connections import Database, Listener
 from server.database.refusals import Meaning, meaning_of, will_pass
 from server.dev.postgres import running_postgres
 from tests.postgres_proxy import postgres_proxy
@@ -144,6 +144,26 @@ async def test_a_server_that_takes_no_writes_any_more_loses_our_connections(data
         async with database.connection() as one, database.connection() as two:
             await one.execute("CREATE TABLE public.written ()")
             await two.execute("DROP TABLE public.written")
+
+
+async def test_who_only_reads_is_led_away_from_such_a_server_as_well(database_url: str) -> None:
+    """A read is never refused there, and may bring what is old: the connection that listens finds it out for all."""
+    async with postgres_proxy(database_url) as door, Database.open(door.url, size=2) as database:
+
+        async def everybody_may_write() -> bool:
+            async with database.connection() as one, database.connection() as two:
+                asked = "SELECT current_setting('transaction_read_only') = 'off'"
+                return all([await each.fetchval(asked) for each in (one, two)])
+
+        listener = Listener(door.url, database.pulse)
+        listening = asyncio.create_task(listener.run())
+        try:
+            await listener.connected.wait()
+            assert await everybody_may_write()
+            assert await door.demote() == 3
+            await wait_for(everybody_may_write)
+        finally:
+            listening.cancel()
 
 
 async def test_a_worker_says_it_again_where_the_database_is_busy_but_not_for_ever(
