@@ -86,6 +86,17 @@ async def test_what_a_vanished_host_holds_is_let_go_of_within_half_a_minute(data
         assert meaning_of(caught.value) is Meaning.AWAY
 
 
+@pytest.mark.parametrize("words", [b"tcp_keepalives_idle = 10; ", b"tcp_user_timeout = '25s'"])
+async def test_the_server_is_asked_to_notice_that_our_host_has_vanished(database_url: str, words: bytes) -> None:
+    """It heeds this on TCP alone, and these tests use sockets of Unix: so only that it was said is seen."""
+    async with postgres_proxy(database_url) as door, Database.open(door.url, size=1) as database:
+        with door.holding_back(words) as said:
+            connecting = asyncio.create_task(database.patiently_say(lambda connection: connection.fetchval("SELECT 1")))
+            async with asyncio.timeout(5.0):
+                await said.wait()
+        assert await connecting == 1
+
+
 async def test_a_lock_that_is_not_to_be_had_is_busy_and_so_is_a_deadlock(database_url: str) -> None:
     async with Database.open(database_url, size=2) as database:
         async with database.transaction() as one:
