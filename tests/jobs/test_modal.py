@@ -39,10 +39,16 @@ def calls(simulator: Simulator, action: str) -> list[dict[str, Any]]:
     return [call for call in simulator.calls if call["action"] == action]
 
 
-def sweeper(gateway: Gateway) -> Sweeper:
+def sweeper(gateway: Gateway, **settings: Any) -> Sweeper:
     parts = gateway.parts
     return Sweeper(
-        parts.database, parts.queue, parts.announcer, parts.endings, parts.leases, parts.metrics, parts.settings
+        parts.database,
+        parts.queue,
+        parts.announcer,
+        parts.endings,
+        parts.leases,
+        parts.metrics,
+        dataclasses.replace(parts.settings, **settings),
     )
 
 
@@ -384,6 +390,21 @@ async def test_older_previews_that_nobody_makes_are_ended(gateway: Gateway, clie
     await sweeper(gateway).clean()
     states = await rows.fetch("SELECT status, error_category FROM public.tasks ORDER BY created_at")
     assert [tuple(row) for row in states] == [("failed", "timeout"), ("pending", None)]
+
+
+async def test_where_the_older_system_still_works_its_tasks_are_left_to_it_for_a_day(
+    gateway: Gateway, client: Client, rows: Rows
+) -> None:
+    for age in ("25 hours", "23 hours"):
+        await rows.execute(
+            """INSERT INTO public.tasks (user_id, type, status, created_at, updated_at)
+               VALUES ($1, 'design_preview', 'pending', now() - $2::text::interval, now() - $2::text::interval)""",
+            client.user_id,
+            age,
+        )
+    await sweeper(gateway, older_tasks_minutes=24 * 60).clean()
+    states = await rows.fetch("SELECT status FROM public.tasks ORDER BY created_at")
+    assert [row["status"] for row in states] == ["failed", "pending"]
 
 
 async def test_an_older_task_follows_its_generation(
