@@ -64,7 +64,8 @@ async def test_what_waits_is_counted(client: Client, voice_id: UUID, rows: Rows)
 
     async def counted() -> bool:
         found = await shown(client)
-        return found["utter_unstored_bytes"] == 48_000
+        waits = found["utter_waiting_starts"] == 1 and found["utter_waiting_start_seconds"] >= 40
+        return waits and found["utter_unstored_bytes"] == 48_000
 
     await wait_for(counted, 20.0)
 

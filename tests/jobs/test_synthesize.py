@@ -13,9 +13,9 @@ from server.jobs.synthesize import synthesize
 from server.records.runs import FINALIZE_JOB, SYNTHESIZE_JOB
 from server.records.speech import RESTARTED
 from server.settings import Settings
-from tests.end_to_end.conftest import storing_nothing, take_no_jobs
+from tests.end_to_end.conftest import QWEN_AUDIO, storing_nothing, take_no_jobs
 from tests.end_to_end.hearing import DELTA_BYTES, hold_after
-from tests.gateway import Client, Gateway
+from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.support import wait_for, with_limits
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -203,3 +203,29 @@ async def test_a_process_that_leaves_fails_what_somebody_has_heard(
     assert await run_of(rows, task) is None
     assert await jobs(rows) == []
     plan.release()
+
+
+async def test_a_process_that_leaves_gives_every_byte_away_of_what_goes_on(
+    settings: Settings, database_url: str, rows: Rows, simulator: Simulator
+) -> None:
+    """Also those that the next tick would have brought: what was received was paid for."""
+    async with running_gateway(with_limits(settings, spool_every_seconds=60.0)) as gateway, gateway.client() as client:
+        voice_id = await insert_voice(database_url, client.user_id, model=QWEN_AUDIO)
+        holds = [{"do": "hold", "after_deltas": count, "name": str(count)} for count in (1, 4)]
+        shape = {"minimum_bytes": 7 * DELTA_BYTES, "delta_bytes": DELTA_BYTES}
+        plan = simulator.behave("realtime", {**shape, "faults": holds})
+        task = await client.generate(voice_id)
+        await wait_for(lambda: [log.durable for log in gateway.parts.live.logs()] == [DELTA_BYTES])
+        plan.release("1")
+        [log] = gateway.parts.live.logs()
+        await wait_for(lambda: log.length == 4 * DELTA_BYTES)
+        assert log.durable == DELTA_BYTES
+        await take_no_jobs(gateway)
+        gateway.parts.leases.release()
+
+        async def given_back() -> bool:
+            return bool((await run_of(rows, task))["state"] == "queued")
+
+        await wait_for(given_back)
+        assert (await run_of(rows, task))["byte_length"] == 4 * DELTA_BYTES
+        plan.release()
