@@ -39,7 +39,12 @@ async def capabilities(client: Client) -> dict[str, bool]:
     ],
 )
 async def test_a_model_that_is_gone_is_asked_for_once(
-    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, behaviour: dict[str, object]
+    gateway: Gateway,
+    client: Client,
+    voice_id: UUID,
+    simulator: Simulator,
+    behaviour: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     simulator.behave("realtime", behaviour, times=0)
     assert (await capabilities(client))["supports_generate_stream"] is True
@@ -60,6 +65,9 @@ async def test_a_model_that_is_gone_is_asked_for_once(
     assert (ready.status_code, "model_retired" in ready.json()["degraded"]) == (200, True)
     shown = gateway.parts.metrics.exposition().decode()
     assert re.search(rf'utter_model_retired{{model="{VC_REALTIME}"}} 1', shown)
+    [line] = [record.getMessage() for record in caplog.records if "has retired" in record.getMessage()]
+    assert VC_REALTIME in line
+    assert "python -m server doctor" in line
 
 
 async def test_every_process_knows_and_an_hour_later_the_provider_is_asked_again(

@@ -140,4 +140,20 @@ async def test_connections_the_spool_and_the_loop_are_measured(client: Client, v
         return min(waits) > 0 and found["utter_event_loop_lag_seconds_count"] > 0
 
     await wait_for(measured, 20.0)
-    assert (await shown(client))["utter_spool_behind_bytes"] == 0
+
+
+async def test_speech_that_the_database_does_not_take_is_seen(client: Client, voice_id: UUID, rows: Rows) -> None:
+    async def lag() -> tuple[bool, bool]:
+        found = await shown(client)
+        return found["utter_spool_lag_seconds"] > 0.1, found["utter_spool_behind_bytes"] > 0
+
+    async with rows.transaction():
+        await rows.execute("LOCK TABLE internal.spool IN EXCLUSIVE MODE")
+        task = await client.generate(voice_id)
+
+        async def is_behind() -> bool:
+            return await lag() == (True, True)
+
+        await wait_for(is_behind)
+    await client.ended(task["task_id"])
+    assert await lag() == (False, False)

@@ -118,6 +118,23 @@ async def _design(world: World, node: Node, text: str) -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def before_the_claim(world: World, node: Node, text: str) -> AsyncIterator[None]:
+    """A text that has waited is about to be somebody's.
+
+    Of a process that has one place and is alone: any other one with a free place would take the text as soon as it is
+    there. So this is no seam of the long form.
+    """
+    plan = world.simulator.behave("realtime", {"faults": [{"do": "hold", "at": "upgrade"}]})
+    assert await world.say(node, "realtime", "This takes the only place.")
+    async with _held(plan):
+        assert await world.say(node, "realtime", text)
+        with node.door.holding_back(b"SET owner = $3, state = 'speaking'") as held:
+            plan.release()
+            async with _reached(held):
+                yield
+
+
 def _spoken(source: Spoken) -> dict[str, Seam]:
     return {
         f"{source}: while the rows are written": partial(_at_statement, b"INSERT INTO public.generations", source),

@@ -16,10 +16,10 @@ from server import logs
 from server.dev.simulator import API_KEY, Simulator
 from server.serve import KEEP_ALIVE_SECONDS
 from server.settings import Settings
-from tests.end_to_end.conftest import take_no_jobs
+from tests.end_to_end.conftest import storing_by_job, take_no_jobs
 from tests.gateway import Client, Gateway, Process, insert_voice, process, running_gateway
 from tests.handlers.wire import exchange, problem_of
-from tests.support import AUTH_JWT_SECRET, wait_for
+from tests.support import AUTH_JWT_SECRET, wait_for, with_limits
 
 ADDRESSES = (
     "/api/health",
@@ -188,7 +188,8 @@ async def test_a_request_leads_to_its_speech_in_whichever_process(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The line of the request has the task, and so has the line of its end, which another process writes."""
+    """The line of the request has the task, and so has the line of its end, which another process writes; whatever that
+    one says on the way carries the id of the request."""
     await take_no_jobs(gateway)
     written = io.StringIO()
     handler = logging.StreamHandler(written)
@@ -197,12 +198,16 @@ async def test_a_request_leads_to_its_speech_in_whichever_process(
     with caplog.at_level(logging.INFO):
         body = {"voice_id": str(voice_id), "text": "Good evening."}
         answer = await client.http.post("/api/generate", json=body, headers={"X-Request-Id": "a-complaint"})
-        async with running_gateway(settings):
+        async with running_gateway(with_limits(settings, store_elsewhere_seconds=0.05)) as other:
+            async with storing_by_job(other):
+                await wait_for(lambda: "audio not stored at once" in written.getvalue())
             await client.ended(answer.json()["task_id"])
             await wait_for(lambda: "speech ended" in written.getvalue())
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     [asked] = [line for line in lines if line["logger"] == "server.access" and line.get("request_id") == "a-complaint"]
     [ended] = [line for line in lines if line["message"] == "speech ended" and line["task_id"] == asked["task_id"]]
+    [on_the_way] = [line for line in lines if line["message"].startswith("audio not stored at once")]
+    assert on_the_way["request_id"] == ended["request_id"] == "a-complaint"
     assert asked["task_id"] == answer.json()["task_id"]
     assert ended["generation_id"] == answer.json()["generation_id"]
     assert (ended["status"], ended["user_id"]) == ("completed", str(client.user_id))
