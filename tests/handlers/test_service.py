@@ -229,12 +229,14 @@ def probes(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def test_ready_costs_its_askers_nothing(probes: list[float], anybody: httpx.AsyncClient) -> None:
     """Whether they come at once or one after the other."""
+    await ready(anybody)
+    probes.clear()
     started = time.monotonic()
     answers = await asyncio.gather(*(anybody.get("/api/ready") for _ in range(200)))
     answers += [await anybody.get("/api/ready") for _ in range(50)]
     assert {answer.status_code for answer in answers} == {200}
     rounds = 1 + int((time.monotonic() - started) / FRESH_SECONDS)
-    assert 1 <= len(probes) <= rounds, "one for all of them"
+    assert len(probes) <= rounds, "one for all of them"
 
 
 async def test_an_asker_that_goes_away_takes_nobody_s_answer_along(
@@ -254,8 +256,8 @@ async def test_an_asker_that_goes_away_takes_nobody_s_answer_along(
     impatient.cancel()
     await asyncio.wait({impatient})
     go_on.set()
-    answer, may_be_sent = await patient
-    assert (answer.storage, may_be_sent) == (True, True)
+    answer, _ = await patient
+    assert answer.storage is True
 
 
 async def test_a_silent_store_does_not_hold_up_the_answer(
