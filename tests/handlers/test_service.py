@@ -228,15 +228,13 @@ def probes(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 async def test_ready_costs_its_askers_nothing(probes: list[float], anybody: httpx.AsyncClient) -> None:
-    """Whether they come at once or one after the other."""
-    await ready(anybody)
-    probes.clear()
+    """Whether they come at once, before anything was found out, or one after the other."""
     started = time.monotonic()
-    answers = await asyncio.gather(*(anybody.get("/api/ready") for _ in range(200)))
-    answers += [await anybody.get("/api/ready") for _ in range(50)]
-    assert {answer.status_code for answer in answers} == {200}
+    await asyncio.gather(*(anybody.get("/api/ready") for _ in range(200)))
+    for _ in range(50):
+        await anybody.get("/api/ready")
     rounds = 1 + int((time.monotonic() - started) / FRESH_SECONDS)
-    assert len(probes) <= rounds, "one for all of them"
+    assert 1 <= len(probes) <= rounds, "one for all of them"
 
 
 async def test_an_asker_that_goes_away_takes_nobody_s_answer_along(
