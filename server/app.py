@@ -12,7 +12,8 @@ from starlette.routing import Route
 from server.account.pace import AccountLedger
 from server.account.retirements import Retirements
 from server.account.watch import Watch
-from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
+from server.admission.clients import connections_limit, share_of_one
+from server.admission.limits import AudioMemory, LongReads, Requests, Streams, Unstored, Uploads
 from server.admission.readiness import Readiness
 from server.auth.keyring import KeyRing
 from server.auth.tokens import Authenticator, Tickets
@@ -236,6 +237,7 @@ async def assembled(settings: Settings) -> AsyncIterator[Parts]:
             retirements=Retirements(
                 database, providers, metrics, every_seconds=settings.intervals.retirements_every_seconds
             ),
+            requests=Requests(metrics, per_user=share_of_one(connections_limit(settings.connections_limit))),
             streams=Streams(metrics, per_user=settings.streams_per_user),
             uploads=Uploads(metrics),
             long_reads=LongReads(metrics, at_once=max(1, settings.database_pool_size // 3)),

@@ -33,11 +33,13 @@ class UtterError(Exception):
         headers: Extra response headers, e.g. ``Retry-After``.
         param: The member of the request that it is about, where that is one.
         code: A word that says more than the category, where there is one.
+        counted_as: What there was too much of, in the words of `server.metrics`, where it is counted with the answer.
     """
 
     category: ClassVar[Category] = "internal"
     default_status: ClassVar[int] = 500
     default_detail: ClassVar[str] = "Something went wrong on our side. Please try again."
+    default_counted_as: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class UtterError(Exception):
         self.headers = headers or {}
         self.param = param
         self.code: str | None = None
+        self.counted_as: str | None = self.default_counted_as
         super().__init__(self.detail)
 
 
@@ -101,6 +104,18 @@ class Conflict(UtterError):
 class TooLarge(UtterError):
     category, default_status = "too_large", 413
     default_detail = "The request is too large."
+    default_counted_as = "bodies"
+
+
+class TooSlow(Invalid):
+    """Its body came too slowly, or stopped coming."""
+
+    default_status = 408
+    default_detail = "The body of this request took too long."
+    default_counted_as = "bodies"
+
+    def __init__(self, detail: str | None = None, *, status: int | None = None) -> None:
+        super().__init__(detail, status=status, headers={"Connection": "close"})
 
 
 class Overloaded(UtterError):

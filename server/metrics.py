@@ -16,8 +16,9 @@ PROVIDERS = ("qwen", "modal")
 POOLS = ("requests", "spool", "leases")
 # What may be too much of, in the words of whoever refuses.
 REFUSALS = (
-    *("heads", "connections", "crowded", "streams", "streams_of_one", "uploads_of_one", "reads", "reads_of_one"),
-    *("queue_of_one", "memory", "unstored", "designs_of_one", "clones_of_one", "characters_of_one", "starts_of_one"),
+    *("heads", "bodies", "connections", "crowded", "requests_of_one", "keys", "streams", "streams_of_one"),
+    *("uploads_of_one", "recordings", "reads", "reads_of_one", "queue", "queue_of_one", "memory", "unstored"),
+    *("designs_of_one", "clones_of_one", "characters_of_one", "starts_of_one"),
 )
 # Source: RFC 6455 §7.4.1; 1006 is a connection that broke without a word. Others appear when they are met.
 CLOSE_CODES = ("1000", "1001", "1006", "1007", "1008", "1011", "1013")
@@ -69,8 +70,7 @@ class Metrics:
         )
         self._refused = Counter(
             "utter_refused",
-            "What was refused because there was too much of it, by what: heads, connections, crowded requests, streams,"
-            " uploads.",
+            "What was refused because there was too much of it, by what: heads, bodies, connections, streams, uploads.",
             ["what"],
             registry=self.registry,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from server.account.retirements import Retirements
 from server.account.watch import Watch
-from server.admission.limits import AudioMemory, LongReads, Streams, Unstored, Uploads
+from server.admission.limits import AudioMemory, LongReads, Requests, Streams, Unstored, Uploads
 from server.admission.readiness import Readiness
 from server.auth.keyring import KeyRing
 from server.auth.tokens import Authenticator, Tickets
@@ -65,6 +65,7 @@ class Parts:
     readiness: Readiness
     retirements: Retirements
     watch: Watch
+    requests: Requests
     streams: Streams
     uploads: Uploads
     long_reads: LongReads

@@ -19,7 +19,7 @@ from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 
 from server import logs
-from server.admission.clients import Door, GuardedProtocol, most_connections, raise_file_limit
+from server.admission.clients import Door, GuardedProtocol, connections_limit
 from server.app import create_app
 from server.lifecycle import stop
 from server.settings import Settings
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 http=GuardedProtocol.behind(
-                    Door(settings.connections_limit or most_connections(raise_file_limit()), self._refused),
+                    Door(connections_limit(settings.connections_limit), self._refused),
                     stalled_seconds=settings.deadlines.follower_stalled_seconds,
                     head_seconds=settings.deadlines.head_seconds,
                 ),

@@ -376,7 +376,8 @@ VARIABLES: tuple[Variable, ...] = (
              "after which an active task that nothing here works on ends; `1440` where an older system still works"),
     Variable("STREAMS_PER_USER", "`500`", "streams that one person may have open in one process; 429 beyond"),
     Variable("CONNECTIONS_LIMIT", "half of the files that may be open",
-             "clients that may be connected to one process; beyond, only health, readiness and cancel are served"),
+             "clients that may be connected to one process; beyond, only health, readiness and cancel are served. "
+             "Requests of one person are answered a quarter as many at once, 429 beyond"),
     Variable("SHUTDOWN_NOTICE_SECONDS", "`0`",
              "how long `/api/ready` says 503 on SIGTERM before anything ends: one interval of your balancer's probe"),
     Variable("SHUTDOWN_GRACE_SECONDS", "`20`", "how long running syntheses may finish on SIGTERM"),

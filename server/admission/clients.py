@@ -30,6 +30,8 @@ SPARE = 100
 # What the process itself may need at once: the pools of database, store and providers, logs, the loop.
 OWN_FILES = 400
 MOST_FILES = 65_536
+# A page of ours, and a few programs beside it.
+LEAST_SHARE = 20
 # The key under which a request's state says that it came over the limit.
 CROWDED = "crowded"
 TOO_MANY = "Too many are connected right now. Please try again in a moment."
@@ -43,6 +45,16 @@ def raise_file_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return min(soft, MOST_FILES) if soft != resource.RLIM_INFINITY else MOST_FILES
+
+
+def connections_limit(told: int | None) -> int:
+    """How many clients may be connected: as many as the operator says, else as files let us."""
+    return told or most_connections(raise_file_limit())
+
+
+def share_of_one(limit: int) -> int:
+    """How many requests of one person may be answered at once where so many clients may be connected."""
+    return max(LEAST_SHARE, limit // 4)
 
 
 def most_connections(files: int) -> int:

@@ -1,11 +1,12 @@
-"""What may pile up in one process is counted before it is taken: streams, uploads, long reads, and bytes in memory or
-on their way to the store."""
+"""What may pile up in one process is counted before it is taken: requests, streams, uploads, long reads, and bytes in
+memory or on their way to the store."""
 
 import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from uuid import UUID
 
 from server.errors import Overloaded, TooMany
@@ -13,11 +14,43 @@ from server.metrics import Metrics
 
 STREAMS_PER_USER = 500
 STREAMS_AT_MOST = 5_000
+# The key under which a request's state has what is to be called when it has been answered.
+ANSWERED = "answered"
 # Whoever makes a voice uploads once, and again after a mistake.
 UPLOADS_PER_USER = 60
 UPLOADS_SECONDS = 3600.0
 # Nobody's memory of uploads has to outlive so many other people's.
 UPLOADERS_REMEMBERED = 10_000
+
+
+class Requests:
+    """Requests that are being answered, streams too: however many connections one person opens, others find room.
+
+    Args:
+        per_user: How many of one person there may be at once.
+    """
+
+    def __init__(self, metrics: Metrics, *, per_user: int) -> None:
+        self._metrics = metrics
+        self._per_user = per_user
+        self._open: Counter[UUID] = Counter()
+
+    def begin(self, user_id: UUID) -> Callable[[], None]:
+        """Count one; what is to be called once it has been answered.
+
+        Raises:
+            TooMany: This user has as many as one may have.
+        """
+        if self._open[user_id] >= self._per_user:
+            self._metrics.refused("requests_of_one")
+            raise TooMany("You have too many requests open at once. Please wait for some of them.")
+        self._open[user_id] += 1
+        return partial(self._end, user_id)
+
+    def _end(self, user_id: UUID) -> None:
+        self._open[user_id] -= 1
+        if not self._open[user_id]:
+            del self._open[user_id]
 
 
 class Streams:

@@ -116,7 +116,9 @@ class _Source:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._is_guessing() or self._has_room())
                 if self._is_guessing():
-                    raise TooMany("Too many unknown keys came from your address. Please wait a second.")
+                    refusal = TooMany("Too many unknown keys came from your address. Please wait a second.")
+                    refusal.counted_as = "keys"
+                    raise refusal
                 self._looking_up += 1
             try:
                 yield

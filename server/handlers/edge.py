@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.admission.clients import CROWDED, TOO_MANY
+from server.admission.limits import ANSWERED
 from server.database.refusals import will_pass
 from server.errors import DatabaseUnavailable, Invalid, MethodNotAllowed, NotFound, Overloaded, UtterError
 from server.handlers.problems import is_openai_shaped, openai_problem, own_problem
@@ -34,7 +35,7 @@ _ALLOWED_METHODS: Final = "GET, POST, PATCH, DELETE, PUT, HEAD, OPTIONS"
 # here, and it is the bearer token that protects.
 _ASKED_HEADERS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]{1,2000}")
 # What an operator, a balancer, and somebody whose speech costs money while it goes on, need also then.
-_SERVED_IN_A_CROWD: Final = re.compile(r"/api/health|/api/ready|/metrics|/api/tasks/[^/]+/cancel")
+SERVED_IN_A_CROWD: Final = re.compile(r"/api/health|/api/ready|/metrics|/api/tasks/[^/]+/cancel")
 _PREFLIGHT_SECONDS: Final = "600"
 _LOGGED_PATH: Final = 200
 _LEAVING: Final = "The service is being restarted. Please look into your history, then try again."
@@ -86,7 +87,7 @@ class _Exchange:
         try:
             if self._is_preflight():
                 await self._answer(204, self._preflight_headers(), b"")
-            elif self._scope.get("state", {}).get(CROWDED) and not _SERVED_IN_A_CROWD.fullmatch(self._scope["path"]):
+            elif self._scope.get("state", {}).get(CROWDED) and not SERVED_IN_A_CROWD.fullmatch(self._scope["path"]):
                 await self._turn_away()
             else:
                 await self._app(self._scope, receive, self._pass_on)
@@ -99,15 +100,16 @@ class _Exchange:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the client gets words
             await self._refuse(exc)
         finally:
+            if answered := self._scope.get("state", {}).get(ANSWERED):
+                answered()
             self._write_log()
             logs.request_id.reset(token)
 
     async def _turn_away(self) -> None:
         """Whoever comes over the limit of connections is told so, and to hang up."""
-        if parts := getattr(self._scope["app"].state, "parts", None):
-            parts.metrics.refused("crowded")
         refusal = Overloaded(TOO_MANY)
         refusal.headers["Connection"] = "close"
+        refusal.counted_as = "crowded"
         await self._refuse(refusal)
 
     async def _pass_on(self, message: Message) -> None:
@@ -154,6 +156,8 @@ class _Exchange:
                 _log.error("response broken off", exc_info=exc)
             return
         problem = _named(exc)
+        if problem.counted_as and (parts := getattr(self._scope["app"].state, "parts", None)):
+            parts.metrics.refused(problem.counted_as)
         if isinstance(problem, DatabaseUnavailable):
             _log.warning("database not available", extra={"reason": logs.reason(exc)})
         elif problem.status >= 500 and not isinstance(exc, UtterError):

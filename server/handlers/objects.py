@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server.errors import Invalid, NotFound, TooLarge, UtterError
+from server.admission.bodies import Pace
+from server.errors import Invalid, NotFound, TooLarge, TooSlow, UtterError
 from server.handlers.edge import allowed_headers
 from server.storage import Bucket, ObjectStore, content_disposition
 from server.storage.disk import DiskStore, OpenObject
@@ -96,7 +97,9 @@ class _Objects:
             raise TooLarge("The file is larger than 50 MB.")
         told = request.query_params.get("size")
         if told is not None and announced.lstrip("0") != told:
-            raise Invalid("The file does not have the size that was announced for this address.")
+            refusal = Invalid("The file does not have the size that was announced for this address.")
+            refusal.counted_as = "bodies"
+            raise refusal
         content_type = _media_type(request.headers.get("content-type", ""))
         try:
             await store.put(bucket, key, self._limited(request), content_type=content_type, size=None)
@@ -104,18 +107,18 @@ class _Objects:
             raise Invalid("The upload was interrupted.") from exc
 
     async def _limited(self, request: Request) -> AsyncIterator[bytes]:
-        received = 0
+        pace = Pace(self._stalled_after_seconds)
         chunks = aiter(request.stream())
         while True:
             try:
-                async with asyncio.timeout(self._stalled_after_seconds):
+                async with pace.in_time():
                     chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
             except TimeoutError as exc:
-                raise Invalid("The upload took too long.") from exc
-            received += len(chunk)
-            if received > LARGEST_UPLOAD_BYTES:
+                raise TooSlow("The upload took too long.", status=400) from exc
+            pace.received += len(chunk)
+            if pace.received > LARGEST_UPLOAD_BYTES:
                 raise TooLarge("The file is larger than 50 MB.")
             yield chunk
 

@@ -19,15 +19,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
+from server.admission.bodies import Pace
+from server.admission.limits import ANSWERED
 from server.auth.keyring import is_key
 from server.auth.tokens import Authenticator
-from server.errors import Forbidden, Invalid, TooLarge, Unauthorized
+from server.errors import Forbidden, Invalid, TooLarge, TooSlow, Unauthorized
+from server.handlers.edge import SERVED_IN_A_CROWD
 from server.parts import Parts
 from server.settings import Settings
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+BODY_SECONDS: Final = 30.0
 JSON_LIMIT_BYTES: Final = 1024 * 1024
 LARGEST_PAGE: Final = 1_000_000  # keeps the offset of the last page far inside PostgreSQL's bigint
 
@@ -58,7 +62,7 @@ async def bearer(request: Request) -> UUID:
     Raises:
         Unauthorized: Without a token, or with one that is not good.
         KeysUnavailable, DatabaseUnavailable: If nobody can say.
-        TooMany: The request's address has tried too many keys that do not exist.
+        TooMany: The request's address has tried too many keys that do not exist, or its user has too many under way.
     """
     token = bearer_token(request)
     if not token:
@@ -69,8 +73,19 @@ async def bearer(request: Request) -> UUID:
     else:
         authenticator: Authenticator = request.app.state.authenticator
         user_id = await authenticator.user_id(token)
-    request.state.user_id = user_id  # for the access log
+    note_user(request, user_id)
     return user_id
+
+
+def note_user(request: Request, user_id: UUID) -> None:
+    """Say whose request it is: for the access log, and so that one person's requests leave room for those of others.
+
+    Raises:
+        TooMany: This user has as many under way as one may have. A cancel, which saves money, is never one too many.
+    """
+    request.state.user_id = user_id
+    if not SERVED_IN_A_CROWD.fullmatch(request.scope["path"]) and ANSWERED not in request.scope["state"]:
+        request.scope["state"][ANSWERED] = parts_of(request).requests.begin(user_id)
 
 
 def key_id_of(request: Request) -> UUID | None:
@@ -356,6 +371,7 @@ def _limited(request: Request, limit_bytes: int) -> Request:
 
     Raises:
         TooLarge: At once where Content-Length tells, else from the read that goes beyond.
+        TooSlow: From the read that nothing comes of.
     """
     too_large = TooLarge(f"The request is larger than {limit_bytes // 1024} KiB.")
     announced = request.headers.get("content-length", "")
@@ -365,13 +381,16 @@ def _limited(request: Request, limit_bytes: int) -> Request:
 
 
 def _counting(receive: Receive, limit_bytes: int, too_large: TooLarge) -> Receive:
-    received = 0
+    pace = Pace(BODY_SECONDS)
 
     async def counted() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit_bytes:
+        try:
+            async with pace.in_time():
+                message = await receive()
+        except TimeoutError:
+            raise TooSlow from None
+        pace.received += len(message.get("body", b""))
+        if pace.received > limit_bytes:
             raise too_large
         return message
 

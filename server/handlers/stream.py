@@ -24,7 +24,16 @@ from server.database.connections import REFUSED
 from server.errors import Conflict, Invalid, NotAcceptable, NotFound, StorageUnavailable, Unauthorized
 from server.handlers.links import answer_with_link, audio_filename
 from server.handlers.present import can_be_streamed, generate_answer, task_answer
-from server.handlers.requests import bearer, idempotency_key, json_response, key_id_of, parts_of, query_uuid, read_json
+from server.handlers.requests import (
+    bearer,
+    idempotency_key,
+    json_response,
+    key_id_of,
+    note_user,
+    parts_of,
+    query_uuid,
+    read_json,
+)
 from server.handlers.sending import Listener, body_part, ended_or_left
 from server.jobs.generate import Origin, submit
 from server.parts import Parts
@@ -97,7 +106,11 @@ async def _own_task(parts: Parts, request: Request, task_id: UUID) -> SpeechTask
         except Unauthorized:
             if "authorization" not in request.headers:
                 raise
-    user_id = by_ticket.user_id if by_ticket else await bearer(request)
+    if by_ticket:
+        user_id = by_ticket.user_id
+        note_user(request, user_id)
+    else:
+        user_id = await bearer(request)
     async with parts.database.connection() as connection:
         task = await tasks.find(connection, task_id, user_id)
     if task is None or (task.hidden and by_ticket is None):

@@ -124,6 +124,7 @@ async def _require_upload(parts: Parts, user_id: UUID, voice_id: UUID) -> None:
     if uploaded is None or not uploaded.size:
         raise Invalid("Audio file not uploaded.")
     if uploaded.size > LONGEST_RECORDING_BYTES:
+        parts.metrics.refused("recordings")
         raise Invalid("The recording is larger than 10 MB. Please upload a shorter one.")
 
 

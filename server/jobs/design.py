@@ -93,6 +93,7 @@ async def submit_preview(
         await parts.unstored.require_room(partial(runs.unstored_bytes, connection))
         limit = parts.settings.queue_limit
         if (await runs.waiting(connection, PREVIEW_JOB, limit)).all >= limit:
+            parts.metrics.refused("queue")
             raise Overloaded
         await count_made(parts, connection, Account(user_id, DESIGN, key_id))
         await previews.create(

@@ -148,4 +148,5 @@ async def give_up_waiting(parts: Parts, user_id: UUID, task_id: UUID) -> None:
         if account:
             characters = task.text_length
             await usage.take_back_start(connection, account, characters, task.created_at)
+    parts.metrics.refused("queue")
     raise Overloaded(FULL, retry_after_seconds=5)

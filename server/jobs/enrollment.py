@@ -70,6 +70,7 @@ async def in_memory(parts: Parts) -> AsyncIterator[None]:
         async with asyncio.timeout(MEMORY_SECONDS):
             await parts.recordings.acquire()
     except TimeoutError as exc:
+        parts.metrics.refused("recordings")
         raise Overloaded("Many voices are being created right now. Please try again in a moment.") from exc
     try:
         yield

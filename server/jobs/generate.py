@@ -169,6 +169,7 @@ async def _create(
         limit = parts.settings.queue_limit
         waiting = await runs.waiting(connection, wanted.job_name, limit, wanted.user_id)
         if waiting.all >= limit:
+            parts.metrics.refused("queue")
             raise Overloaded
         if waiting.of_user >= most_of_one(limit):
             parts.metrics.refused("queue_of_one")

@@ -16,6 +16,7 @@ import pytest
 from server.admission import clients
 from server.admission.clients import HEAD_BYTES, most_connections, raise_file_limit
 from server.dev.simulator import Simulator
+from server.handlers import requests
 from server.settings import Deadlines, Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
 from tests.handlers.wire import problem_of
@@ -219,6 +220,62 @@ async def test_however_many_say_nothing_what_cannot_wait_is_served(patient: Gate
         for one in crowd[:18]:
             assert await one.closed()
         assert await refused(patient, "connections") >= 18
+
+
+async def test_one_person_leaves_room_for_others(
+    settings: Settings, database_url: str, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream and two bodies that do not come are as much as one may have of twelve connections."""
+    monkeypatch.setattr(clients, "LEAST_SHARE", 1)
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1})
+    async with (
+        running_gateway(replace(settings, connections_limit=12, deadlines=Deadlines())) as gateway,
+        gateway.client() as user,
+        gateway.client() as other,
+        AsyncExitStack() as stack,
+    ):
+        task = await user.generate(await insert_voice(database_url, user.user_id))
+        await stack.enter_async_context(user.events(task["stream_url"]))
+        busy = [await stack.enter_async_context(wire(gateway)) for _ in range(2)]
+        for one in busy:
+            await one.say(half_a_request(user))
+
+        async def full() -> bool:
+            return (await user.http.get("/api/usage")).status_code == 429
+
+        await wait_for(full)
+        before = await refused(gateway, "requests_of_one")
+        for address in ("/api/usage", task["stream_url"]):
+            response = await user.http.get(address)
+            problem_of(response, 429, "overloaded", says="too many requests open")
+            assert int(response.headers["retry-after"]) > 0
+        assert await refused(gateway, "requests_of_one") == before + 2
+        assert (await other.http.get("/api/usage")).status_code == 200
+        assert (await user.http.post(f"/api/tasks/{task['task_id']}/cancel")).json()["cancelled"] is True
+        busy[0].writer.transport.abort()
+
+        async def has_room() -> bool:
+            return (await user.http.get("/api/usage")).status_code == 200
+
+        await wait_for(has_room)
+        held.release()
+
+
+@pytest.mark.parametrize("drops", [b"", b" "], ids=["silence", "drops"])
+async def test_a_body_that_hardly_comes_holds_no_connection(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, drops: bytes
+) -> None:
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.5)
+    async with wire(gateway) as slow, asyncio.timeout(10.0):
+        await slow.say(half_a_request(gateway.client()).replace(b"Length: 2", b"Length: 2000"))
+        answering = asyncio.create_task(slow.answer())
+        while not (await asyncio.wait({answering}, timeout=0.1))[0]:
+            await slow.say(drops)
+        status, headers, body = answering.result()
+        assert (status, headers["connection"]) == (408, "close")
+        assert says(body, "validation") == "The body of this request took too long."
+        assert await slow.closed()
+        assert await refused(gateway, "bodies") == 1
 
 
 def test_as_many_files_may_be_open_as_the_system_lets_us() -> None:

@@ -21,7 +21,7 @@ from server.settings import VC_REALTIME, Deadlines, Settings
 from server.storage import Bucket
 from tests.audio.samples import box, mp3, tone, wav
 from tests.gateway import Client, Gateway, running_gateway
-from tests.handlers.wire import is_a_sentence, problem_of
+from tests.handlers.wire import counted, is_a_sentence, problem_of
 from tests.voices import TRANSCRIPT, billed, cloned, creations, finalize, listed, listings, purchase, recording, upload
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -665,6 +665,7 @@ async def test_a_size_that_was_told_is_the_only_one_that_is_taken(client: Client
     async with httpx.AsyncClient() as anybody:
         for content in (b"12345", b"123"):
             problem_of(await anybody.put(link, content=content), 400, "validation", says="size")
+        assert await counted(client.http, "bodies") == 2
         problem_of(await anybody.put(link.replace("size=4", "size=5"), content=b"12345"), 403, "unauthorized")
         problem_of(await anybody.put(link.replace("&size=4", ""), content=b"12345"), 403, "unauthorized")
         assert (await anybody.put(link, content=b"1234")).status_code == 200

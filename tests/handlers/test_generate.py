@@ -13,7 +13,7 @@ from server.dev.simulator import Simulator
 from server.handlers.present import minutes_estimated
 from server.settings import VC_REALTIME, VD_REALTIME, Settings
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.support import wait_for
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -304,6 +304,7 @@ async def test_too_much_that_waits_is_503_and_says_when_to_come_back(
             refused = await client.http.post(address, json=body, headers={"Idempotency-Key": "me"})
             problem_of(refused, 503, "overloaded", says="try again")
             assert int(refused.headers["retry-after"]) > 0
+        assert await counted(client.http, "queue") == 2
         assert await rows.fetchval("SELECT count(*) FROM public.generations") == 3
         assert await rows.fetchval("SELECT count(*) FROM internal.idempotency") == 0
         await client.http.post(f"/api/tasks/{speaking['task_id']}/cancel")

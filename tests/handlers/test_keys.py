@@ -19,7 +19,7 @@ from server.records import keys
 from server.settings import Settings
 from tests.auth.test_tokens import KeyServer, jwk, key_server  # noqa: F401 - a fixture
 from tests.gateway import Client, Gateway, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.postgres_proxy import postgres_proxy
 from tests.support import LEAVES_AT_ONCE, wait_for, with_limits
 
@@ -175,6 +175,7 @@ async def test_guessing_is_429(client: Client) -> None:
     statuses = [answer.status_code for answer in answers]
     assert statuses[:20] == [200] * 20
     problem_of(answers[20], 429, "overloaded", says="unknown keys")
+    assert await counted(client.http, "keys") == 1
     assert answers[20].headers["retry-after"] == "1"
 
 

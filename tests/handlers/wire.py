@@ -24,6 +24,14 @@ class Answer(NamedTuple):
         return msgspec.json.decode(self.body)
 
 
+async def counted(http: httpx.AsyncClient, what: str) -> float:
+    """How much of something was refused since the server started, as an operator sees it."""
+    exposition = (await http.get("/metrics")).text
+    found = re.search(rf'^utter_refused_total{{what="{what}"}} (\S+)$', exposition, re.MULTILINE)
+    assert found, f"{what} is not among what may be refused"
+    return float(found[1])
+
+
 async def exchange(url: str, head: str | bytes, body: bytes = b"") -> Answer:
     """Send a request (its lines end in ``\\n`` here), read one answer, and hang up.
 
