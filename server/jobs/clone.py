@@ -8,14 +8,14 @@ from uuid import UUID, uuid4
 from server.audio import REFERENCE_SAMPLE_RATE_HZ, AudioError, Recording, read_recording
 from server.contract import CloneFinalizeRequest, CloneUploadRequest
 from server.database.connections import REFUSED, Connection
-from server.errors import Invalid, NotFound, UtterError
+from server.errors import Invalid, NotFound, StorageUnavailable, UtterError
 from server.jobs.enrollment import Enrollment, in_memory
 from server.jobs.limits import count_made
 from server.jobs.own import keep_voice, require_voice
 from server.jobs.requirements import require_language, require_name
 from server.objects import reference_key
 from server.parts import Parts
-from server.records import idempotency, purchases, usage, voices
+from server.records import idempotency, purchases, removals, usage, voices
 from server.records.usage import CLONE, Account
 from server.records.voices import NewVoice, Voice
 from server.storage import Bucket
@@ -30,12 +30,17 @@ PADDING_SECONDS = 0.2
 async def upload_address(
     parts: Parts, user_id: UUID, request: CloneUploadRequest, base_url: str
 ) -> tuple[UUID, str, str]:
-    """A new voice's id, the address that its recording is to be PUT to within five minutes, and the object's key."""
+    """A new voice's id, the address that its recording is to be PUT to within five minutes, and the object's key.
+
+    What is put there and never made into a voice goes a day later.
+    """
     require_name(request.name)
     require_language(parts, request.language)
     parts.uploads.begin(user_id)
     voice_id = uuid4()
     key = reference_key(user_id, voice_id)
+    async with parts.database.transaction() as connection:
+        await removals.expect(connection, parts.settings.storage.bucket_references, key)
     link = await parts.storage.signed_put(
         Bucket.REFERENCES, key, expires_seconds=UPLOAD_SECONDS, base_url=base_url, size=request.size
     )
@@ -63,6 +68,9 @@ async def create(parts: Parts, user_id: UUID, request: CloneFinalizeRequest, *, 
     await _require_upload(parts, user_id, request.voice_id)
     account = Account(user_id, CLONE, key_id)
     async with parts.database.transaction() as connection:
+        # Not while it is being made into a voice, nor before somebody had the time to try again.
+        bucket, key = parts.settings.storage.bucket_references, reference_key(user_id, request.voice_id)
+        await removals.expect(connection, bucket, key)
         if await _first_to_count(connection, account, request.voice_id):
             await count_made(parts, connection, account)
     abilities = parts.providers.abilities
@@ -120,11 +128,14 @@ async def _count_no_more(parts: Parts, account: Account, voice_id: UUID) -> None
 
 
 async def _require_upload(parts: Parts, user_id: UUID, voice_id: UUID) -> None:
-    uploaded = await parts.storage.head(Bucket.REFERENCES, reference_key(user_id, voice_id))
+    key = reference_key(user_id, voice_id)
+    uploaded = await parts.storage.head(Bucket.REFERENCES, key)
     if uploaded is None or not uploaded.size:
         raise Invalid("Audio file not uploaded.")
     if uploaded.size > LONGEST_RECORDING_BYTES:
         parts.metrics.refused("recordings")
+        with contextlib.suppress(StorageUnavailable):  # then it goes after its day
+            await parts.storage.delete(Bucket.REFERENCES, key)
         raise Invalid("The recording is larger than 10 MB. Please upload a shorter one.")
 
 

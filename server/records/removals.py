@@ -35,15 +35,27 @@ async def record(
     await queue.defer(connection, REMOVE_JOB, bucket=bucket, object_key=object_key)
 
 
+async def expect(connection: Connection, bucket: str, object_key: str) -> None:
+    """Record that an object may come, and must go a day from now unless a row has come to want it."""
+    await connection.execute(
+        """INSERT INTO internal.removals (bucket, object_key, reason, next_at)
+           VALUES ($1, $2, 'never finalized', now() + interval '1 day')
+           ON CONFLICT (bucket, object_key) DO UPDATE SET next_at = EXCLUDED.next_at""",
+        bucket,
+        object_key,
+    )
+
+
 async def forget(connection: Connection, bucket: str, object_key: str) -> None:
     """The object is gone, or wanted after all."""
     await connection.execute("DELETE FROM internal.removals WHERE bucket = $1 AND object_key = $2", bucket, object_key)
 
 
 async def recorded(connection: Connection) -> list[dict[str, Any]]:
-    """Objects that are to be removed and are still there."""
+    """Objects that are to be removed and are still there; not those that may yet be wanted."""
     rows = await connection.fetch(
-        "SELECT bucket, object_key, reason, created_at FROM internal.removals ORDER BY created_at"
+        """SELECT bucket, object_key, reason, created_at FROM internal.removals
+            WHERE tries > 0 OR reason <> 'never finalized' ORDER BY created_at"""
     )
     return [dict(row) for row in rows]
 

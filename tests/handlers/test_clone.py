@@ -15,13 +15,15 @@ from server.admission.limits import UPLOADS_PER_USER
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
+from server.objects import named_by, reference_key
 from server.parts import RECORDINGS_AT_ONCE
-from server.records import purchases
+from server.records import purchases, removals
 from server.settings import VC_REALTIME, Deadlines, Settings
 from server.storage import Bucket
 from tests.audio.samples import box, mp3, tone, wav
 from tests.gateway import Client, Gateway, running_gateway
 from tests.handlers.wire import counted, is_a_sentence, problem_of
+from tests.support import wait_for, with_limits
 from tests.voices import TRANSCRIPT, billed, cloned, creations, finalize, listed, listings, purchase, recording, upload
 
 Rows: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -169,6 +171,43 @@ async def test_what_cannot_be_cloned_from_is_refused_before_any_call(
     assert simulator.calls == []
     assert await voices_in(rows) == 0
     assert await purchase(rows, voice_id) is None
+
+
+async def test_a_recording_that_is_too_large_is_not_kept(client: Client, gateway: Gateway) -> None:
+    voice_id = await upload(client, recording(4.0) + bytes(10 * 1024 * 1024))
+    problem_of(await finalize(client, voice_id), 400, "validation", says="larger than 10 MB")
+    assert await gateway.parts.storage.head(Bucket.REFERENCES, reference_key(client.user_id, UUID(voice_id))) is None
+    assert await counted(client.http, "recordings") == 1
+    assert problem_of(await finalize(client, voice_id), 400, "validation") == "Audio file not uploaded."
+
+
+async def test_what_was_uploaded_and_made_no_voice_goes_after_a_day(
+    settings: Settings, rows: Rows, simulator: Simulator
+) -> None:
+    sweeping = with_limits(settings, sweep_every_seconds=0.1)
+    async with running_gateway(sweeping) as gateway, gateway.client() as client:
+        forgotten, refused, kept = [await upload(client, recording(4.0 + number)) for number in range(3)]
+        simulator.behave("customization", {"do": "error", "code": "InvalidParameter"}, action="create")
+        assert (await finalize(client, refused)).status_code == 400
+        assert (await finalize(client, kept)).status_code == 200
+        due = await rows.fetch("SELECT next_at - now() AS left FROM internal.removals")
+        assert len(due) == 3
+        assert all(23.9 < row["left"].total_seconds() / 3600 <= 24.0 for row in due)
+        async with gateway.parts.database.connection() as connection:
+            assert await removals.recorded(connection) == [], "nothing is left over yet"
+
+        async def left() -> set[str]:
+            stored = gateway.parts.storage.list(Bucket.REFERENCES)
+            return {str(key.voice_id) async for each in stored if (key := named_by(each.key))}
+
+        assert await left() == {forgotten, refused, kept}
+        await rows.execute("UPDATE internal.removals SET next_at = now() - interval '1 second'")
+
+        async def gone() -> bool:
+            return not await rows.fetchval("SELECT count(*) FROM internal.removals")
+
+        await wait_for(gone)
+        assert await left() == {kept}
 
 
 CASES = Path(__file__).parent.parent / "cases"
