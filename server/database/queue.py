@@ -7,6 +7,7 @@ because the library's own abort, retry and stalled-job search lose wake-ups and 
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -35,6 +36,9 @@ _PRUNE_AFTER_SECONDS = 86_400.0
 # The worker clears its wake-up flag after a fetch, so a notification that lands during one is lost. Saying it again
 # after 10 and 100 ms brings the worst dispatch from the polling interval down to about 20 ms.
 _REPEAT_AFTER_SECONDS = (0.0, 0.010, 0.100)
+# Workers look for what has become due this often. Of a job that is due later still nobody here needs to be told.
+_LOOK_EVERY_SECONDS = 1.0
+_LATER_AT_MOST = 1000
 
 # The second group tells that the library's SQL joins the value to text, where asyncpg insists on a str.
 _NAMED = re.compile(r"%\((\w+)\)s(?=(\s*\|\|)?)|%%")
@@ -86,6 +90,13 @@ class AsyncpgConnector(BaseAsyncConnector):
     def __init__(self, database: Database, listener: Listener) -> None:
         self._database = database
         self._listener = listener
+        self._for_later: dict[int, None] = {}
+
+    def is_for_later(self, job: int) -> None:
+        """A job was put in the queue that is not due yet: three looks for it would be a fifth of what an end costs."""
+        self._for_later[job] = None
+        while len(self._for_later) > _LATER_AT_MOST:
+            del self._for_later[next(iter(self._for_later))]
 
     async def open_async(self, pool: Any | None = None) -> None:
         """Nothing to open: the pool belongs to the composition root."""
@@ -139,7 +150,9 @@ class AsyncpgConnector(BaseAsyncConnector):
             wake.set()
 
         def arrived(channel: str) -> Callable[[str], None]:
-            def tell(_payload: str) -> None:
+            def tell(payload: str) -> None:
+                if self._is_of_later(payload):
+                    return
                 for delay in _REPEAT_AFTER_SECONDS:
                     loop.call_later(delay, say, channel)
 
@@ -153,6 +166,11 @@ class AsyncpgConnector(BaseAsyncConnector):
                 wake.clear()
                 while due:
                     await on_notification(channel=due.pop(), payload='{"type": "job_inserted", "job_id": 0}')
+
+    def _is_of_later(self, payload: str) -> bool:
+        """Whether a notification, ``{"type": "job_inserted", "job_id": 7}``, tells of such a job. Ours come after a
+        reconnect without one: then anything may be there."""
+        return bool(payload) and json.loads(payload).get("job_id") in self._for_later
 
 
 class JobFunction(Protocol):
@@ -210,7 +228,8 @@ class Queue:
     """Deferring by name, and the workers that run what is due."""
 
     def __init__(self, database: Database, listener: Listener) -> None:
-        self._app = procrastinate.App(connector=AsyncpgConnector(database, listener))
+        self._connector = AsyncpgConnector(database, listener)
+        self._app = procrastinate.App(connector=self._connector)
         self._workers: dict[str, Worker] = {}
         self._stopping: set[str] = set()
 
@@ -232,13 +251,16 @@ class Queue:
         **arguments: UUID | str | int,
     ) -> int:
         """Put a job in the queue, inside the caller's transaction: it exists exactly when the rows do. Its number."""
-        return await self._app.configure_task(
+        job = await self._app.configure_task(
             name,
             allow_unknown=True,
             queue=queue,
             connection=connection,
             schedule_in={"seconds": in_seconds} if in_seconds > 0 else None,
         ).defer_async(**{key: str(value) if isinstance(value, UUID) else value for key, value in arguments.items()})
+        if in_seconds > _LOOK_EVERY_SECONDS:
+            self._connector.is_for_later(job)
+        return job
 
     def up(self, queues: Iterable[str] = (SYNTHESIS, DEFAULT, WATCHING)) -> bool:
         """Whether every worker of ``queues`` is there and fetching."""
@@ -265,7 +287,7 @@ class Queue:
                 queues=[queue],
                 name=queue,
                 concurrency=concurrency,
-                fetch_job_polling_interval=1.0,
+                fetch_job_polling_interval=_LOOK_EVERY_SECONDS,
                 delete_jobs="always",
                 install_signal_handlers=False,
                 stalled_worker_timeout=_PRUNE_AFTER_SECONDS,

@@ -61,6 +61,14 @@ class Begins(msgspec.Struct, frozen=True, kw_only=True):
     within_seconds: float | None = None
 
 
+# What a user has begun fades within a minute, as it would leave a window of one.
+_TURNS = "coalesce(t.starts * greatest(0, 1 - extract(epoch FROM now() - t.counted_at) / 60), 0)"
+_COUNT_TURN = (
+    "INSERT INTO internal.turns AS t (user_id, starts) {0}"
+    f" ON CONFLICT (user_id) DO UPDATE SET starts = {_TURNS} + 1, counted_at = now()"
+)
+
+
 # --- queued -----------------------------------------------------------------------------------------------------------
 
 
@@ -84,10 +92,13 @@ async def add(
     """
     known = begins or Begins()
     await connection.execute(
-        """INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, user_id, provider_voice_id, model,
-                  start_by, owner, state)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, now() + make_interval(secs => $8), $9,
-                   CASE WHEN $9::uuid IS NULL THEN 'queued' ELSE 'speaking' END)""",
+        f"""WITH run AS (
+                INSERT INTO internal.runs (task_id, generation_id, job_name, object_key, user_id, provider_voice_id,
+                                           model, start_by, owner, state)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, now() + make_interval(secs => $8), $9,
+                        CASE WHEN $9::uuid IS NULL THEN 'queued' ELSE 'speaking' END)
+                RETURNING user_id, owner)
+            {_COUNT_TURN.format("SELECT user_id, 1 FROM run WHERE owner IS NOT NULL AND user_id IS NOT NULL")}""",  # noqa: S608
         task_id,
         generation_id,
         job_name,
@@ -100,8 +111,6 @@ async def add(
     )
     if owner is None:
         await start_job(connection, queue, job_name, task_id, 1, in_seconds=in_seconds)
-    elif known.user_id is not None:
-        await _count_turn(connection, known.user_id)
 
 
 async def add_watched(connection: Connection, task_id: UUID) -> bool:
@@ -205,10 +214,6 @@ class Next(msgspec.Struct, frozen=True):
     characters: int
 
 
-# What a user has begun fades within a minute, as it would leave a window of one.
-_TURNS = "coalesce(t.starts * greatest(0, 1 - extract(epoch FROM now() - t.counted_at) / 60), 0)"
-
-
 async def next_in_turn(connection: Connection, job_name: str, without_models: list[str]) -> Next | None:
     """Whose turn it is: a speech that goes on, for it has been heard; of the users with a text that waits the one who
     began the fewest lately; then the oldest text.
@@ -234,11 +239,7 @@ async def next_in_turn(connection: Connection, job_name: str, without_models: li
 
 
 async def _count_turn(connection: Connection, user_id: UUID) -> None:
-    await connection.execute(
-        f"""INSERT INTO internal.turns AS t (user_id, starts) VALUES ($1, 1)
-           ON CONFLICT (user_id) DO UPDATE SET starts = {_TURNS} + 1, counted_at = now()""",  # noqa: S608 - constants
-        user_id,
-    )
+    await connection.execute(_COUNT_TURN.format("VALUES ($1, 1)"), user_id)
 
 
 async def forget_turns(connection: Connection) -> None:

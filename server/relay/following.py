@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # How late a change is seen when every notification about it was lost.
 READ_EVERY_SECONDS = 1.0
+# What changes so soon after a look is seen together by the next; after a longer rest the first change is seen at once.
+LOOK_AGAIN_SECONDS = 0.02
 # An interest lapses after ten seconds.
 ASK_EVERY_SECONDS = 3.0
 NO_MIRROR = -1
@@ -117,9 +119,14 @@ class Following:
 
     def _changed(self, task_ids: set[UUID] | None) -> None:
         affected = self._feeds.keys() if task_ids is None else task_ids & self._feeds.keys()
-        if affected:
-            self._dirty |= affected
-            self._wake.set()
+        if not affected:
+            return
+        for task_id in affected:
+            feed = self._feeds[task_id]
+            if feed.log is None and (log := self._live.get(task_id)):
+                feed.show(log)  # the first sound waits for no look at the rows
+        self._dirty |= affected
+        self._wake.set()
 
     def _ask(self, feeds: Iterable[Feed]) -> None:
         """Ask the other processes for the growth of what is not spoken here."""
@@ -155,6 +162,7 @@ class Following:
         clock = asyncio.get_running_loop().time
         everything_at = clock() + READ_EVERY_SECONDS
         ask_at = clock() + ASK_EVERY_SECONDS
+        looked_at = 0.0
         with (
             self._listener.on(LIVE_CHANNEL, self._notified),
             self._listener.on(INTEREST_CHANNEL, self._asked),
@@ -163,6 +171,7 @@ class Following:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(everything_at):
                         await self._wake.wait()
+                await asyncio.sleep(looked_at + LOOK_AGAIN_SECONDS - clock())
                 # By the clock, however much is being told about some: of another the one notification may be lost.
                 if clock() >= everything_at:
                     everything_at = clock() + READ_EVERY_SECONDS
@@ -175,6 +184,7 @@ class Following:
                 feeds = [f for t in dirty if (f := self._feeds.get(t)) and not f.task.terminal and not f.gone]
                 if not feeds:
                     continue
+                looked_at = clock()
                 try:
                     await self._read(feeds)
                 except REFUSED as exc:

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from uuid import UUID, uuid4
 
 import asyncpg
 import procrastinate
 import pytest
 from procrastinate import exceptions
+from procrastinate.connector import Notify
 
 from server.database.connections import Database, Listener
 from server.database.queue import DEFAULT, SYNTHESIS, AsyncpgConnector, Queue, _translate, _Worker
@@ -185,6 +186,34 @@ async def test_no_job_waits_for_the_polling_interval(
     record_property("dispatch", figures)
     print("dispatch, ms:", {name: round(seconds * 1000, 1) for name, seconds in figures.items()})
     assert waits[-1] < 0.5
+
+
+@pytest.mark.parametrize("in_seconds", [0.0, 60.0])
+async def test_a_job_for_later_has_no_worker_look_for_it_now(
+    world: World, rows: Rows, monkeypatch: pytest.MonkeyPatch, in_seconds: float
+) -> None:
+    monkeypatch.setattr("server.database.queue._REPEAT_AFTER_SECONDS", (0.0,))
+    heard: list[str] = []
+    after = asyncio.Event()
+
+    async def note(*, channel: str, payload: str) -> None:
+        heard.append(channel)
+
+    listening = asyncio.create_task(
+        world.queue._connector.listen_notify(cast(Notify, note), ["procrastinate_queue_v1#default"])
+    )
+    with world.listener.on("afterwards", lambda payload: after.set() if payload else None):
+        await wait_for(lambda: heard)  # once, for what was sent before anybody listened
+        heard.clear()
+        await world.defer(in_seconds=in_seconds)
+        await rows.execute("NOTIFY afterwards, 'now'")
+        await after.wait()
+        if in_seconds:
+            await asyncio.sleep(0.01)
+            assert not heard
+        else:
+            await wait_for(lambda: heard)
+    listening.cancel()
 
 
 async def test_jobs_run_side_by_side(world: World) -> None:
