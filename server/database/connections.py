@@ -46,8 +46,10 @@ END_SECONDS = 3.0
 PULSE_EVERY_SECONDS, PULSE_SECONDS, PULSE_STEPS = 0.5, 1.8, 18
 
 # The server gives up 2 s before we do, so that a slow statement and a lost server look different from here, and lets go
-# of what a vanished host holds. Plain SETs, because a pooler refuses these as start-up parameters.
+# of what a vanished host holds. Plain SETs, because a pooler refuses these as start-up parameters. And no plan is
+# compiled: that takes a tenth of a second where the planner expects much, and a page of a long history says LIMIT.
 _LIMITS = f"""
+SET jit = off;
 SET statement_timeout = '{COMMAND_SECONDS - 2:g}s';
 SET idle_in_transaction_session_timeout = '10s';
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
