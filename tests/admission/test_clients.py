@@ -261,6 +261,21 @@ async def test_one_person_leaves_room_for_others(
         held.release()
 
 
+async def test_all_together_have_so_many_streams_and_no_more(
+    gateway: Gateway, client: Client, voice_id: UUID, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.parts.streams, "_at_most", 1)
+    held = simulator.behave("realtime", {"do": "hold", "after_deltas": 1})
+    task = await client.generate(voice_id)
+    async with client.events(task["stream_url"]) as events:
+        await anext(events)
+        response = await client.http.get(task["stream_url"])
+        problem_of(response, 503, "overloaded", says="Too many people are listening")
+        assert int(response.headers["retry-after"]) > 0
+        assert await refused(gateway, "streams") == 1
+    held.release()
+
+
 @pytest.mark.parametrize("drops", [b"", b" "], ids=["silence", "drops"])
 async def test_a_body_that_hardly_comes_holds_no_connection(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, drops: bytes

@@ -15,7 +15,7 @@ from server.errors import Overloaded, TooMany
 from server.metrics import Metrics
 from server.settings import Settings
 from tests.gateway import insert_voice, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.support import wait_for
 from tests.voices import DESIGN
 
@@ -46,6 +46,11 @@ async def test_many_long_lists_keep_nobody_else_from_the_database(
                 assert response.status_code in (429, 503)
                 if number == 13:
                     break
+        # One has the turn of all, one waits for it with this person's other own, and the rest for an own.
+        of_all, of_one = [await counted(client.http, what) for what in ("reads", "reads_of_one")]
+        assert of_all >= 1
+        assert of_one >= 10
+        assert of_all + of_one >= 13
         await transaction.rollback()
         assert [(await answer).status_code for answer in asked].count(200) >= 1
     await other.close()
@@ -53,7 +58,8 @@ async def test_many_long_lists_keep_nobody_else_from_the_database(
 
 async def test_turns_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LongReads, "WAIT_SECONDS", 0.05)
-    reads, one, other = LongReads(Metrics(), at_once=3), uuid4(), uuid4()
+    metrics, one, other = Metrics(), uuid4(), uuid4()
+    reads = LongReads(metrics, at_once=3)
     for _ in range(3):
         async with reads.turn(one), reads.turn(one):
             with pytest.raises(TooMany):
@@ -61,6 +67,7 @@ async def test_turns_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
             async with reads.turn(other):
                 with pytest.raises(Overloaded):
                     await reads.turn(other).__aenter__()
+    assert b'utter_refused_total{what="reads"} 3.0' in metrics.exposition()
 
 
 # --- bytes in memory --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from server.admission.limits import UPLOADS_PER_USER
 from server.audio import parse_wav
 from server.dev.simulator import Simulator
 from server.dev.simulator.refusals import FREE_QUOTA_EXCEEDED, REFUSALS, VOICE_LIMIT_EXCEEDED
+from server.jobs import enrollment
 from server.objects import named_by, reference_key
 from server.parts import RECORDINGS_AT_ONCE
 from server.records import purchases, removals
@@ -179,6 +180,24 @@ async def test_a_recording_that_is_too_large_is_not_kept(client: Client, gateway
     assert await gateway.parts.storage.head(Bucket.REFERENCES, reference_key(client.user_id, UUID(voice_id))) is None
     assert await counted(client.http, "recordings") == 1
     assert problem_of(await finalize(client, voice_id), 400, "validation") == "Audio file not uploaded."
+
+
+async def test_more_recordings_than_there_is_memory_for_wait_and_are_refused_in_the_end(
+    client: Client, gateway: Gateway, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrollment, "MEMORY_SECONDS", 0.2)
+    buying = simulator.behave("customization", {"do": "hold"}, action="create", times=RECORDINGS_AT_ONCE)
+    several = [await upload(client, recording()) for _ in range(RECORDINGS_AT_ONCE)]
+    asked = [asyncio.create_task(finalize(client, voice_id)) for voice_id in several]
+    await buying.held(RECORDINGS_AT_ONCE)
+    one_more = await upload(client, recording())
+    response = await finalize(client, one_more)
+    problem_of(response, 503, "overloaded", says="Many voices are being created")
+    assert int(response.headers["retry-after"]) > 0
+    assert await counted(client.http, "recordings") == 1
+    buying.release()
+    assert [(await one).status_code for one in asked] == [200] * RECORDINGS_AT_ONCE
+    assert (await finalize(client, one_more)).status_code == 200
 
 
 async def test_what_was_uploaded_and_made_no_voice_goes_after_a_day(

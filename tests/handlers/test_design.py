@@ -15,7 +15,7 @@ from server.dev.simulator import Simulator
 from server.settings import VD_REALTIME, Settings
 from server.storage import Bucket
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.support import wait_for
 from tests.voices import DESIGN, billed, creations, listed, previewed, recording, save, save_form, start_preview
 
@@ -31,6 +31,15 @@ async def fetched(address: str) -> httpx.Response:
     """What somebody without a token gets."""
     async with httpx.AsyncClient() as anybody:
         return await anybody.get(address)
+
+
+async def test_a_preview_that_nobody_would_soon_make_is_refused(settings: Settings, simulator: Simulator) -> None:
+    async with running_gateway(replace(settings, queue_limit=0)) as gateway, gateway.client() as client:
+        response = await client.http.post("/api/voices/design/preview", json=DESIGN)
+        problem_of(response, 503, "overloaded", says="try again")
+        assert int(response.headers["retry-after"]) > 0
+        assert await counted(client.http, "queue") == 1
+        assert not simulator.calls
 
 
 # --- the preview ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from server.settings import VC_REALTIME, Settings
 from tests.audio.samples import tone, wav
 from tests.end_to_end.hearing import hold_after
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
-from tests.handlers.wire import exchange, is_a_sentence
+from tests.handlers.wire import counted, exchange, is_a_sentence
 from tests.jobs.test_pieces import files
 from tests.modal import in_modal_mode, insert_modal_voice
 from tests.postgres_proxy import postgres_proxy
@@ -545,6 +545,7 @@ async def test_who_would_wait_too_long_is_refused_and_nothing_is_left(
             error_of(response, 503, "server_error", code="overloaded")
             assert int(response.headers["retry-after"]) > 0
             assert "x-should-retry" not in response.headers
+        assert await counted(client.http, "queue") == 2
         assert await history(client) == []
     assert spoken(simulator) == []
     for table in ("internal.runs", "public.tasks WHERE deleted_at IS NULL"):

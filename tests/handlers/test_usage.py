@@ -14,7 +14,7 @@ from server.database.queue import SYNTHESIS
 from server.dev.simulator import Simulator
 from server.settings import Settings
 from tests.gateway import Client, insert_voice, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.support import wait_for
 from tests.voices import cloned, finalize, recording, start_preview, upload
 
@@ -115,6 +115,7 @@ async def test_characters_of_a_day_are_limited(settings: Settings, database_url:
             assert 0 < int(refused.headers["retry-after"]) <= 86_400
         door = await client.http.post("/v1/audio/speech", json={"input": "y" * 11})
         assert (door.status_code, door.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert await counted(client.http, "characters_of_one") == 3
         # A client library would repeat it at once, in vain; in the last minute of the day it may.
         tomorrow = int(door.headers["retry-after"]) > 60
         assert door.headers.get("x-should-retry") == ("false" if tomorrow else None)
@@ -135,6 +136,7 @@ async def test_starts_of_a_minute_are_limited_also_at_once(settings: Settings, d
             assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
         refused = next(answer for answer in answers if answer.status_code == 429)
         problem_of(refused, 429, "overloaded", says="3 speeches a minute")
+        assert await counted(client.http, "starts_of_one") == sum(answer.status_code == 429 for answer in answers)
         assert 0 < int(refused.headers["retry-after"]) <= 60
         await rows.execute("UPDATE internal.usage SET minute = minute - interval '1 minute'")
         assert (await client.http.post("/api/generate", json=body)).status_code == 200
@@ -168,6 +170,7 @@ async def test_designs_of_a_day_are_limited(settings: Settings) -> None:
         design = {"text": "Good evening.", "language": "English", "instruct": "Calm."}
         refused = await client.http.post("/api/voices/design/preview", json=design)
         problem_of(refused, 429, "overloaded", says="2 voices designed a day")
+        assert await counted(client.http, "designs_of_one") == 1
         assert int(refused.headers["retry-after"]) > 0
         [day] = (await usage(client))["days"]
         assert (day["lane"], day["starts"], day["characters"]) == ("design", 2, 0)
@@ -181,6 +184,7 @@ async def test_clones_of_a_day_are_limited_and_counted_once_each(settings: Setti
         await cloned(client)
         third = await upload(client, recording())
         problem_of(await finalize(client, third), 429, "overloaded", says="2 voices cloned a day")
+        assert await counted(client.http, "clones_of_one") == 1
         assert (await finalize(client, first)).status_code == 200
         [day] = (await usage(client))["days"]
         assert (day["lane"], day["starts"]) == ("clone", 2)

@@ -20,7 +20,7 @@ from server.settings import VC_REALTIME, Settings
 from tests.end_to_end.conftest import take_no_jobs
 from tests.end_to_end.hearing import hold_after
 from tests.gateway import Client, Gateway, insert_voice, running_gateway
-from tests.handlers.wire import problem_of
+from tests.handlers.wire import counted, problem_of
 from tests.postgres_proxy import postgres_proxy
 from tests.support import wait_for
 
@@ -202,6 +202,7 @@ async def test_one_user_may_fill_half_of_the_queue(settings: Settings, database_
         voice_id = await insert_voice(database_url, many.user_id)
         refused = await many.http.post("/api/generate", json={**body, "voice_id": str(voice_id)})
         problem_of(refused, 429, "overloaded", says="waiting already")
+        assert await counted(many.http, "queue_of_one") == 1
         assert int(refused.headers["retry-after"]) > 0
         await one.generate(await insert_voice(database_url, one.user_id))
 
