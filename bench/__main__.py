@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench [--short] [--streams 100,200,400] [--seconds 10] [--write FILE] [--json]``."""
+"""The command line: ``python -m bench [--short] [--streams 100,200,400] [--seconds 20] [--write FILE] [--json]``."""
 
 import argparse
 import asyncio
@@ -47,7 +47,7 @@ async def _measure(options: argparse.Namespace, progress: Callable[[str], None])
     short: bool = options.short
     return await measure(
         options.streams or ([50] if short else [100, 200, 400]),
-        options.seconds or (3.0 if short else 10.0),
+        options.seconds or (3.0 if short else 20.0),
         progress,
         rounds=options.rounds,
         floor=not options.server_only,
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--short", action="store_true", help="50 streams for 3 s: about two minutes in all")
     parser.add_argument("--streams", type=_counts, metavar="N,N,…", help="streams at a time (100,200,400)")
-    parser.add_argument("--seconds", type=_seconds, help="how long each turn is measured (10)")
+    parser.add_argument("--seconds", type=_seconds, help="how long each turn is measured (20)")
     parser.add_argument("--rounds", type=int, default=1, choices=range(1, 11), metavar="N", help="how often all of it")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the figures into this document, as well")
     parser.add_argument("--json", action="store_true", help="report as JSON")
