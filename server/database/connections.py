@@ -47,9 +47,10 @@ PULSE_EVERY_SECONDS, PULSE_SECONDS, PULSE_STEPS = 0.5, 1.8, 18
 
 # The server gives up 2 s before we do, so that a slow statement and a lost server look different from here, and lets go
 # of what a vanished host holds. Plain SETs, because a pooler refuses these as start-up parameters. And no plan is
-# compiled: that takes a tenth of a second where the planner expects much, and a page of a long history says LIMIT.
+# compiled: that takes a tenth of a second where the planner expects much, and a page of a long history says LIMIT. A
+# statement of the spool has 4 MB of audio, and would be put into a file where the usual 4 MB are its room.
 _LIMITS = f"""
-SET jit = off;
+SET jit = off; SET work_mem = '16MB';
 SET statement_timeout = '{COMMAND_SECONDS - 2:g}s';
 SET idle_in_transaction_session_timeout = '10s';
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;

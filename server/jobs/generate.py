@@ -177,8 +177,6 @@ async def _create(
         if owner is None and wanted.job_name == SYNTHESIZE_JOB:
             size = bytes_of(len(wanted.text))
             await parts.memory.require_room(size, partial(_waiting_bytes, connection, limit))
-        account = Account(wanted.user_id, wanted.lane, wanted.key_id)
-        await count_speech(parts, connection, account, wanted.text_length)
         await speech.create(connection, parts.queue, wanted, owner=None if waiting.all else owner)
         if origin.attended_hash:
             await attended.add(connection, wanted.task_id, wanted.user_id, origin.attended_hash)
@@ -190,7 +188,11 @@ async def _create(
                 user_id=wanted.user_id,
                 lease_seconds=parts.settings.deadlines.modal_no_id_seconds,
             )
-        return await tasks.get(connection, wanted.task_id)
+        made = await tasks.get(connection, wanted.task_id)
+        # Last, for until the commit nobody else of this user's texts gets past this row.
+        account = Account(wanted.user_id, wanted.lane, wanted.key_id)
+        await count_speech(parts, connection, account, wanted.text_length)
+        return made
 
 
 async def _waiting_bytes(connection: Connection, at_most: int) -> int:
