@@ -38,10 +38,10 @@ TEXT = "This is the first piece. " * 23 + SECOND + " It is spoken after the firs
 
 @pytest.fixture
 def settings(database_url: str, simulator: Simulator, tmp_path: Path) -> Settings:
-    """Settings of a server that does not wait long for its provider, and takes another one for dead soon."""
+    """Settings of a server that takes another one for dead soon."""
     return with_limits(
         make_settings(database_url, simulator, tmp_path, qwen_starts_per_minute=100_000),
-        http_synthesis_seconds=6.0,
+        http_synthesis_seconds=30.0,
         download_seconds=5.0,
         renew_every_seconds=0.3,
         lost_after_seconds=5.0,
@@ -318,12 +318,14 @@ async def test_a_download_that_fails_once_is_tried_again(client: Client, voice_i
 
 @pytest.mark.parametrize("behaviour", [{"do": "hang"}, {"do": "abort"}, {"do": "html", "status": 504}])
 async def test_an_answer_that_never_comes_is_not_asked_for_again(
-    client: Client, voice_id: UUID, simulator: Simulator, rows: Rows, behaviour: dict[str, Any]
+    settings: Settings, database_url: str, simulator: Simulator, rows: Rows, behaviour: dict[str, Any]
 ) -> None:
     """It may have been billed, and nothing can tell."""
     simulator.behave("http", behaviour)
-    answer = await client.generate(voice_id)
-    task = await client.ended(answer["task_id"])
+    impatient = with_limits(settings, http_synthesis_seconds=1.0)
+    async with running_gateway(impatient) as gateway, gateway.client() as client:
+        answer = await client.generate(await insert_voice(database_url, client.user_id, model=MODEL))
+        task = await client.ended(answer["task_id"])
     assert (task["status"], task["error_category"]) == ("failed", "timeout")
     assert len(asked(simulator)) == 1
     assert (await purchase_in(rows, answer["task_id"], "unknown"))["attempt"] == 1
