@@ -7,7 +7,6 @@ because the library's own abort, retry and stalled-job search lose wake-ups and 
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -39,6 +38,7 @@ _REPEAT_AFTER_SECONDS = (0.0, 0.010, 0.100)
 # Workers look for what has become due this often. Of a job that is due later still nobody here needs to be told.
 _LOOK_EVERY_SECONDS = 1.0
 _LATER_AT_MOST = 1000
+_JOB_OF_NOTIFICATION = re.compile(r'"job_id" ?: ?(\d{1,19})\b')  # {"type" : "job_inserted", "job_id" : 7}
 
 # The second group tells that the library's SQL joins the value to text, where asyncpg insists on a str.
 _NAMED = re.compile(r"%\((\w+)\)s(?=(\s*\|\|)?)|%%")
@@ -168,9 +168,10 @@ class AsyncpgConnector(BaseAsyncConnector):
                     await on_notification(channel=due.pop(), payload='{"type": "job_inserted", "job_id": 0}')
 
     def _is_of_later(self, payload: str) -> bool:
-        """Whether a notification, ``{"type": "job_inserted", "job_id": 7}``, tells of such a job. Ours come after a
-        reconnect without one: then anything may be there."""
-        return bool(payload) and json.loads(payload).get("job_id") in self._for_later
+        """Whether a notification tells of such a job. After a reconnect one comes that names none: then anything may
+        be there."""
+        named = _JOB_OF_NOTIFICATION.search(payload)
+        return named is not None and int(named[1]) in self._for_later
 
 
 class JobFunction(Protocol):
