@@ -72,6 +72,15 @@ class Standby:
             )
 
 
+async def until_durable(rows: Rows) -> None:
+    """Wait until everything that the provider has said before it is held stands in the spool."""
+
+    async def durable() -> bool:
+        return bool(await rows.fetchval("SELECT byte_length FROM internal.runs") == DELTAS * DELTA_BYTES)
+
+    await wait_for(durable)
+
+
 @pytest.mark.parametrize("forgot", ["that it was spoken", "that it was begun"])
 async def test_a_speech_whose_storing_was_forgotten_is_completed_again_and_not_spoken_again(
     client: Client, anybody: Ears, voice_id: UUID, simulator: Simulator, rows: Rows, forgot: str
@@ -79,11 +88,7 @@ async def test_a_speech_whose_storing_was_forgotten_is_completed_again_and_not_s
     plan = hold_after(simulator, DELTAS)
     task = await client.generate(voice_id, "Whoever heard this to its end must not hear it twice.")
     await plan.held()
-
-    async def durable() -> bool:
-        return bool(await rows.fetchval("SELECT byte_length FROM internal.runs") == DELTAS * DELTA_BYTES)
-
-    await wait_for(durable)
+    await until_durable(rows)
     standby = Standby(rows, task)
     await standby.catch_up()
     if forgot == "that it was begun":
@@ -114,11 +119,7 @@ async def test_a_speech_of_which_much_is_forgotten_just_before_its_end_is_writte
     async with speaker.client(client.user_id) as asking:
         task = await asking.generate(voice_id, "Its last seconds were confirmed, and nobody knows of them.")
     await plan.held()
-
-    async def durable() -> bool:
-        return bool(await rows.fetchval("SELECT byte_length FROM internal.runs") == DELTAS * DELTA_BYTES)
-
-    await wait_for(durable)
+    await until_durable(rows)
     standby = Standby(rows, task)
     await standby.catch_up()
     with door.holding_back(b"AND owner = $3 AND state = 'spoken'") as held:
