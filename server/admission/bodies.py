@@ -3,8 +3,7 @@
 import asyncio
 from contextlib import AbstractAsyncContextManager
 
-# Slower than any network on which a page would load.
-LEAST_BYTES_PER_SECOND = 512
+from server.relay.stalled import LEAST_BYTES_PER_SECOND
 
 
 class Pace:
